@@ -1,0 +1,234 @@
+// Softened KL on the CPU, for one instruction set: a range of rows, loss and gradients.
+//
+// Rows are brought into scratch memory of the arithmetic type, padded to whole vectors with "no class" (logit -inf,
+// probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
+//
+//     1  largest logit of either row
+//     2  exp of both rows, kept, and their sums            the only sweep with an exponential
+//     3  sums the gradients need                           reverse KL, Jensen-Shannon, gradients of teacher logits
+//     4  loss and gradients
+//
+// A hard label adds two sweeps at temperature 1. Sums are taken in blocks, so that their rounding error grows with the
+// number of blocks and not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache.
+// After highway's pattern: no intrinsics, no #if; included by cpu/softened_kl_kernel.cpp through cpu/each_isa.h.
+
+#include "divergences-inl.h"
+#include "target_sources-inl.h"
+
+// Scratch of one thread, each pointer to `tile` rows of `padded` numbers (the weights: one row).
+template <class A>
+struct Buffers {
+  A *student, *teacher, *student_weight, *teacher_weight, *grad_student, *grad_teacher;
+};
+
+template <class A>
+KD_INLINE A max_classes(const A* row, int64_t classes) {
+  Vec<A> largest = load(row);
+  for (int64_t i = Simd<A>::lanes; i < classes; i += Simd<A>::lanes) {
+    const Vec<A> v = load(row + i);
+    largest = select(v > largest, v, largest);
+  }
+  return max_lanes<A>(largest);
+}
+
+// body(i, part) adds what the vector of classes at i contributes to each of `count` sums.
+template <class A, int count, class Body>
+KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) {
+  constexpr int64_t lanes = Simd<A>::lanes, block = 64 * lanes;
+  Vec<A> total[count] = {};
+  for (int64_t begin = 0; begin < classes; begin += block) {
+    const int64_t end = begin + block < classes ? begin + block : classes;
+    Vec<A> part[count] = {};
+    for (int64_t i = begin; i < end; i += lanes) body(i, part);
+    for (int j = 0; j < count; ++j) total[j] += part[j];
+  }
+  for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
+}
+
+// D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
+template <class A, class Source, bool smoothed, class D>
+KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Buffers<A>& row, A max, bool add,
+                     const D& divergence) {
+  constexpr int lanes = Simd<A>::lanes;
+  const int64_t classes = problem.classes;
+  const A inverse_temperature = scales.inverse_temperature;
+  TargetRow<A> target{A(0), A(1), A(0), A(1)};
+  if (Source::normalised) {
+    target.max = max_classes(row.teacher, classes);
+    target.inverse_temperature = inverse_temperature;
+  }
+
+  A weights[2];
+  sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
+    const Vec<A> student = exp((load(row.student + i) - max) * inverse_temperature);
+    const Vec<A> teacher = Source::weight(load(row.teacher + i), target);
+    store(row.student_weight + i, student);
+    store(row.teacher_weight + i, teacher);
+    part[0] += student;
+    part[1] += teacher;
+  });
+  const A inverse_sum = A(1) / weights[0], log_sum = std::log(weights[0]);
+  if (Source::normalised) {
+    target.inverse_sum = A(1) / weights[1];
+    target.log_sum = std::log(weights[1]);
+  }
+
+  // The padding is no class: it gets no smoothing either.
+  const A eps = static_cast<A>(problem.target_eps);
+  Vec<A> last_eps{};
+  for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
+  const auto eps_at = [&](int64_t i) { return i + lanes < classes ? splat(eps) : last_eps; };
+  const auto terms_at = [&](int64_t i) {
+    const Vec<A> log_q = (load(row.student + i) - max) * inverse_temperature - log_sum;
+    return class_terms<Source>(smoothed, load(row.teacher + i), load(row.teacher_weight + i), eps_at(i), target,
+                                         load(row.student_weight + i) * inverse_sum, log_q);
+  };
+
+  A sums[2] = {-((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * A(classes) : A(0))), A(0)};
+  if (!D::minus_p || (row.grad_teacher && Source::normalised))
+    sum_classes(classes, sums, [&](int64_t i, Vec<A>* part) {
+      const Terms<Vec<A>> c = terms_at(i);
+      part[0] += divergence.by_log_q(c);
+      part[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
+    });
+
+  const A student_scale = scales.soft_gradient * inverse_temperature;
+  A value[1];
+  sum_classes(classes, value, [&](int64_t i, Vec<A>* part) {
+    const Terms<Vec<A>> c = terms_at(i);
+    part[0] += divergence.value(c);
+    if (row.grad_student) {
+      const Vec<A> gradient = (divergence.by_log_q(c) - c.q * sums[0]) * student_scale;
+      store(row.grad_student + i, add ? gradient + load(row.grad_student + i) : gradient);
+    }
+    if (row.grad_teacher)
+      store(row.grad_teacher + i, Source::gradient(smoothed, c, divergence.by_log_p(c), sums[1], target) *
+                                      scales.soft_gradient);
+  });
+  return value[0];
+}
+
+// -(1 - s) log q_y - s mean(log q) at temperature 1; its gradient is written to row.grad_student.
+template <class A>
+KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, const Buffers<A>& row, A max) {
+  const int64_t classes = problem.classes;
+  const A smoothing = static_cast<A>(problem.label_smoothing);
+  A weights[1];
+  sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
+    const Vec<A> student = exp(load(row.student + i) - max);
+    store(row.student_weight + i, student);
+    part[0] += student;
+  });
+  A log_target = smoothing < A(1) ? (A(1) - smoothing) * (row.student[scales.label] - max) : A(0);
+  if (smoothing > A(0)) {
+    double sum = 0;
+    for (int64_t i = 0; i < classes; ++i) sum += row.student[i] - max;
+    log_target += smoothing * static_cast<A>(sum / static_cast<double>(classes));
+  }
+  if (row.grad_student) {
+    const A scale = scales.hard_gradient, inverse_sum = A(1) / weights[0], rest = smoothing / static_cast<A>(classes);
+    for (int64_t i = 0; i < classes; i += Simd<A>::lanes)
+      store(row.grad_student + i, (load(row.student_weight + i) * inverse_sum - rest) * scale);
+    row.grad_student[scales.label] -= (A(1) - smoothing) * scale;
+  }
+  return std::log(weights[0]) - log_target;
+}
+
+template <class A>
+using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Buffers<A>&, A max, bool add);
+
+template <class A, class Source, bool smoothed>
+SoftRow<A> pick_divergence(Divergence divergence) {
+  switch (divergence) {
+    case Divergence::forward:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, ForwardKL<A>{});
+      };
+    case Divergence::reverse:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, ReverseKL<A>{});
+      };
+    case Divergence::jsd:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, max, add,
+                                             JensenShannon<A>{static_cast<A>(problem.beta)});
+      };
+    default:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, CrossEntropy<A>{});
+      };
+  }
+}
+
+template <class A, class Source>
+SoftRow<A> pick_smoothing(const SoftenedKL& problem) {
+  return problem.target_eps > 0 ? pick_divergence<A, Source, true>(problem.divergence)
+                                : pick_divergence<A, Source, false>(problem.divergence);
+}
+
+template <class A>
+SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
+  switch (problem.source) {
+    case TargetSource::logits: return pick_smoothing<A, LogitsTarget>(problem);
+    case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem);
+    default: return pick_smoothing<A, ProbsTarget>(problem);
+  }
+}
+
+#include "cpu/row_io-inl.h"
+
+// Numbers of scratch memory a thread needs: four tiles and two rows of weights.
+inline int64_t scratch_numbers(const SoftenedKL& problem) {
+  return (4 * tile_rows(problem) + 2) * padded_classes(problem);
+}
+
+// Rows [begin, end): their losses go to problem.row_losses, their gradients to where they belong. `scratch` has
+// scratch_numbers(problem) numbers.
+template <class A>
+void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
+  const int64_t classes = problem.classes, padded = padded_classes(problem), tile = tile_rows(problem);
+  const SoftRow<A> soft_row = pick_soft_row<A>(problem);
+  const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
+  A* row_losses = static_cast<A*>(problem.row_losses);
+
+  Buffers<A> all{};
+  for (A** buffer : {&all.student, &all.teacher, &all.grad_student, &all.grad_teacher}) {
+    *buffer = scratch;
+    scratch += tile * padded;
+  }
+  all.student_weight = scratch;
+  all.teacher_weight = scratch + padded;
+
+  for (int64_t first = begin, count; first < end; first += count) {
+    // Rows of one tile lie side by side in memory: they share the outer position.
+    count = std::min({tile, end - first, problem.inner - first % problem.inner});
+    load_rows(problem, problem.student, first, count, all.student, -std::numeric_limits<A>::infinity());
+    load_rows(problem, problem.teacher, first, count, all.teacher, absent);
+    for (int64_t r = 0; r < count; ++r) {
+      Buffers<A> row = all;
+      row.student += r * padded;
+      row.teacher += r * padded;
+      row.grad_student = problem.grad_student.data ? all.grad_student + r * padded : nullptr;
+      row.grad_teacher = problem.grad_teacher.data ? all.grad_teacher + r * padded : nullptr;
+      const RowScales<A> scales = row_scales<A>(problem, first + r);
+      const A max = max_classes(row.student, classes);
+      A hard = 0, soft = 0;
+      if (scales.has_hard) hard = hard_row(problem, scales, row, max);
+      else if (!scales.has_soft && row.grad_student) std::memset(row.grad_student, 0, classes * sizeof(A));
+      if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, max, scales.has_hard);
+      else if (row.grad_teacher) std::memset(row.grad_teacher, 0, classes * sizeof(A));
+      row_losses[first + r] = soft;
+      row_losses[problem.rows() + first + r] = hard;
+    }
+    if (problem.grad_student.data) store_rows(problem, problem.grad_student, first, count, all.grad_student);
+    if (problem.grad_teacher.data) store_rows(problem, problem.grad_teacher, first, count, all.grad_teacher);
+  }
+}
+
+void solve_rows_float(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+  solve_rows(problem, begin, end, static_cast<float*>(scratch));
+}
+
+void solve_rows_double(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+  solve_rows(problem, begin, end, static_cast<double*>(scratch));
+}

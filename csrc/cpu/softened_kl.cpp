@@ -1,0 +1,39 @@
+// The ops of the family on CPU tensors.
+#include "cpu/softened_kl_kernel.h"
+
+#include "cpu/isa.h"
+#include "softened_kl_op.h"
+
+namespace kd {
+namespace {
+
+// libtorch's thread pool; not even entered for fewer than two grains.
+void torch_threads(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  if (count > grain) torch::stable::parallel_for(0, count, grain, body);
+  else if (count > 0) body(0, count);
+}
+
+struct Cpu {
+  static void softened_kl(const SoftenedKL& problem, const Tensor&) { softened_kl_cpu(problem, torch_threads); }
+
+  static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
+                             Dtype upstream_dtype, bool per_row, const Tensor&) {
+    scale_gradient_cpu(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, torch_threads);
+  }
+};
+
+std::string cpu_isa() { return isa_name(isa_in_use()); }
+void set_cpu_isa(std::string name) { set_isa(name); }
+
+}  // namespace
+}  // namespace kd
+
+STABLE_TORCH_LIBRARY_IMPL(kdkernels, CPU, m) {
+  m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cpu>));
+  m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cpu>));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(kdkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&kd::cpu_isa));
+  m.impl("set_cpu_isa", TORCH_BOX(&kd::set_cpu_isa));
+}

@@ -1,0 +1,21 @@
+// The CPU kernels of the family, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "softened_kl.h"
+
+namespace kd {
+
+// Calls body(begin, end) on ranges that cover [0, count), `grain` at least where possible, on as many threads as it likes.
+using ParallelFor =
+    std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body)>;
+
+// Solves the problem; std::invalid_argument for a label that is none. The result does not depend on how rows are split.
+void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for);
+
+// gradient *= upstream, one number for all rows or (`per_row`) one for each; A is the type of upstream.
+void scale_gradient_cpu(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
+                        Dtype upstream_dtype, bool per_row, const ParallelFor& parallel_for);
+
+}  // namespace kd

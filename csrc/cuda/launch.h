@@ -1,0 +1,79 @@
+// Every number the CUDA launches are tuned with, in constexpr functions and each with its reason. Plain C++: Python reads
+// the plans through kdkernels._host.launch_plan, on machines without CUDA too.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace kd {
+
+// A thread moves rows in chunks of 8 neighbouring classes: 16 bytes in half precision, two 16-byte accesses in float32.
+constexpr int chunk_classes = 8;
+
+enum class RowForm : int {
+  held,      // several rows per warp, or one: a row in the registers of its lanes
+  staged,    // a block per row: the row in shared memory
+  streamed,  // a block per row: read again, from L2 where it is still there, for every sweep
+  strided,   // a thread per row where classes are strided, else a warp: read again for every sweep
+};
+
+struct RowPlan {
+  RowForm form;
+  int lanes;             // threads that share a row
+  int threads;           // of a block
+  int64_t blocks;
+  size_t shared_bytes;   // dynamic
+};
+
+// Chunks a thread holds in registers: 4 * 8 student and as many teacher logits are 64 of 255. Four loads per tensor in
+// flight, and few enough lanes per row that a row of 100 classes needs only 4 of them.
+constexpr int held_chunks = 4;
+
+// Block of the forms with several rows per block: a last block wastes little, and 16 fill a multiprocessor.
+constexpr int small_block = 128;
+// 512 threads leave each 128 registers, which every block kernel fits without spilling; 1,024 would leave 64.
+constexpr int largest_block = 512;
+
+// Dynamic shared memory a block may ask for, less 1 KiB the system keeps and 1 KiB for the reductions.
+constexpr size_t shared_limit(int sm) {
+  if (sm >= 120) return 97 * 1024;
+  if (sm >= 90) return 225 * 1024;
+  if (sm == 86 || sm == 89) return 97 * 1024;
+  if (sm >= 80) return 161 * 1024;
+  return 62 * 1024;
+}
+
+constexpr int next_power_of_two(int64_t n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// `student_size`, `teacher_size`: bytes per element. `unit_stride`: the classes of a row are neighbours in both tensors.
+constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int teacher_size, bool is_double,
+                            bool unit_stride, int sm) {
+  // A row that begins between two 16-byte boundaries touches one chunk more.
+  const int64_t chunks = (classes + chunk_classes - 1) / chunk_classes + 1;
+  const size_t row_bytes = static_cast<size_t>(chunks) * chunk_classes * static_cast<size_t>(student_size + teacher_size);
+  RowPlan plan{RowForm::streamed, largest_block, largest_block, 0, 0};
+  if (!unit_stride) {
+    plan = {RowForm::strided, 1, small_block, 0, 0};  // neighbouring threads read neighbouring rows
+  } else if (is_double) {
+    plan = {RowForm::strided, 32, small_block, 0, 0};  // float64 is for checking, not for speed: one form will do
+  } else if (chunks <= 32 * held_chunks) {
+    plan = {RowForm::held, next_power_of_two((chunks + held_chunks - 1) / held_chunks), small_block, 0, 0};
+  } else if (row_bytes <= shared_limit(sm)) {
+    // At least four chunks per thread, so that their loads hide each other's latency.
+    const int threads = chunks >= 2048 ? largest_block : chunks >= 1024 ? 256 : small_block;
+    plan = {RowForm::staged, threads, threads, 0, row_bytes};
+  }
+  const int64_t rows_per_block = plan.threads / plan.lanes;
+  plan.blocks = (rows + rows_per_block - 1) / rows_per_block;
+  return plan;
+}
+
+// Kernels that sum over rows or touch every number once.
+constexpr int reduce_threads = 256;
+// Enough blocks for every multiprocessor of any GPU; few enough that blocks with nothing to do cost little.
+constexpr int64_t scale_blocks_limit = 2048;
+
+}  // namespace kd

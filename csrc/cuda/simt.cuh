@@ -1,0 +1,107 @@
+// The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses, launch.
+//
+// Kernels are written in these words alone. Under nvcc each is the CUDA instruction of its name; under a host compiler
+// emulated/simt_host.h gives each a plain C++ form, so that the same kernel runs, is sanitized and is tested on a machine
+// without a GPU (docs/emulation.md). The contract, which holds in both worlds:
+//
+// - Grids and blocks are one-dimensional. A block has a multiple of 32 threads, at most 1024.
+// - Shuffles, votes and sync_warp belong to a full warp: all its threads that have not returned call them together, at the
+//   same place. sync_threads likewise for the block. A value shuffled from a thread that has returned is undefined.
+// - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is what the
+//   launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
+// - load16 and store16 demand addresses that are multiples of 16.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "half.h"
+#include "host_device.h"
+
+namespace kd::simt {
+
+constexpr int warp_threads = 32;
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+}  // namespace kd::simt
+
+#ifndef __CUDACC__
+#include "emulated/simt_host.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <climits>
+#include <stdexcept>
+#include <string>
+
+#define KD_KERNEL __global__
+#define KD_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#define KD_SHARED(T, name, count) __shared__ T name[count]
+
+namespace kd::simt {
+
+KD_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+KD_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+KD_DEVICE int64_t block_index() { return blockIdx.x; }
+KD_DEVICE int64_t grid_blocks() { return gridDim.x; }
+KD_DEVICE int lane_index() { return thread_index() % warp_threads; }
+KD_DEVICE int warp_index() { return thread_index() / warp_threads; }
+
+KD_DEVICE void sync_threads() { __syncthreads(); }
+KD_DEVICE void sync_warp() { __syncwarp(); }
+
+// The value of the lane whose number differs from this one's in the bits of lane_mask, 0 < lane_mask < 32.
+template <class T>
+KD_DEVICE T shuffle_xor(T value, int lane_mask) {
+  return __shfl_xor_sync(0xffffffffu, value, lane_mask);
+}
+
+template <class T>
+KD_DEVICE T shuffle(T value, int source_lane) {
+  return __shfl_sync(0xffffffffu, value, source_lane);
+}
+
+KD_DEVICE bool vote_any(bool value) { return __any_sync(0xffffffffu, value); }
+
+template <class T>
+KD_DEVICE T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char kd_dynamic_shared[];
+  return reinterpret_cast<T*>(kd_dynamic_shared);
+}
+
+KD_DEVICE Bytes16 load16(const void* address) {
+  const uint4 words = *static_cast<const uint4*>(address);
+  return {{words.x, words.y, words.z, words.w}};
+}
+
+KD_DEVICE void store16(void* address, Bytes16 bytes) {
+  *static_cast<uint4*>(address) = make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]);
+}
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string("kdkernels: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory; no block: nothing happens.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
+  static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
+  if (blocks == 0) return;
+  if (blocks < 0 || blocks > INT_MAX) {
+    throw std::runtime_error("kdkernels: a CUDA grid has at most 2147483647 blocks, got " + std::to_string(blocks));
+  }
+  if (shared_bytes > 48 * 1024) {  // beyond this a kernel has to ask first
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    check(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(shared_bytes)), "dynamic shared memory");
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<P>(arguments)...);
+  check(cudaGetLastError(), "kernel launch");
+}
+
+}  // namespace kd::simt
+#endif

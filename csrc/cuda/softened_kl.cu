@@ -1,0 +1,42 @@
+// The ops of the family on CUDA tensors.
+#include "cuda/softened_kl.cuh"
+
+#include "softened_kl_op.h"
+
+namespace kd {
+namespace {
+
+void* current_stream(const Tensor& like) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+  return stream;
+}
+
+// Compute capability of a device as nvcc names it: 90 for 9.0.
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  simt::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  simt::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return 10 * major + minor;
+}
+
+struct Cuda {
+  static void softened_kl(const SoftenedKL& problem, const Tensor& like) {
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    softened_kl_cuda(problem, plan_problem(problem, compute_capability(like.get_device_index())), current_stream(like));
+  }
+
+  static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
+                             Dtype upstream_dtype, bool per_row, const Tensor& like) {
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    scale_gradient_cuda(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, current_stream(like));
+  }
+};
+
+}  // namespace
+}  // namespace kd
+
+STABLE_TORCH_LIBRARY_IMPL(kdkernels, CUDA, m) {
+  m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cuda>));
+  m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cuda>));
+}

@@ -1,0 +1,333 @@
+// Softened KL on the GPU: loss and gradients of a row in one visit, for logits of any dtype.
+//
+// A team of threads works on a row: some lanes of a warp, a warp, or a block. Each thread takes chunks of 8 neighbouring
+// classes, read with 16-byte loads from the first 16-byte boundary on and one by one at the ragged ends. The row is then
+// kept in registers, staged in shared memory, or streamed from L2 again for every sweep:
+//
+//     1  running maximum and sum of exponentials of both rows (each thread its own, merged over the team)
+//     2  sums the gradients need                             reverse KL, Jensen-Shannon, gradients of teacher logits
+//     3  loss and gradients, written straight to where they belong
+//
+// so that with a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once.
+// Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order. Rows of one
+// warp may differ in mask and label, and a warp's last rows may not exist: all threads take part in every reduction and
+// only loads, stores and additions are guarded.
+#pragma once
+#include <cmath>
+#include <type_traits>
+
+#include "cuda/launch.h"
+#include "cuda/simt.cuh"
+#include "cuda/team.cuh"
+#include "elements.h"
+#include "row_scales.h"
+#include "softened_kl.h"
+
+namespace kd {
+namespace {
+
+#define KD_INLINE KD_DEVICE
+KD_DEVICE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+KD_DEVICE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+KD_DEVICE float exp(float x) { return ::expf(x); }
+KD_DEVICE double exp(double x) { return ::exp(x); }
+KD_DEVICE float log(float x) { return ::logf(x); }
+KD_DEVICE double log(double x) { return ::log(x); }
+#include "divergences-inl.h"
+#include "target_sources-inl.h"
+
+#include "cuda/row_storage.cuh"
+
+// Running maximum of x and sum of exp((x - max) / T); `cold` is the same sum at temperature 1, for the hard label.
+template <class A>
+struct RunningSoftmax {
+  A max = -HUGE_VALF;
+  A sum = 0;
+  A cold = 0;
+
+  KD_DEVICE void add(const A (&x)[chunk_classes], A inverse_temperature, bool wants_cold) {
+    A highest = max;
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) highest = x[e] > highest ? x[e] : highest;
+    raise(highest, inverse_temperature, wants_cold);
+    if (max == -HUGE_VALF) return;  // no class of positive probability yet: x - max is no number
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      sum += exp((x[e] - max) * inverse_temperature);
+      if (wants_cold) cold += exp(x[e] - max);
+    }
+  }
+
+  // The same sums relative to a maximum at least as high.
+  KD_DEVICE void raise(A highest, A inverse_temperature, bool wants_cold) {
+    if (highest > max && max != -HUGE_VALF) {
+      sum *= exp((max - highest) * inverse_temperature);
+      if (wants_cold) cold *= exp(max - highest);
+    }
+    max = highest;
+  }
+};
+
+template <class A, class Source, class D, class Team, class Storage>
+KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& team, Storage& storage, const D& divergence) {
+  const int64_t classes = problem.classes;
+  const bool exists = row < problem.rows();
+  RowScales<A> scales{};
+  if (exists) scales = row_scales<A>(problem, row);
+  const bool computed = scales.has_soft || scales.has_hard;
+  const A inverse_temperature = exists ? scales.inverse_temperature : A(1);
+  const RowPosition position(problem, exists ? row : 0);
+  storage.template load<Source>(problem, position, computed, team);
+
+  // Sweep 1.
+  RunningSoftmax<A> student, teacher;
+  A weight_sum = 0;
+  storage.for_each(problem, position, computed, team, [&](int64_t, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+    student.add(z, inverse_temperature, scales.has_hard);
+    if (Source::normalised) {
+      teacher.add(t, inverse_temperature, false);
+    } else {
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) weight_sum += Source::weight(t[e], TargetRow<A>{A(0), A(1), A(0), A(1)});
+    }
+  });
+  A highest[2] = {student.max, teacher.max};
+  team.max(highest);
+  student.raise(highest[0], inverse_temperature, scales.has_hard);
+  teacher.raise(highest[1], inverse_temperature, false);
+  A totals[3] = {student.sum, Source::normalised ? teacher.sum : weight_sum, student.cold};
+  team.sum(totals);
+  const A max = student.max;
+  const A inverse_sum = A(1) / totals[0], log_sum = log(totals[0]);
+  const TargetRow<A> target = Source::normalised
+                                  ? TargetRow<A>{teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]}
+                                  : TargetRow<A>{A(0), A(1), A(0), A(1)};
+
+  const A eps = static_cast<A>(problem.target_eps);
+  const bool smoothed = problem.target_eps > 0;
+  const auto terms = [&](A z, A t) {
+    const A scaled = (z - max) * inverse_temperature;
+    return class_terms<Source>(smoothed, t, Source::weight(t, target), eps, target, exp(scaled) * inverse_sum,
+                               scaled - log_sum);
+  };
+
+  // Sweep 2.
+  A sums[2] = {-((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes)), A(0)};
+  if (!D::minus_p || (problem.grad_teacher.data && Source::normalised)) {
+    sums[0] = 0;
+    storage.for_each(problem, position, scales.has_soft, team,
+                     [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+                       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+                         if (first + e < 0 || first + e >= classes) continue;
+                         const Terms<A> c = terms(z[e], t[e]);
+                         sums[0] += divergence.by_log_q(c);
+                         sums[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
+                       }
+                     });
+    team.sum(sums);
+  }
+
+  // Sweep 3.
+  const A smoothing = static_cast<A>(problem.label_smoothing);
+  const A inverse_cold = A(1) / totals[2];
+  A losses[3] = {0, 0, 0};  // divergence, label's logit, sum of logits: the latter two relative to the maximum
+  storage.for_each(problem, position, computed, team,
+                   [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+    A grad_student[chunk_classes], grad_teacher[chunk_classes];
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      grad_student[e] = grad_teacher[e] = 0;
+      if (first + e < 0 || first + e >= classes) continue;
+      if (scales.has_soft) {
+        const Terms<A> c = terms(z[e], t[e]);
+        losses[0] += divergence.value(c);
+        grad_student[e] = (divergence.by_log_q(c) - c.q * sums[0]) * (scales.soft_gradient * inverse_temperature);
+        grad_teacher[e] = Source::gradient(smoothed, c, divergence.by_log_p(c), sums[1], target) * scales.soft_gradient;
+      }
+      if (scales.has_hard) {
+        const bool is_label = first + e == scales.label;
+        const A relative = z[e] - max;
+        if (is_label) losses[1] = relative;
+        if (smoothing > A(0)) losses[2] += relative;
+        const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
+        grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
+        if (scales.bad_label) grad_student[e] = NAN;
+      }
+    }
+    if (!exists) return;
+    if (problem.grad_student.data) write_chunk(problem.grad_student, position, first, classes, grad_student);
+    if (problem.grad_teacher.data) write_chunk(problem.grad_teacher, position, first, classes, grad_teacher);
+  });
+  team.sum(losses);
+
+  if (!exists || team.rank() != 0) return;
+  A hard = 0;
+  if (scales.has_hard) {
+    hard = log(totals[2]);
+    if (smoothing < A(1)) hard -= (A(1) - smoothing) * losses[1];
+    if (smoothing > A(0)) hard -= smoothing * (losses[2] / static_cast<A>(classes));
+    if (scales.bad_label) hard = NAN;
+  }
+  A* row_losses = static_cast<A*>(problem.row_losses);
+  row_losses[row] = scales.has_soft ? scales.soft * losses[0] : A(0);
+  row_losses[problem.rows() + row] = hard;
+}
+
+// --- Kernels: a team and a storage each --------------------------------------------------------------------------------
+
+template <class A, class Source, class D, class Storage>
+KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
+  const LaneTeam team(lanes);
+  Storage storage;
+  solve_row<A, Source>(problem, team.row(), team, storage, divergence);
+}
+
+template <class A, class Source, class D, class Storage>
+KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) block_rows_kernel(SoftenedKL problem, D divergence) {
+  const BlockTeam<A> team;
+  Storage storage;
+  solve_row<A, Source>(problem, simt::block_index(), team, storage, divergence);
+}
+
+// counts[0, g], counts[1, g]: rows of group g that the soft and the hard term count. A block per group.
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL problem) {
+  const BlockTeam<double> team;
+  const int64_t group = simt::block_index(), group_rows = problem.rows() / problem.groups;
+  double counts[2] = {0, 0};  // exact up to 2^53 rows
+  for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
+    const int64_t row = group * group_rows + i;
+    counts[0] += !problem.mask || problem.mask[row];
+    counts[1] += problem.target && problem.target[row] != problem.ignore_index;
+  }
+  team.sum(counts);
+  if (team.rank() != 0) return;
+  int64_t* to = static_cast<int64_t*>(problem.counts);
+  to[group] = static_cast<int64_t>(counts[0]);
+  to[problem.groups + group] = static_cast<int64_t>(counts[1]);
+}
+
+// Row losses to one number per group, summed in float64 in a fixed order. A block per group.
+template <class A>
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL problem) {
+  const BlockTeam<double> team;
+  const int64_t group = simt::block_index(), rows = problem.rows(), group_rows = rows / problem.groups;
+  const A* row_losses = static_cast<const A*>(problem.row_losses);
+  double sums[2] = {0, 0};
+  for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
+    const int64_t row = group * group_rows + i;
+    sums[0] += static_cast<double>(row_losses[row]);
+    if (problem.target) sums[1] += static_cast<double>(row_losses[rows + row]);
+  }
+  team.sum(sums);
+  if (team.rank() != 0) return;
+  const Divisors divisor = divisors(problem, group);
+  const double soft = sums[0] / divisor.soft, hard = sums[1] / divisor.hard;
+  static_cast<A*>(problem.loss)[group] = static_cast<A>(weighted_loss(problem, soft, hard));
+  if (!problem.parts) return;
+  static_cast<A*>(problem.parts)[group] = static_cast<A>(soft);
+  static_cast<A*>(problem.parts)[problem.groups + group] = static_cast<A>(hard);
+}
+
+// Reduction::none: a thread per row.
+template <class A>
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) weigh_rows_kernel(SoftenedKL problem) {
+  const int64_t row = simt::block_index() * simt::block_threads() + simt::thread_index(), rows = problem.rows();
+  if (row >= rows) return;
+  const A* row_losses = static_cast<const A*>(problem.row_losses);
+  const A soft = row_losses[row], hard = problem.target ? row_losses[rows + row] : A(0);
+  static_cast<A*>(problem.loss)[row] = static_cast<A>(weighted_loss(problem, soft, hard));
+  if (!problem.parts) return;
+  static_cast<A*>(problem.parts)[row] = soft;
+  static_cast<A*>(problem.parts)[rows + row] = hard;
+}
+
+// gradient *= upstream, in place; leaves at once where upstream is the number 1.
+template <class T, class U>
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
+    scale_gradient_kernel(T* gradient,        // `count` numbers, dense, any order of dimensions
+                          const U* upstream,  // one number, or one per row
+                          int64_t count, int64_t classes, int64_t inner, bool per_row, bool classes_last) {
+  if (!per_row && upstream[0] == U(1)) return;
+  const int64_t step = simt::grid_blocks() * simt::block_threads();
+  for (int64_t i = simt::block_index() * simt::block_threads() + simt::thread_index(); i < count; i += step) {
+    const int64_t row = classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
+    from_arithmetic(to_arithmetic(gradient[i]) * upstream[per_row ? row : 0], gradient + i);
+  }
+}
+
+// --- Launchers ---------------------------------------------------------------------------------------------------------
+
+inline int64_t blocks_for(int64_t items, int threads) { return (items + threads - 1) / threads; }
+
+template <class A, class Source, class D>
+void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, const D& divergence) {
+  const auto lanes = [&](auto kernel) {
+    simt::launch(kernel, plan.blocks, plan.threads, 0, stream, problem, divergence, plan.lanes);
+  };
+  const auto block = [&](auto kernel) {
+    simt::launch(kernel, plan.blocks, plan.threads, plan.shared_bytes, stream, problem, divergence);
+  };
+  if constexpr (sizeof(A) == sizeof(float)) {
+    switch (plan.form) {
+      case RowForm::held: return lanes(lane_rows_kernel<A, Source, D, Held<A, held_chunks>>);
+      case RowForm::staged: return block(block_rows_kernel<A, Source, D, Staged<A>>);
+      case RowForm::streamed: return block(block_rows_kernel<A, Source, D, Streamed<A>>);
+      case RowForm::strided: break;
+    }
+  }
+  lanes(lane_rows_kernel<A, Source, D, Streamed<A>>);
+}
+
+template <class A, class Source>
+void launch_divergence(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+  switch (problem.divergence) {
+    case Divergence::forward: return launch_rows<A, Source>(problem, plan, stream, ForwardKL<A>{});
+    case Divergence::reverse: return launch_rows<A, Source>(problem, plan, stream, ReverseKL<A>{});
+    case Divergence::jsd:
+      return launch_rows<A, Source>(problem, plan, stream, JensenShannon<A>{static_cast<A>(problem.beta)});
+    case Divergence::cross_entropy: return launch_rows<A, Source>(problem, plan, stream, CrossEntropy<A>{});
+  }
+}
+
+template <class A>
+void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+  if ((problem.mask || problem.target) && problem.reduction != Reduction::none && problem.reduction != Reduction::sum)
+    simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
+  switch (problem.source) {
+    case TargetSource::logits: launch_divergence<A, LogitsTarget>(problem, plan, stream); break;
+    case TargetSource::log_probs: launch_divergence<A, LogProbsTarget>(problem, plan, stream); break;
+    case TargetSource::probs: launch_divergence<A, ProbsTarget>(problem, plan, stream); break;
+  }
+  if (problem.reduction == Reduction::none)
+    simt::launch(weigh_rows_kernel<A>, blocks_for(problem.rows(), reduce_threads), reduce_threads, 0, stream, problem);
+  else
+    simt::launch(reduce_rows_kernel<A>, problem.groups, reduce_threads, 0, stream, problem);
+}
+
+inline int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
+  const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
+  return plan_rows(problem.rows(), problem.classes, element_size(problem.student.dtype),
+                   element_size(problem.teacher.dtype), problem.is_double(), unit_stride, sm);
+}
+
+inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+  if (problem.is_double()) launch_problem<double>(problem, plan, stream);
+  else launch_problem<float>(problem, plan, stream);
+}
+
+inline void scale_gradient_cuda(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner,
+                                const void* upstream, Dtype upstream_dtype, bool per_row, void* stream) {
+  const int64_t count = outer * classes * inner;
+  int64_t blocks = blocks_for(count, reduce_threads * chunk_classes);
+  blocks = blocks < scale_blocks_limit ? blocks : scale_blocks_limit;
+  with_dtype(gradient.dtype, [&](auto* type) {
+    with_dtype(upstream_dtype, [&](auto* upstream_type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      using U = std::remove_pointer_t<decltype(upstream_type)>;
+      if constexpr (std::is_floating_point_v<U>)
+        simt::launch(scale_gradient_kernel<T, U>, blocks, reduce_threads, 0, stream, static_cast<T*>(gradient.data),
+                     static_cast<const U*>(upstream), count, classes, inner, per_row, gradient.class_stride == 1);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace kd

@@ -1,0 +1,107 @@
+// The host form of csrc/cuda/simt.cuh: every CUDA thread of a block is a fiber, the blocks run one after another.
+//
+// A fiber runs until it must wait for others of its warp or block; then another one, drawn at random (set_seed), goes on.
+// A kernel without races gives the same result for every order, one that lacks a barrier does not. Beyond the order:
+// - shared memory starts each block as 0xff bytes (NaN, -1) and lies between guard zones;
+// - threads that wait for each other forever, or at different places, end the launch with an error that names them;
+// - misaligned 16-byte accesses throw, as they would fault on a GPU;
+// - the fibers are announced to AddressSanitizer, so that its checks hold inside kernels.
+//
+// Test-only and single-threaded: one launch at a time in a process. The engine is simt_host.cpp.
+#pragma once
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#define KD_KERNEL
+#define KD_LAUNCH_BOUNDS(threads)
+// Keyed by the address of a variable of the declaring function, as a __shared__ array belongs to its function.
+#define KD_SHARED(T, name, count)                                                                      \
+  static_assert(std::is_trivially_default_constructible_v<T>, "shared memory starts without a value"); \
+  static char kd_shared_key_##name;                                                                    \
+  T(&name)[count] = *static_cast<T(*)[count]>(kd::simt::static_shared(&kd_shared_key_##name, sizeof(T) * (count)))
+
+namespace kd::simt {
+
+// A line of a kernel, for messages: the default argument takes the line of the call.
+struct Place {
+  const char* file = nullptr;
+  int line = 0;
+  static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+// What the running fiber knows of itself.
+struct Self {
+  int thread = 0;
+  int block_threads = 0;
+  int64_t block = 0;
+  int64_t grid_blocks = 0;
+};
+extern const Self* self;
+
+inline int thread_index() { return self->thread; }
+inline int block_threads() { return self->block_threads; }
+inline int64_t block_index() { return self->block; }
+inline int64_t grid_blocks() { return self->grid_blocks; }
+inline int lane_index() { return thread_index() % warp_threads; }
+inline int warp_index() { return thread_index() / warp_threads; }
+
+void sync_threads(Place place = Place::here());
+void sync_warp(Place place = Place::here());
+bool vote_any(bool value, Place place = Place::here());
+
+// Gives `bits` to the warp and returns those of `source_lane`.
+uint64_t exchange(uint64_t bits, int source_lane, Place place);
+
+template <class T>
+T shuffle(T value, int source_lane, Place place = Place::here()) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "a GPU shuffles 4 or 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange(bits, source_lane % warp_threads, place);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+T shuffle_xor(T value, int lane_mask, Place place = Place::here()) {
+  return shuffle(value, lane_index() ^ lane_mask, place);
+}
+
+void* static_shared(const void* key, size_t bytes);
+void* dynamic_shared_bytes();
+
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(dynamic_shared_bytes());
+}
+
+void check_aligned16(const void* address, const char* access, Place place);
+
+inline Bytes16 load16(const void* address, Place place = Place::here()) {
+  check_aligned16(address, "load16", place);
+  Bytes16 bytes;
+  std::memcpy(&bytes, address, sizeof bytes);
+  return bytes;
+}
+
+inline void store16(void* address, Bytes16 bytes, Place place = Place::here()) {
+  check_aligned16(address, "store16", place);
+  std::memcpy(address, &bytes, sizeof bytes);
+}
+
+void run_grid(const std::function<void()>& kernel, int64_t blocks, int threads, size_t shared_bytes);
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* /*stream*/, A... arguments) {
+  static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
+  run_grid([&] { kernel(static_cast<P>(arguments)...); }, blocks, threads, shared_bytes);
+}
+
+// Orders of threads and blocks that follow from `seed`; 0: ascending.
+void set_seed(uint64_t seed);
+
+// Launches of at least one block since the process began.
+int64_t launch_count();
+
+}  // namespace kd::simt

@@ -1,0 +1,46 @@
+// kdkernels._host: what needs no tensor and no torch. Facts compiled in by setup.py, and the instruction set of this
+// library's own copy of the CPU kernels (the op library has another, see csrc/library.cpp).
+#include <pybind11/pybind11.h>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "g++ " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+// {name: text or None}
+py::dict build_facts() {
+  auto text_or_none = [](const char* text) -> py::object { return *text ? py::object(py::str(text)) : py::none(); };
+  py::dict facts;
+  facts["torch"] = KD_BUILT_TORCH;
+  facts["compiler"] = compiler();
+  facts["cuda"] = text_or_none(KD_BUILT_CUDA);
+  facts["architectures"] = text_or_none(KD_BUILT_ARCHITECTURES);
+  return facts;
+}
+
+py::list available_isas() {
+  py::list names;
+  for (kd::Isa isa : kd::available_isas()) names.append(kd::isa_name(isa));
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "Parts of kdkernels that need no tensor: build facts and the CPU instruction set.";
+  m.def("build_facts", &build_facts, "What this package was built with: torch, compiler, cuda, architectures.");
+  m.def("cpu_isa", [] { return kd::isa_name(kd::isa_in_use()); }, "The instruction set in use.");
+  m.def("available_isas", &available_isas, "The instruction sets this machine can run, slowest first.");
+  m.def("set_isa", &kd::set_isa, py::arg("name"), "Chooses the instruction set of the functions of this module.");
+}

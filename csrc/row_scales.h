@@ -1,0 +1,71 @@
+// What one row is multiplied by: temperature, weights, and the counts its reduction divides by. Host and device.
+#pragma once
+#include <cstdint>
+
+#include "host_device.h"
+#include "softened_kl.h"
+
+namespace kd {
+
+// Number of rows a group's terms are divided by; an empty group is divided by 1 and stays 0.
+struct Divisors {
+  double soft = 1;
+  double hard = 1;
+};
+
+KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
+  Divisors divisor;
+  if (problem.reduction == Reduction::none || problem.reduction == Reduction::sum) return divisor;
+  const int64_t all = problem.rows() / problem.groups;
+  const int64_t* counts = static_cast<const int64_t*>(problem.counts);
+  const int64_t soft = problem.mask ? counts[group] : all;
+  const int64_t hard = problem.target ? counts[problem.groups + group] : all;
+  divisor.soft = soft > 0 ? static_cast<double>(soft) : 1.0;
+  divisor.hard = hard > 0 ? static_cast<double>(hard) : 1.0;
+  if (problem.reduction == Reduction::elementmean) divisor.soft *= static_cast<double>(problem.classes);
+  return divisor;
+}
+
+template <class A>
+struct RowScales {
+  bool has_soft;          // the row is not masked out
+  bool has_hard;          // the row has a label that is not ignored
+  bool bad_label;         // a label outside [0, classes): the row becomes NaN
+  int64_t label;
+  A inverse_temperature;
+  A soft;                 // w T^2: what the divergence is multiplied by in the row's loss
+  A soft_gradient;        // what d(divergence)/d(log q, log p) is multiplied by, before the chain through the logits
+  A hard_gradient;
+};
+
+template <class A>
+KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
+  RowScales<A> scales{};
+  const Divisors divisor = divisors(problem, row / (problem.rows() / problem.groups));
+  scales.has_soft = !problem.mask || problem.mask[row];
+  if (problem.target) {
+    scales.label = problem.target[row];
+    scales.has_hard = scales.label != problem.ignore_index;
+    scales.bad_label = scales.has_hard && (scales.label < 0 || scales.label >= problem.classes);
+  }
+  A temperature = static_cast<A>(problem.temperature);
+  if (problem.row_temperature) {
+    temperature = static_cast<const A*>(problem.row_temperature)[row];
+    // A device cannot raise: a temperature that is not positive makes its row NaN.
+    if (!(temperature > A(0))) temperature = static_cast<A>(__builtin_nan(""));
+  }
+  scales.inverse_temperature = A(1) / temperature;
+  scales.soft = problem.scale_by_t2 ? temperature * temperature : A(1);
+  if (problem.row_weight) scales.soft *= static_cast<const A*>(problem.row_weight)[row];
+  scales.soft_gradient = scales.soft * static_cast<A>(problem.kl_weight / divisor.soft);
+  scales.hard_gradient = static_cast<A>(problem.ce_weight / divisor.hard);
+  return scales;
+}
+
+// kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.
+KD_HOST_DEVICE double weighted_loss(const SoftenedKL& problem, double soft, double hard) {
+  return (problem.kl_weight == 0 ? 0.0 : problem.kl_weight * soft) +
+         (problem.ce_weight == 0 ? 0.0 : problem.ce_weight * hard);
+}
+
+}  // namespace kd

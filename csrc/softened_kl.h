@@ -1,0 +1,79 @@
+// The problem every row loss solves, in plain numbers and pointers: no torch, no CUDA.
+//
+// A row is one softmax: C student logits z and a target distribution p over the same C classes. With the temperature T,
+// q = softmax(z / T) and a hard label y, the loss of a row is
+//
+//     soft = w * T^2 * D(p, q)            D: one of `Divergence`; p comes from a target source
+//     hard = -log softmax(z)[y]           optional, label smoothing as in torch.nn.functional.cross_entropy
+//
+// and the loss is kl_weight * soft + ce_weight * hard, each reduced over the rows it counts. The gradient is that of the
+// reduced loss for an upstream gradient of 1; it is written in the same sweep that computes the loss.
+#pragma once
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace kd {
+
+enum class Dtype : int { float32, float16, bfloat16, float64 };
+
+// Where the target distribution comes from. One struct per source in target_sources.h.
+enum class TargetSource : int { logits, log_probs, probs };
+
+// Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, and -sum p log q. One struct per divergence in
+// divergences.h.
+enum class Divergence : int { forward, reverse, jsd, cross_entropy };
+
+enum class Reduction : int { none, sum, batchmean, elementmean };
+
+// A tensor [outer, classes, inner] in any memory layout. Row r is (r / inner, r % inner). Strides are in elements.
+struct Rows {
+  void* data = nullptr;  // null: absent (a gradient nobody asked for)
+  Dtype dtype = Dtype::float32;
+  int64_t outer_stride = 0;
+  int64_t class_stride = 0;
+  int64_t inner_stride = 0;
+};
+
+struct SoftenedKL {
+  int64_t outer = 0;
+  int64_t inner = 1;
+  int64_t classes = 0;
+  int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
+
+  Rows student;       // logits
+  Rows teacher;       // what `source` says
+  Rows grad_student;  // dtype of student
+  Rows grad_teacher;  // dtype of teacher
+
+  // Per row, contiguous, null where absent. `Float` is float, or double where either logits tensor is float64.
+  const int64_t* target = nullptr;        // hard label in [0, classes) or ignore_index
+  const bool* mask = nullptr;             // false: the soft term of this row is not computed and not counted
+  const void* row_weight = nullptr;       // Float, multiplies the soft term
+  const void* row_temperature = nullptr;  // Float > 0, replaces `temperature`
+
+  TargetSource source = TargetSource::logits;
+  Divergence divergence = Divergence::forward;
+  Reduction reduction = Reduction::batchmean;
+  double temperature = 1;      // > 0
+  double beta = 0.5;           // weight of p in the Jensen-Shannon mixture, in [0, 1]
+  double target_eps = 0;       // added to every p, not renormalised
+  bool scale_by_t2 = true;
+  double kl_weight = 1;
+  double ce_weight = 0;
+  double label_smoothing = 0;  // in [0, 1]
+  int64_t ignore_index = -100;
+
+  // Float. Reduction::none: one number per row, else one per group. `parts` is [2, same]: soft then hard, before their
+  // weights; null where absent.
+  void* loss = nullptr;
+  void* parts = nullptr;
+  void* row_losses = nullptr;  // workspace [2, rows]
+  void* counts = nullptr;      // workspace [2, groups] int64: rows counted by the soft and by the hard term
+
+  // The arithmetic type: double as soon as one of the two is, float otherwise.
+  KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
+  KD_HOST_DEVICE int64_t rows() const { return outer * inner; }
+};
+
+}  // namespace kd

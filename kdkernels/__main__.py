@@ -1,0 +1,50 @@
+"""`python -m kdkernels`: prints build_info() and checks each loaded library against the reference. Exit code 0 or 1."""
+
+import sys
+
+import torch
+
+import kdkernels as kd
+
+
+def report(info: dict, indent: str = "") -> None:
+    for name, value in info.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            report(value, indent + "  ")
+        else:
+            print(f"{indent}{name:<16}{value}")
+
+
+def loss_and_gradient(device: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 100, generator=generator).to(device).requires_grad_() for _ in range(2))
+    with kd.backend(name):
+        loss = kd.softened_kl(student, teacher.detach(), temperature=4.0)
+        loss.backward()
+    return loss.detach(), student.grad
+
+
+def check(device: str) -> bool:
+    """The library of this device gives the loss and the gradient of the reference."""
+    ours, expected = loss_and_gradient(device, device), loss_and_gradient(device, "reference")
+    agree = all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ours, expected))
+    print(f"self-check of the {device} library: {'passed' if agree else f'FAILED, {ours} against {expected}'}")
+    return agree
+
+
+def main() -> int:
+    info = kd.build_info()
+    report(info)
+    print()
+    devices = [name for name in ("cpu", "cuda") if name in info["libraries"]]
+    if "cuda" in devices and not torch.cuda.is_available():
+        devices.remove("cuda")
+        print("self-check of the cuda library: left out, no GPU in sight")
+    if not devices:
+        print("no compiled library to check: the PyTorch reference runs")
+    return 0 if all([check(device) for device in devices]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

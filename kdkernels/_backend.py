@@ -1,0 +1,82 @@
+"""Which implementation runs: the compiled library of the tensors' device, or the PyTorch reference.
+
+    auto        the library where one serves the device, else the reference, with one warning that says why (default)
+    reference   the reference everywhere
+    cpu, cuda   the library of that device, or an error
+
+Chosen by KDKERNELS_BACKEND at import and by `backend` afterwards. One choice for the whole process: backward runs on
+threads of its own and has to see it too.
+"""
+
+import os
+import warnings
+
+import torch
+
+from . import _loader
+
+_NAMES = ("auto", "reference", "cpu", "cuda")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in _NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(_NAMES)}, got {name!r}")
+    return name
+
+
+_choice = _checked(os.environ.get("KDKERNELS_BACKEND") or "auto", "KDKERNELS_BACKEND")
+_warned: set[str] = set()  # device types
+
+
+class backend:
+    """Chooses the implementation inside a `with` block.
+
+    >>> import kdkernels as kd
+    >>> with kd.backend("reference"):
+    ...     kd.build_info()["backend"]
+    'reference'
+    """
+
+    def __init__(self, name: str):  # "auto", "reference", "cpu" or "cuda"
+        self._name = _checked(name, "backend: name")
+
+    def __enter__(self):
+        global _choice
+        self._before, _choice = _choice, self._name
+
+    def __exit__(self, *exception):
+        global _choice
+        _choice = self._before
+
+
+def choice() -> str:
+    return _choice
+
+
+def use_library(device_type: str) -> bool:
+    """Whether tensors on this device go to the compiled library (True) or to the reference (False)."""
+    if _choice == "auto":
+        if _loader.serves(device_type):
+            return True
+        # A graph being traced has no place for a warning.
+        if not torch.compiler.is_compiling():
+            _warn_once(device_type)
+        return False
+    if _choice == "reference":
+        return False
+    if device_type != _choice:
+        raise RuntimeError(f"backend {_choice!r} is chosen but the tensors are on {device_type}; move them or choose 'auto'")
+    if not _loader.serves(device_type):
+        raise RuntimeError(f"backend {_choice!r} is chosen but {_loader.why_not(device_type)}")
+    return True
+
+
+def _warn_once(device_type: str) -> None:
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    warnings.warn(
+        f"kdkernels runs its PyTorch reference on {device_type}, slower and with more memory: {_loader.why_not(device_type)}",
+        RuntimeWarning,
+        stacklevel=4,  # the caller of the public function
+    )

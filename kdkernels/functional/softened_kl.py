@@ -1,0 +1,395 @@
+"""Divergences between a student's and a teacher's softened class distributions, and the classic distillation loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, ops, reference
+from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
+from ..reference.softened_kl import reduce_rows
+
+_LOGITS = TEACHER_KINDS["logits"]
+_FORWARD = DIVERGENCES["forward"]
+
+
+def softened_kl(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape and device; what `teacher_kind` says
+    *,
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    divergence: str = "forward",
+    beta: float = 0.5,
+    teacher_kind: str = "logits",
+    target_eps: float = 0.0,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    r"""Divergence of the student's softened class distribution from the teacher's, per row, reduced.
+
+    With `q = softmax(student / T)`, `p = softmax(teacher / T) + target_eps` and per row `w`::
+
+        forward    w T^2 sum_c p_c (log p_c - log q_c)
+        reverse    w T^2 sum_c q_c (log q_c - log p_c)
+        jsd        w T^2 [beta KL(p || m) + (1 - beta) KL(q || m)],  m = beta p + (1 - beta) q
+
+    The first is `T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")`
+    for logits `[N, C]`, in one sweep over memory that leaves the gradient and nothing else.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
+        teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
+        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without `dim`),
+            which is a constant.
+        divergence: `"forward"`, `"reverse"` or `"jsd"`.
+        beta: weight of the teacher in the mixture of `"jsd"`, in [0, 1]; 0.5 is the symmetric divergence.
+        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and are not
+            renormalised; T then applies to the student alone.
+        target_eps: added to every target probability, >= 0, without renormalising.
+        scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
+        mask: bool, row shape. False rows are not computed and not counted.
+        row_weight: float, row shape. Multiplies a row's loss and does not change the count.
+        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape) or
+            `"elementmean"` (sum / (counted rows * C), the `"mean"` of `torch.nn.functional.kl_div`).
+        dim: the class dimension.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
+        section 2. `"jsd"` and `"reverse"`: Agarwal et al., "On-Policy Distillation of Language Models", 2024,
+        https://arxiv.org/abs/2306.13649, equation 1 and section 2.
+
+    >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+    >>> softened_kl(student, teacher, temperature=2.0)
+    tensor(1.2806)
+    >>> softened_kl(student, student, temperature=2.0)
+    tensor(0.)
+    """
+    return _divergence_loss(
+        "softened_kl",
+        student,
+        teacher,
+        temperature,
+        divergence,
+        beta,
+        teacher_kind,
+        target_eps,
+        scale_by_t2,
+        mask,
+        row_weight,
+        reduction,
+        dim,
+    )
+
+
+def soft_cross_entropy(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape and device; what `teacher_kind` says
+    *,
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    teacher_kind: str = "logits",
+    target_eps: float = 0.0,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    r"""Cross entropy of the student's softened class distribution under the teacher's, per row, reduced.
+
+    With `q = softmax(student / T)`, `p = softmax(teacher / T) + target_eps` and per row `w`::
+
+        - w T^2 sum_c p_c log q_c
+
+    That is `T * T * F.cross_entropy(student / T, F.softmax(teacher / T, -1))` for logits `[N, C]`. To a constant teacher
+    it has the gradient of `softened_kl`; the value is larger by T^2 times the teacher's entropy.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
+        teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
+        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without `dim`),
+            which is a constant.
+        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and are not
+            renormalised; T then applies to the student alone.
+        target_eps: added to every target probability, >= 0, without renormalising.
+        scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
+        mask: bool, row shape. False rows are not computed and not counted.
+        row_weight: float, row shape. Multiplies a row's loss and does not change the count.
+        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape) or
+            `"elementmean"` (sum / (counted rows * C)).
+        dim: the class dimension.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
+        section 2.
+
+    >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.25, 0.5, 0.25]])
+    >>> soft_cross_entropy(student, teacher, teacher_kind="probs")
+    tensor(1.4076)
+    """
+    return _divergence_loss(
+        "soft_cross_entropy",
+        student,
+        teacher,
+        temperature,
+        "cross_entropy",
+        0.5,
+        teacher_kind,
+        target_eps,
+        scale_by_t2,
+        mask,
+        row_weight,
+        reduction,
+        dim,
+    )
+
+
+def kd_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape and device, logits
+    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    *,
+    temperature: float | Tensor = 4.0,  # > 0; a tensor has the row shape
+    ce_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    target_eps: float = 0.0,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,  # row shape, bool; the KL term only
+    row_weight: Tensor | None = None,  # row shape, float; the KL term only
+    reduction: str = "batchmean",
+    dim: int = -1,
+    return_parts: bool = False,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    r"""Knowledge distillation: cross entropy with the labels plus the softened divergence from the teacher.
+
+    With `q = softmax(student / T)` and `p = softmax(teacher / T) + target_eps`::
+
+        ce_weight * CE(student, target) + kl_weight * T^2 sum_c p_c (log p_c - log q_c)
+
+    For logits `[N, C]` that is::
+
+        ce_weight * F.cross_entropy(student, target)
+        + kl_weight * T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")
+
+    in one sweep over memory for both temperatures, which leaves the gradient and nothing else.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
+        teacher: logits, same shape and device, any of those dtypes. Its gradient is computed where it requires one.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or `ignore_index`. Another
+            label is a ValueError on the CPU; on CUDA, where asking would stall, it makes its row NaN.
+        temperature: T of the divergence, finite and > 0, or a float tensor in row shape, which is a constant. 4 is the
+            usual choice on CIFAR (Tian, Krishnan, Isola 2020).
+        ce_weight, kl_weight: finite and >= 0. A term of weight 0 adds exactly 0, even where it is infinite.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`, in [0, 1].
+        target_eps: added to every probability of the teacher, >= 0, without renormalising.
+        ignore_index: label of rows that drop out of the hard-label term and of its count.
+        mask: bool, row shape. The divergence of False rows is not computed and not counted.
+        row_weight: float, row shape. Multiplies a row's divergence and does not change the count.
+        reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own counted rows,
+            the latter dividing the divergence by C as well; `"sum"` and `"none"` (row shape) apply to both terms.
+        dim: the class dimension.
+        return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight, reduced
+            like the loss, T^2 included.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
+        section 2.
+
+    >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+    >>> loss, parts = kd_loss(student, teacher, torch.tensor([2]), temperature=2.0, return_parts=True)
+    >>> loss, parts
+    (tensor(1.6882), {'ce': tensor(0.4076), 'kl': tensor(1.2806)})
+    """
+    dim = _checks.pair("kd_loss", student, teacher, dim)
+    _checks.labels("kd_loss", target, student, dim, ignore_index)
+    _checks.temperature("kd_loss", temperature, student, dim)
+    _checks.not_negative("kd_loss", "ce_weight", ce_weight)
+    _checks.not_negative("kd_loss", "kl_weight", kl_weight)
+    _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
+    _checks.not_negative("kd_loss", "target_eps", target_eps)
+    reduction_code = _checks.one_of("kd_loss", "reduction", reduction, REDUCTIONS)
+    if mask is not None:
+        _checks.row_mask("kd_loss", mask, student, dim)
+    if row_weight is not None:
+        _checks.row_weight("kd_loss", row_weight, student, dim)
+
+    if not _backend.use_library(student.device.type):
+        return reference.kd_loss(
+            student,
+            teacher,
+            target,
+            temperature=temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            label_smoothing=label_smoothing,
+            target_eps=target_eps,
+            ignore_index=ignore_index,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+        )
+
+    learned_weight = row_weight is not None and row_weight.requires_grad
+    loss, parts = _run(
+        student,
+        teacher,
+        target,
+        mask,
+        None if learned_weight else row_weight,
+        temperature,
+        _LOGITS,
+        _FORWARD,
+        0.5,
+        target_eps,
+        True,
+        0.0 if learned_weight else kl_weight,
+        ce_weight,
+        label_smoothing,
+        ignore_index,
+        reduction_code,
+        dim,
+    )
+    if not learned_weight:
+        return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
+    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
+    kl = softened_kl(
+        student,
+        teacher,
+        temperature=temperature,
+        target_eps=target_eps,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
+    )
+    if kl_weight:
+        loss = loss + kl_weight * kl
+    return (loss, {"ce": parts[1], "kl": kl.detach()}) if return_parts else loss
+
+
+def _divergence_loss(
+    function: str,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float | Tensor,
+    divergence: str,
+    beta: float,
+    teacher_kind: str,
+    target_eps: float,
+    scale_by_t2: bool,
+    mask: Tensor | None,
+    row_weight: Tensor | None,
+    reduction: str,
+    dim: int,
+) -> Tensor:
+    dim = _checks.pair(function, student, teacher, dim)
+    _checks.temperature(function, temperature, student, dim)
+    divergence_code = _checks.one_of(function, "divergence", divergence, DIVERGENCES)
+    _checks.unit_interval(function, "beta", beta)
+    source = _checks.one_of(function, "teacher_kind", teacher_kind, TEACHER_KINDS)
+    _checks.not_negative(function, "target_eps", target_eps)
+    reduction_code = _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if mask is not None:
+        _checks.row_mask(function, mask, student, dim)
+    if row_weight is not None:
+        _checks.row_weight(function, row_weight, student, dim)
+
+    if not _backend.use_library(student.device.type):
+        return reference.softened_kl(
+            student,
+            teacher,
+            temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            teacher_kind=teacher_kind,
+            target_eps=target_eps,
+            scale_by_t2=scale_by_t2,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    learned_weight = row_weight is not None and row_weight.requires_grad
+    loss, _ = _run(
+        student,
+        teacher,
+        None,
+        mask,
+        None if learned_weight else row_weight,
+        temperature,
+        source,
+        divergence_code,
+        beta,
+        target_eps,
+        scale_by_t2,
+        1.0,
+        0.0,
+        0.0,
+        0,
+        REDUCTIONS["none"] if learned_weight else reduction_code,
+        dim,
+    )
+    if learned_weight:
+        return reduce_rows(loss, mask, row_weight, reduction, student.shape[dim])
+    return loss
+
+
+def _run(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None,
+    mask: Tensor | None,
+    row_weight: Tensor | None,
+    temperature: float | Tensor,
+    *options: float | int | bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and parts from the compiled op; `options` are its arguments from `source` to `reduction`, then dim."""
+    row_temperature = None
+    if row_weight is not None or isinstance(temperature, Tensor):
+        arithmetic = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+        if row_weight is not None:
+            row_weight = row_weight.to(arithmetic)
+        if isinstance(temperature, Tensor):
+            row_temperature, temperature = temperature.detach().to(arithmetic), 1.0
+    grad = torch.is_grad_enabled()
+    *options, dim = options
+    loss, parts, _, _ = ops.softened_kl.softened_kl(
+        student,
+        teacher,
+        target,
+        mask,
+        row_weight,
+        row_temperature,
+        temperature,
+        *options,
+        0,
+        dim,
+        grad and student.requires_grad,
+        grad and teacher.requires_grad,
+    )
+    return loss, parts

@@ -1,0 +1,142 @@
+"""One module per function of `kdkernels.functional`, holding its options. The functions document them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import functional
+
+__all__ = ["KDLoss", "SoftCrossEntropy", "SoftenedKL"]
+
+
+class _Loss(nn.Module):
+    """Options of the function as attributes, so that a schedule can change them between steps."""
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+
+class SoftenedKL(_Loss):
+    """`kdkernels.softened_kl` with its options held.
+
+    >>> import torch
+    >>> SoftenedKL(temperature=4.0)(torch.zeros(2, 3), torch.zeros(2, 3))
+    tensor(0.)
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        divergence: str = "forward",
+        beta: float = 0.5,
+        teacher_kind: str = "logits",
+        target_eps: float = 0.0,
+        scale_by_t2: bool = True,
+        reduction: str = "batchmean",
+        dim: int = -1,
+    ):
+        super().__init__(
+            temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            teacher_kind=teacher_kind,
+            target_eps=target_eps,
+            scale_by_t2=scale_by_t2,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        *,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+    ) -> Tensor:
+        return functional.softened_kl(student, teacher, mask=mask, row_weight=row_weight, **self.options())
+
+
+class SoftCrossEntropy(_Loss):
+    """`kdkernels.soft_cross_entropy` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        teacher_kind: str = "logits",
+        target_eps: float = 0.0,
+        scale_by_t2: bool = True,
+        reduction: str = "batchmean",
+        dim: int = -1,
+    ):
+        super().__init__(
+            temperature=temperature,
+            teacher_kind=teacher_kind,
+            target_eps=target_eps,
+            scale_by_t2=scale_by_t2,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        *,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+    ) -> Tensor:
+        return functional.soft_cross_entropy(student, teacher, mask=mask, row_weight=row_weight, **self.options())
+
+
+class KDLoss(_Loss):
+    """`kdkernels.kd_loss` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        ce_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        target_eps: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+        return_parts: bool = False,
+    ):
+        super().__init__(
+            temperature=temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            label_smoothing=label_smoothing,
+            target_eps=target_eps,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        target: Tensor,  # row shape, int64
+        *,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return functional.kd_loss(student, teacher, target, mask=mask, row_weight=row_weight, **self.options())

@@ -1,0 +1,239 @@
+"""Divergences between a student's and a teacher's softened class distributions, row by row.
+
+    q = softmax(student / T)        p = what the teacher gives, plus target_eps
+    forward          sum p (log p - log q)
+    reverse          sum q (log q - log p)
+    jsd              beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q
+    cross_entropy    - sum p log q
+
+A class of probability 0 has the logarithm -inf, and 0 * log 0 = 0. Multiplying the two would be NaN, in the value or in
+the gradient, so that the logarithm is replaced *before* the product wherever the probability is 0. The test is `== 0`,
+never `> 0`: a NaN has to stay one.
+"""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+Parts = dict[str, Tensor]
+
+
+def softened_kl(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape; logits, probabilities or log-probabilities
+    *,
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    divergence: str = "forward",
+    beta: float = 0.5,
+    teacher_kind: str = "logits",
+    target_eps: float = 0.0,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    dim %= student.dim()
+    dtype = _arithmetic(student, teacher)
+    temperature = _row_temperature(temperature, mask, dtype)
+    if mask is not None:
+        # Hidden rows become harmless numbers first: a NaN there must not reach the gradient either.
+        hidden = ~mask
+        student = student.masked_fill(hidden.unsqueeze(dim), 0)
+        teacher = teacher.masked_fill(hidden.unsqueeze(dim), 0)
+
+    along_rows = temperature.unsqueeze(dim) if isinstance(temperature, Tensor) else temperature
+    log_q = _log_softmax(student.to(dtype), along_rows, dim)
+    p, log_p = _target(teacher.to(dtype), teacher_kind, along_rows, target_eps, dim)
+    losses = _class_terms(divergence, beta, p, log_p, log_q.exp(), log_q).sum(dim)
+
+    if scale_by_t2:
+        losses = losses * temperature**2
+    return reduce_rows(losses, mask, row_weight, reduction, student.shape[dim])
+
+
+def soft_cross_entropy(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape; logits, probabilities or log-probabilities
+    *,
+    temperature: float | Tensor = 1.0,
+    teacher_kind: str = "logits",
+    target_eps: float = 0.0,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    return softened_kl(
+        student,
+        teacher,
+        temperature=temperature,
+        divergence="cross_entropy",
+        teacher_kind=teacher_kind,
+        target_eps=target_eps,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
+    )
+
+
+def kd_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape, logits
+    target: Tensor,  # row shape, int64 labels or ignore_index
+    *,
+    temperature: float | Tensor = 4.0,
+    ce_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    target_eps: float = 0.0,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,  # row shape, bool; the KL term only
+    row_weight: Tensor | None = None,  # row shape, float; the KL term only
+    reduction: str = "batchmean",
+    dim: int = -1,
+    return_parts: bool = False,
+) -> Tensor | tuple[Tensor, Parts]:
+    dim %= student.dim()
+    dtype = _arithmetic(student, teacher)
+    _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
+
+    def soft() -> Tensor:
+        return softened_kl(
+            student,
+            teacher,
+            temperature=temperature,
+            target_eps=target_eps,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    def hard() -> Tensor:
+        losses = _hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
+        # The hard term is the mean over its own rows under "elementmean" too: one value per row, not per class.
+        return reduce_rows(losses, target != ignore_index, None, reduction, classes=1)
+
+    kl = soft() if kl_weight or return_parts else None
+    ce = hard() if ce_weight or return_parts else None
+    # A term of weight 0 adds exactly 0, even where it is infinite.
+    loss = kl_weight * kl if kl_weight else _zero(student, teacher, target, reduction, dtype)
+    loss = loss + ce_weight * ce if ce_weight else loss
+    return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
+
+
+def reduce_rows(
+    losses: Tensor,  # row shape
+    mask: Tensor | None,  # row shape: the rows that count; no such row gives 0
+    row_weight: Tensor | None,  # row shape
+    reduction: str,
+    classes: int,
+) -> Tensor:
+    if row_weight is not None:
+        weight = row_weight if mask is None else row_weight.masked_fill(~mask, 0)
+        losses = losses * weight.to(losses.dtype)
+    if mask is not None:
+        losses = losses.masked_fill(~mask, 0)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    rows = max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    mean = losses.sum() / rows
+    return mean / classes if reduction == "elementmean" else mean
+
+
+def _arithmetic(student: Tensor, teacher: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+
+
+def _row_temperature(temperature: float | Tensor, mask: Tensor | None, dtype: torch.dtype) -> float | Tensor:
+    """A constant. A row whose temperature is not positive becomes NaN: no device can be asked before."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    temperature = temperature.detach().to(dtype)
+    temperature = torch.where(temperature > 0, temperature, nan)
+    return temperature if mask is None else temperature.masked_fill(~mask, 1)
+
+
+def _log_softmax(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
+    # Shifted before the division: the difference of two large logits is exact, their quotients are not. The shift is
+    # no part of the function's derivative.
+    shifted = logits - logits.amax(dim, keepdim=True).detach()
+    return (shifted / temperature).log_softmax(dim)
+
+
+def _target(
+    teacher: Tensor, kind: str, temperature: float | Tensor, eps: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """p and log p."""
+    if kind == "probs":
+        p = teacher + eps
+        return p, _log(p)
+    log_p = _log_softmax(teacher, temperature, dim) if kind == "logits" else teacher
+    if eps == 0:
+        return log_p.exp(), log_p
+    p = log_p.exp() + eps
+    return p, _log(p)
+
+
+def _log(p: Tensor) -> Tensor:
+    """log p, -inf and without a gradient where p is 0."""
+    absent = p == 0
+    return torch.where(absent, 1, p).log().masked_fill(absent, -inf)
+
+
+def _class_terms(divergence: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    """What each class adds to the divergence."""
+    if divergence == "cross_entropy":
+        return -p * log_q.masked_fill(p == 0, 0)
+    if divergence == "forward":
+        return p * (log_p - log_q).masked_fill(p == 0, 0)
+    if divergence == "reverse":
+        return q * (log_q - log_p).masked_fill(q == 0, 0)
+    if beta in (0, 1):  # m is p or q: nothing diverges, and only NaN is left to pass on
+        return (p + q) * 0
+    gap = log_q - log_p
+    p_to_mixture = _log_mixture(gap.masked_fill(p == 0, 0), 1 - beta)  # log(m / p)
+    q_to_mixture = _log_mixture((-gap).masked_fill(q == 0, 0), beta)  # log(m / q)
+    return -beta * p * p_to_mixture - (1 - beta) * q * q_to_mixture
+
+
+def _log_mixture(gap: Tensor, share: float) -> Tensor:
+    """log((1 - share) + share * exp(gap)), exact near gap = 0 and without overflow for large gaps."""
+    wide = gap > 0
+    above, below = torch.where(wide, gap, 0), torch.where(wide, 0, gap)
+    return torch.where(
+        wide, above + torch.log1p((1 - share) * torch.expm1(-above)), torch.log1p(share * torch.expm1(below))
+    )
+
+
+def _hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index: int, dim: int) -> Tensor:
+    """Cross entropy per row at temperature 1; some finite number in ignored rows."""
+    classes = student.shape[dim]
+    ignored = target == ignore_index
+    valid = (target >= 0) & (target < classes)
+    log_q = _log_softmax(student.masked_fill(ignored.unsqueeze(dim), 0), 1, dim)
+    label = torch.where(valid & ~ignored, target, 0)
+    losses = -log_q.gather(dim, label.unsqueeze(dim)).squeeze(dim)
+    if smoothing == 1:  # not 0 * losses: that is NaN where a label's class is impossible
+        losses = -log_q.mean(dim)
+    elif smoothing > 0:
+        losses = (1 - smoothing) * losses - smoothing * log_q.mean(dim)
+    # A label out of range, on a device that cannot raise, makes its row NaN: loss and gradient.
+    return losses * torch.where(valid | ignored, 1.0, nan).to(losses.dtype)
+
+
+def _zero(student: Tensor, teacher: Tensor, target: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
+    """0 in the shape of the loss, with gradient 0 to both logits whatever they hold."""
+    zero = sum(logits.masked_fill(torch.ones_like(logits, dtype=torch.bool), 0).sum() for logits in (student, teacher))
+    return zero.to(dtype).expand(target.shape if reduction == "none" else ())

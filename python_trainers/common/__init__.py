@@ -1,0 +1,1 @@
+"""What the trainers share and no paper mentions: data, networks, runs and their files, plots."""

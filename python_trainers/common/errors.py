@@ -1,0 +1,11 @@
+"""Errors a user can mend: they reach the terminal as one sentence, without a traceback."""
+
+
+class TrainerError(Exception):
+    """An expected failure. Its text says what is wrong, the rule, the value got and, where it helps, the remedy."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`TrainerError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise TrainerError(message)

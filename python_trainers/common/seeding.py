@@ -1,0 +1,34 @@
+"""Randomness that a seed fixes and a checkpoint can hold."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed every generator and ask torch for deterministic kernels."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs one write per tensor
+    set_seed(seed)
+
+
+def random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
+    """State of torch's global generators in every process, in order of rank (dropout draws from these)."""
+    state = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return gather_object([state])
+
+
+def restore_random_states(states: list[dict[str, Any]], accelerator: Accelerator) -> None:
+    """Put this process's generators back; ranks and devices the saved run did not have keep their fresh seed."""
+    if accelerator.process_index >= len(states):
+        return
+    state = states[accelerator.process_index]
+    torch.set_rng_state(state["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], accelerator.device)

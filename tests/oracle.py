@@ -1,0 +1,189 @@
+"""The mathematics of csrc/softened_kl.h in float64 NumPy, written from the formulas and not from any kernel.
+
+Classes are the last axis. Beside each value stands its rounding scale: what one rounding error of the arithmetic type, made
+in every logarithm and every product, can move it by. A kernel in float32 is right if it stays within a small number of
+such errors (close()).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SOURCES = ("logits", "log_probs", "probs")
+DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
+REDUCTIONS = ("none", "sum", "batchmean", "elementmean")
+UNDERFLOW = 1e-36  # probabilities near the end of float32 have few digits left
+
+
+class Estimate(NamedTuple):
+    value: np.ndarray
+    scale: np.ndarray  # of a rounding error, in units of the machine precision
+
+    def __add__(self, other):
+        with np.errstate(invalid="ignore"):
+            return Estimate(self.value + other.value, self.scale + other.scale)
+
+    def __mul__(self, factor):
+        with np.errstate(invalid="ignore"):
+            return Estimate(self.value * factor, self.scale * np.abs(factor))
+
+    def where(self, condition, otherwise=0.0):
+        return Estimate(np.where(condition, self.value, otherwise), np.where(condition, self.scale, 0))
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def times(p, factor):
+    """p * factor, 0 where p is 0."""
+    return p * np.where(p == 0, 0, factor)
+
+
+def total(x):
+    return x.sum(-1, keepdims=True)
+
+
+def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
+    """D(p, q) per row, and its gradients by student and teacher; temperature [rows, 1]."""
+    log_q = log_softmax(student / temperature)
+    q = np.exp(log_q)
+    made = {"logits": lambda: np.exp(log_softmax(teacher / temperature)), "log_probs": lambda: np.exp(teacher)}
+    made = made.get(source, lambda: teacher)()
+    p = made + eps
+    log_p = np.log(p)
+    if eps == 0 and source != "probs":  # exact also where the probability underflows
+        log_p = log_softmax(teacher / temperature) if source == "logits" else teacher
+
+    if divergence == "cross_entropy":
+        value, by_q, by_p = -times(p, log_q), -times(p, 1 / q), -log_q
+    elif divergence == "forward":
+        value, by_q, by_p = times(p, log_p - log_q), -times(p, 1 / q), log_p - log_q + 1
+    elif divergence == "reverse":
+        value, by_q, by_p = times(q, log_q - log_p), log_q - log_p + 1, -times(q, 1 / p)
+    else:
+        log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+        left = times(beta * p, log_p - log_m)
+        right = times((1 - beta) * q, log_q - log_m)
+        value, by_q, by_p = left + right, times(1 - beta, log_q - log_m), times(beta, log_p - log_m)
+
+    q_by_q = -p if divergence in ("forward", "cross_entropy") else times(q, by_q)
+    made_by_made = times(made, by_p)
+    grad_student = (q_by_q - q * total(q_by_q)) / temperature
+    if source == "logits":
+        grad_teacher = (made_by_made - made * total(made_by_made)) / temperature
+    elif source == "log_probs":
+        grad_teacher = made_by_made
+    else:
+        grad_teacher = np.where(p == 0, 0, by_p)
+
+    size = 1 + sum(np.abs(np.where(np.isfinite(x), x, 0)) for x in (log_p, log_q))
+    noise = (p + q + UNDERFLOW) * size**2
+    spread = noise + (p + q) * total(noise)
+    by_teacher = {"logits": spread / temperature, "log_probs": spread}.get(source, spread / np.where(p == 0, 1, p))
+    return (
+        Estimate(value.sum(-1), noise.sum(-1)),
+        Estimate(grad_student, spread / temperature),
+        Estimate(grad_teacher, by_teacher),
+    )
+
+
+def hard_rows(student, target, smoothing):
+    """Cross entropy per row and its gradient; every label is valid."""
+    log_q = log_softmax(student)
+    classes = student.shape[-1]
+    wanted = np.full_like(student, smoothing / classes)
+    wanted[np.arange(len(target)), target] += 1 - smoothing
+    size = 1 + np.abs(np.where(np.isfinite(log_q), log_q, 0))
+    noise = (wanted + np.exp(log_q) + UNDERFLOW) * size
+    return (
+        Estimate(-times(wanted, log_q).sum(-1), noise.sum(-1) + size.max(-1)),
+        Estimate(np.exp(log_q) - wanted, noise),
+    )
+
+
+def softened_kl(
+    student,  # [rows, C]
+    teacher,  # [rows, C]
+    *,
+    source="logits",
+    divergence="forward",
+    reduction="batchmean",
+    temperature=1.0,
+    beta=0.5,
+    target_eps=0.0,
+    scale_by_t2=True,
+    kl_weight=1.0,
+    ce_weight=0.0,
+    label_smoothing=0.0,
+    ignore_index=-100,
+    target=None,  # [rows]
+    mask=None,  # [rows]
+    row_weight=None,  # [rows]
+    row_temperature=None,  # [rows]
+    groups=1,
+):
+    """dict of Estimates: loss [losses], parts [2, losses], grad_student and grad_teacher [rows, C]."""
+    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
+    rows, classes = student.shape
+    temperature = np.broadcast_to(temperature if row_temperature is None else row_temperature, rows).astype(np.float64)
+    temperature = np.where(temperature > 0, temperature, np.nan)
+    counted = np.ones(rows, bool) if mask is None else mask
+    labels = np.full(rows, ignore_index) if target is None else target
+    labelled = labels != ignore_index
+    bad = labelled & ((labels < 0) | (labels >= classes))
+
+    with np.errstate(all="ignore"):
+        soft = soft_rows(student, teacher, temperature[:, None], source, divergence, beta, target_eps)
+        hard = hard_rows(student, np.where(labelled & ~bad, labels, 0), label_smoothing)
+    weight = temperature**2 if scale_by_t2 else np.ones(rows)
+    weight = weight if row_weight is None else weight * row_weight
+    soft = [(x * weight.reshape(-1, *[1] * (x.value.ndim - 1))) for x in soft]
+    soft = [x.where(counted.reshape(-1, *[1] * (x.value.ndim - 1))) for x in soft]
+    hard = [x * np.where(bad, np.nan, 1).reshape(-1, *[1] * (x.value.ndim - 1)) for x in hard]
+    hard = [x.where(labelled.reshape(-1, *[1] * (x.value.ndim - 1))) for x in hard]
+
+    def divisor(included):
+        if reduction in ("none", "sum"):
+            return np.ones(groups)
+        return np.maximum(included.reshape(groups, -1).sum(1), 1)
+
+    soft_divisor, hard_divisor = divisor(counted), divisor(labelled if target is not None else np.ones(rows, bool))
+    if reduction == "elementmean":
+        soft_divisor = soft_divisor * classes
+
+    def reduced(losses, by):
+        if reduction == "none":
+            return losses
+        return Estimate(*(x.reshape(groups, -1).sum(1) / by for x in losses))
+
+    def weighted(losses, factor):
+        return losses * factor if factor else losses.where(False)
+
+    def per_row(by):
+        return (1 / np.repeat(by, rows // groups))[:, None]
+
+    soft_loss, hard_loss = reduced(soft[0], soft_divisor), reduced(hard[0], hard_divisor)
+    parts = None if target is None else Estimate(*(np.stack(pair) for pair in zip(soft_loss, hard_loss)))
+    return {
+        "loss": weighted(soft_loss, kl_weight) + weighted(hard_loss, ce_weight),
+        "parts": parts,
+        "grad_student": soft[1] * (kl_weight * per_row(soft_divisor)) + hard[1] * (ce_weight * per_row(hard_divisor)),
+        "grad_teacher": soft[2] * (kl_weight * per_row(soft_divisor)),
+    }
+
+
+def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=16):
+    """Asserts |ours - truth| <= factor * precision * scale, and the rounding of the stored value; `ours` is float64. Where
+    the truth is not finite, ours is not either. Returns the largest error in units of precision * scale."""
+    assert ours.shape == truth.value.shape
+    finite = np.isfinite(truth.value)
+    np.testing.assert_array_equal(np.isfinite(ours), finite)
+    np.testing.assert_array_equal(np.isposinf(ours), np.isposinf(truth.value))
+    error = np.abs(ours - np.where(finite, truth.value, 0))[finite]
+    stored = (np.abs(truth.value) * stored_precision + stored_tiny)[finite]
+    excess, unit = np.maximum(error - stored, 0), precision * truth.scale[finite]
+    worst = float(np.max(excess / np.maximum(unit, 1e-300), initial=0))
+    assert worst <= factor, f"error of {worst:.1f} roundings"
+    return worst

@@ -1,0 +1,100 @@
+"""The emulation catches what it is there to catch: each kernel of csrc/emulated/planted.cpp has one bug, which shows, and a
+correct twin, which passes under every order of threads."""
+
+import emulated
+import numpy as np
+import pytest
+
+COUNT = 60  # not a multiple of the warp, a multiple of 4
+VALUES = np.random.default_rng(0).normal(size=COUNT).astype(np.float32)
+REVERSED = np.concatenate([np.zeros(64 - COUNT, np.float32), VALUES[::-1]])[:COUNT]
+TRUTH = {
+    "missing_barrier": np.full(COUNT, VALUES.max() - VALUES.min()),
+    "global_write": 2 * VALUES,
+    "static_shared_write": REVERSED,
+    "dynamic_shared_write": REVERSED,
+    "uninitialised_shared": np.full(COUNT, VALUES[0] + VALUES[32]),
+    "divergent_barrier": VALUES[np.arange(COUNT) ^ 1],
+    "divergent_shuffle": VALUES[np.arange(COUNT) ^ 1],
+    "misaligned_load": VALUES,
+}
+SEEDS = range(20)
+
+
+def run(name, bug, seed):
+    emulated.module().set_seed(seed)
+    return emulated.module().planted(name, bug, VALUES)
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_correct_twin_passes_in_every_order(name):
+    for seed in SEEDS:
+        np.testing.assert_array_equal(run(name, False, seed), TRUTH[name], err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("name", ["missing_barrier", "uninitialised_shared"])
+def test_bug_gives_a_wrong_result(name):
+    wrong = [not np.array_equal(run(name, True, seed), TRUTH[name]) for seed in SEEDS]
+    assert sum(wrong) >= len(SEEDS) / 2
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("global_write", r"wrote behind the result"),
+        ("static_shared_write", r"wrote behind the static shared memory of block 0"),
+        ("dynamic_shared_write", r"wrote behind the dynamic shared memory of block 0"),
+        (
+            "divergent_barrier",
+            r"divergent threads in block 0: threads 0-15 wait at sync_threads \(planted\.cpp:\d+\), "
+            r"thread 16 wait at sync_threads \(planted\.cpp:\d+\)",
+        ),
+        (
+            "divergent_shuffle",
+            r"deadlock in block 0: threads 0-31 wait at sync_threads \(planted\.cpp:\d+\), "
+            r"threads 32-59 wait at shuffle \(planted\.cpp:\d+\), threads 60-63 wait at sync_threads",
+        ),
+        ("misaligned_load", r"load16 at planted\.cpp:\d+ needs a multiple of 16, got one of remainder 4: block 0, thread 0"),
+    ],
+)
+def test_bug_is_an_error(name, message):
+    with pytest.raises(RuntimeError, match=message):
+        run(name, True, seed=0)
+    np.testing.assert_array_equal(run(name, False, seed=0), TRUTH[name], err_msg="the engine is fit for the next launch")
+
+
+SANITIZED = """
+import sys
+sys.path.insert(0, "tests")
+from test_emulation import run, TRUTH
+for name in TRUTH:
+    for seed in range(3):
+        assert (run(name, False, seed) == TRUTH[name]).all(), name
+print("twins pass", flush=True)
+run(sys.argv[1], True, 1)
+"""
+
+
+@pytest.mark.parametrize("name", ["global_write", "static_shared_write", "dynamic_shared_write"])
+def test_sanitizer_reports_the_line(name):
+    process = emulated.run_sanitized(["-c", SANITIZED, name])
+    assert process.stdout == "twins pass\n"
+    assert process.returncode != 0
+    assert "AddressSanitizer: use-after-poison" in process.stderr and "WRITE of size 4" in process.stderr
+    assert f"in {name}<true>" in process.stderr and "planted.cpp:" in process.stderr
+
+
+def test_orders_are_repeatable():
+    def results():
+        return [run("missing_barrier", True, seed).tobytes() for seed in SEEDS]
+
+    first = results()
+    assert first == results() and len(set(first)) > 2
+
+
+def test_launches_are_counted():
+    before = emulated.module().launch_count()
+    run("global_write", False, seed=0)
+    assert emulated.module().launch_count() == before + 1
+    emulated.module().planted("global_write", False, VALUES[:0])  # no block: nothing is launched
+    assert emulated.module().launch_count() == before + 1
