@@ -5,7 +5,7 @@ venv := .venv
 python := $(venv)/bin/python
 
 # Where no GPU is in sight, one architecture shows that the CUDA sources compile and link; .ci/run compiles them all.
-ifeq ($(shell nvidia-smi -L 2>/dev/null),)
+ifeq ($(shell nvidia-smi -L 2>/dev/null | grep GPU),)
 export TORCH_CUDA_ARCH_LIST ?= 9.0a
 endif
 

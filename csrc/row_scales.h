@@ -16,7 +16,7 @@ struct Divisors {
 KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
   Divisors divisor;
   if (problem.reduction == Reduction::none || problem.reduction == Reduction::sum) return divisor;
-  const int64_t all = problem.rows() / problem.groups;
+  const int64_t all = problem.groups == 1 ? problem.rows() : problem.rows() / problem.groups;
   const int64_t* counts = static_cast<const int64_t*>(problem.counts);
   const int64_t soft = problem.mask ? counts[group] : all;
   const int64_t hard = problem.target ? counts[problem.groups + group] : all;
@@ -41,7 +41,8 @@ struct RowScales {
 template <class A>
 KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
   RowScales<A> scales{};
-  const Divisors divisor = divisors(problem, row / (problem.rows() / problem.groups));
+  // A 64-bit division is dear, and one group the rule.
+  const Divisors divisor = divisors(problem, problem.groups == 1 ? 0 : row / (problem.rows() / problem.groups));
   scales.has_soft = !problem.mask || problem.mask[row];
   if (problem.target) {
     scales.label = problem.target[row];

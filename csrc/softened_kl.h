@@ -17,6 +17,8 @@ namespace kd {
 
 enum class Dtype : int { float32, float16, bfloat16, float64 };
 
+constexpr int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
 // Where the target distribution comes from. One struct per source in target_sources.h.
 enum class TargetSource : int { logits, log_probs, probs };
 
@@ -68,8 +70,8 @@ struct SoftenedKL {
   // weights; null where absent.
   void* loss = nullptr;
   void* parts = nullptr;
-  void* row_losses = nullptr;  // workspace [2, rows]
-  void* counts = nullptr;      // workspace [2, groups] int64: rows counted by the soft and by the hard term
+  void* row_losses = nullptr;  // workspace [2, rows], Float
+  void* counts = nullptr;      // workspace [2, groups], int64: rows counted by the soft and by the hard term
 
   // The arithmetic type: double as soon as one of the two is, float otherwise.
   KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }

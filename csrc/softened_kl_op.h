@@ -103,13 +103,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
       grad_student ? allocate_gradient(student_kept, dim) : allocate(student, student.scalar_type(), {0});
   const Tensor teacher_gradient =
       grad_teacher ? allocate_gradient(teacher_kept, dim) : allocate(student, teacher.scalar_type(), {0});
-  const Tensor row_losses = allocate(student, accumulated, {2, rows});
-  const Tensor counts = allocate(student, ScalarType::Long, {2, problem.groups});
+  // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
+  const Tensor workspace = allocate(student, ScalarType::Long, {2 * problem.groups + 2 * rows});
 
   problem.loss = loss.data_ptr();
   problem.parts = target ? parts.data_ptr() : nullptr;
-  problem.row_losses = row_losses.data_ptr();
-  problem.counts = counts.data_ptr();
+  problem.counts = workspace.data_ptr();
+  problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
   if (grad_student) problem.grad_student = *as_rows(student_gradient, dim);
   if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim);
 

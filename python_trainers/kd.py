@@ -28,7 +28,7 @@ from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batches, Dataset, Images, few_images, load_dataset
 from python_trainers.common.errors import require
 from python_trainers.common.metrics import Means, accuracy
-from python_trainers.common.models import build_network
+from python_trainers.common.models import build_network, require_network
 from python_trainers.common.options import RunOptions
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.run import Run, load_trained
@@ -112,7 +112,8 @@ def obtain_teacher(args: Args, folder: Path, dataset: Dataset, accelerator: Acce
 
 def fit(run: Run, args: Args, dataset: Dataset, images: Images, teacher: nn.Module | None = None) -> nn.Module:
     """Train ``run.network`` on ``images``, from the labels alone or also from ``teacher``."""
-    make_reproducible(args.seed)  # here, so that a student does not depend on whether its teacher was trained or loaded
+    # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
+    make_reproducible(args.seed, dataset.cpu_threads)
     accelerator = run.accelerator
     test = dataset.test.to(accelerator.device)
     batches = Batches(
@@ -171,15 +172,24 @@ def select(args: Args, *names: str) -> dict[str, Any]:
 
 
 def check(args: Args) -> None:
-    """Refuse values that would fail only after minutes of training, or train nothing."""
+    """Refuse, before anything is trained, what would fail later or train nothing."""
     for name in ("epochs", "teacher_epochs"):
-        require(getattr(args, name) >= 1, f"{name} must be >= 1, got {getattr(args, name)}")
+        require(getattr(args, name) >= 1, f"{option(name)} must be >= 1, got {getattr(args, name)}")
     for name in ("temperature", "learning_rate"):
-        require(0 < getattr(args, name) < float("inf"), f"{name} must be > 0 and finite, got {getattr(args, name)}")
+        value = getattr(args, name)
+        require(0 < value < float("inf"), f"{option(name)} must be > 0 and finite, got {value}")
     for name in ("ce_weight", "kl_weight", "weight_decay"):
-        require(0 <= getattr(args, name) < float("inf"), f"{name} must be >= 0 and finite, got {getattr(args, name)}")
-    require(0 < args.momentum < 1, f"momentum must be between 0 and 1, got {args.momentum}")
-    require(args.seed >= 0, f"seed must be >= 0, got {args.seed}")
+        value = getattr(args, name)
+        require(0 <= value < float("inf"), f"{option(name)} must be >= 0 and finite, got {value}")
+    require(0 < args.momentum < 1, f"--momentum must be between 0 and 1, got {args.momentum}")
+    require(args.seed >= 0, f"--seed must be >= 0, got {args.seed}")
+    require_network(args.teacher_model)
+    require_network(args.student_model)
+
+
+def option(name: str) -> str:
+    """How a field is spelled on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
 
     q_by_q = -p if divergence in ("forward", "cross_entropy") else times(q, by_q)
     made_by_made = times(made, by_p)
+    if divergence == "reverse" and eps == 0:
+        made_by_made = -q  # also where p underflows
     grad_student = (q_by_q - q * total(q_by_q)) / temperature
     if source == "logits":
         grad_teacher = (made_by_made - made * total(made_by_made)) / temperature

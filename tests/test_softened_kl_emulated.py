@@ -1,19 +1,18 @@
 """The CUDA kernels of softened KL, emulated (docs/emulation.md), against the float64 formulas of oracle.py: problems drawn by
 hypothesis in every launch form, dtype, memory layout and option, under a random order of threads.
 
-Runs in three sizes: here, in a process with AddressSanitizer and UBSan (test_sanitized), and ten times as long (-m long).
+Runs in three sizes: here, in a process with AddressSanitizer and UBSan (test_sanitized), and twenty times as long (-m long).
 """
 
 import emulated
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.lib.stride_tricks import as_strided
 
-EXAMPLES = 40 if emulated.VARIANT == "sanitized" else 300
-AT_LEISURE = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+EXAMPLES = 100 if emulated.VARIANT == "sanitized" else 1000
+AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 # Arithmetic precision (half an ulp of 1), and per storage dtype the same and half its smallest number.
 PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
@@ -25,9 +24,9 @@ STORED = {
 }
 FLOATS = sorted(STORED)
 
-# One class, binary, around one and around 31 chunks of 8 (the end of the lanes form), common sizes, around 127 chunks (the
-# end of the warp form), and the block forms.
-CLASSES = [1, 2, 7, 8, 9, 10, 31, 100, 240, 248, 249, 256, 1000, 1001, 1008, 1016, 1017, 1025, 2500]
+# One class, binary, around one chunk of 8, common sizes, around 127 chunks (the last that registers hold), and what a block
+# shares.
+CLASSES = [1, 2, 7, 8, 9, 10, 24, 25, 100, 256, 1000, 1001, 1008, 1016, 1017, 1025, 2500]
 
 
 def encode(values, dtype):
@@ -79,11 +78,14 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
     rows = outer * inner
     if rows and draw(st.booleans()):
         groups = draw(st.sampled_from([g for g in range(1, outer + 1) if outer % g == 0]))
+    source = draw(st.sampled_from(oracle.SOURCES))
     spread = draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
-    absent = draw(st.sampled_from([0, 0, 0.3]))
+    # No probability of exactly 0 beside those that underflow: where these meet, the KL is infinite in float64 alone.
+    spread = min(spread, 5.0) if source == "probs" else spread
+    absent = draw(st.sampled_from([0, 0, 0.3])) if spread < 100 else 0
 
     options = {
-        "source": draw(st.sampled_from(oracle.SOURCES)),
+        "source": source,
         "divergence": draw(st.sampled_from(oracle.DIVERGENCES)),
         "reduction": draw(st.sampled_from(oracle.REDUCTIONS)),
         "temperature": draw(st.sampled_from([1.0, 4.0, 0.5])),
@@ -94,7 +96,7 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
         "groups": groups,
     }
     student = make_logits(rng, shape, spread, absent)
-    teacher = make_teacher(rng, shape, spread, draw(st.sampled_from([0, absent])), options["source"])
+    teacher = make_teacher(rng, shape, spread, draw(st.sampled_from([0, absent])), source)
     if draw(st.booleans()):
         options["mask"] = rng.random(rows) < 0.7
         np.moveaxis(teacher, 1, -1)[~options["mask"].reshape(outer, inner)] = np.nan  # never looked at
@@ -122,7 +124,7 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
 @st.composite
 def launches(draw):
     """How a problem is run: the order of threads, the launch form, and for what GPU."""
-    form = draw(st.sampled_from(["auto", "auto", "lanes", "warp", "staged", "streamed", "strided"]))
+    form = draw(st.sampled_from(["auto", "auto", "held", "staged", "streamed", "strided"]))
     if form == "auto":
         how = {"sm": draw(st.sampled_from([75, 80, 86, 90, 100, 120]))}
     else:
@@ -147,7 +149,7 @@ def check(student, teacher, options, ours):
     """Compares results with the oracle. Rows of infinite loss have whatever gradient."""
     double = "float64" in (name_of(student), name_of(teacher))
     precision = PRECISION["float64" if double else "float32"]
-    factor = 16 + student.shape[1] ** 0.5  # a thread alone with a row adds up all classes one after another
+    factor = 16 + student.shape[1] / 8  # a thread alone with a row adds up all classes one after another
     truth = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **options)
     rows = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
     for name in ("loss", "parts"):
@@ -168,7 +170,7 @@ def matches_the_formulas(problem, launch, gradients):
     try:
         ours = solve(student, teacher, options, launch, **gradients)
     except ValueError:  # not every form takes every problem
-        reject()
+        ours = solve(student, teacher, options, (launch[0], {}), **gradients)
     check(student, teacher, options, ours)
 
 
@@ -182,7 +184,115 @@ def test_matches_the_formulas(problem, launch, gradients):
 
 
 @pytest.mark.long
-@settings(max_examples=10 * EXAMPLES, **AT_LEISURE)
+@settings(max_examples=20 * EXAMPLES, **AT_LEISURE)
 @given(problems(st.sampled_from(CLASSES + [4096, 5003, 20000]) | st.integers(1, 3000)), launches(), gradients)
 def test_matches_the_formulas_at_length(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
+
+
+def plain_problem(classes, rows=3, seed=0, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    student, teacher = rng.normal(size=(2, rows, classes, 1)).astype(np.float32) * 3
+    return encode(student, dtype), encode(teacher, dtype)
+
+
+@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+@pytest.mark.parametrize(
+    "classes, dtype, sm, form",
+    [
+        (1016, "float32", 90, "held"),
+        (1017, "float32", 90, "staged"),
+        (9000, "float32", 75, "streamed"),  # 72 kB
+        (9000, "float16", 75, "staged"),
+        (9000, "float32", 90, "staged"),
+        (30000, "bfloat16", 120, "streamed"),
+        (1000, "float64", 90, "strided"),
+    ],
+)
+def test_every_form_is_chosen(classes, dtype, sm, form, divergence):
+    student, teacher = plain_problem(classes, rows=2, dtype=dtype)
+    options = {"divergence": divergence, "target": np.array([0, classes - 1]), "ce_weight": 1.0}
+    ours = solve(student, teacher, options, (1, {"sm": sm}), grad_teacher=True)
+    assert ours["form"] == form
+    check(student, teacher, options, ours)
+
+
+@pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
+def test_every_order_of_threads_gives_the_same_bits(form):
+    student, teacher = plain_problem(700)
+    options = {"divergence": "jsd", "target": np.array([5, -100, 699]), "ce_weight": 1.0, "row_weight": np.ones(3)}
+    how = {"form": form, "lanes": 32}
+    results = [solve(student, teacher, options, (seed, how), grad_teacher=True) for seed in range(8)]
+    for result in results[1:]:
+        for name in ("loss", "parts", "grad_student", "grad_teacher"):
+            np.testing.assert_array_equal(result[name], results[0][name], err_msg=name)
+
+
+@pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
+def test_rows_that_are_no_distribution_are_nan(form):
+    """A row without any class, a NaN logit, a label that is none, a temperature of 0: that row, and no other."""
+    student, teacher = plain_problem(50, rows=6)
+    student[0] = -np.inf
+    teacher[1] = -np.inf
+    student[2, 7] = np.nan
+    options = {
+        "reduction": "none",
+        "target": np.array([0, 0, 0, 50, 0, 0]),
+        "row_temperature": np.array([1, 1, 1, 1, 0, 1], np.float32),
+        "ce_weight": 1.0,
+    }
+    ours = solve(student, teacher, options, (1, {"form": form, "lanes": 32}), grad_teacher=True)
+    lost = np.array([True] * 5 + [False])
+    np.testing.assert_array_equal(np.isnan(ours["loss"]), lost)
+    np.testing.assert_array_equal(np.isnan(ours["grad_student"]).all((1, 2)), lost)
+    np.testing.assert_array_equal(np.isnan(ours["grad_student"]).any((1, 2)), lost)
+    assert not np.isnan(ours["grad_teacher"][5]).any()
+
+
+def test_extreme_logits_are_exact():
+    student = np.array([1e4, -1e4, 0, 1e4, 5, -3], np.float32).reshape(2, 3, 1)
+    teacher = np.array([1e4, 1e4, 0, 0, 1e4, 3], np.float32).reshape(2, 3, 1)
+    for divergence in oracle.DIVERGENCES:
+        options = {"divergence": divergence, "reduction": "none"}
+        check(student, teacher, options, solve(student, teacher, options, grad_teacher=True))
+
+
+def test_launches():
+    """No kernel more than the problem needs."""
+
+    def launches(**options):
+        before = emulated.module().launch_count()
+        solve(*plain_problem(10, rows=4), options)
+        return emulated.module().launch_count() - before
+
+    assert launches() == launches(reduction="none") == 2  # rows, reduction
+    assert launches(mask=np.ones(4, bool)) == launches(target=np.zeros(4, int)) == 3  # rows are counted first
+    assert launches(mask=np.ones(4, bool), reduction="sum") == 2
+
+
+@settings(max_examples=EXAMPLES, **AT_LEISURE)
+@given(st.data())
+def test_scale_gradient(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    shape = tuple(data.draw(st.sampled_from(sizes)) for sizes in ([0, 1, 3], [1, 7, 100, 1000], [1, 1, 5]))
+    dtype = data.draw(st.sampled_from(FLOATS))
+    gradient = encode(rng.normal(size=shape).astype(np.float32), dtype)
+    if data.draw(st.booleans()):  # channels last
+        gradient = np.ascontiguousarray(gradient.transpose(0, 2, 1)).transpose(0, 2, 1)
+    rows = shape[0] * shape[2]
+    upstream = data.draw(st.sampled_from([np.ones(()), np.full((), 0.3), rng.normal(size=rows)]))
+    upstream = upstream.astype(data.draw(st.sampled_from([np.float32, np.float64])))
+    before = decode(gradient)
+
+    emulated.module().set_seed(data.draw(st.integers(0, 2**32)))
+    emulated.module().scale_gradient(gradient, upstream, dim=1)
+
+    per_row = upstream.reshape(shape[0], 1, shape[2]) if upstream.ndim else upstream
+    truth = oracle.Estimate(before * per_row, np.abs(before * per_row))
+    oracle.close(decode(gradient), truth, PRECISION["float64" if dtype == "float64" else "float32"], *STORED[dtype][:2])
+
+
+@pytest.mark.skipif(emulated.VARIANT == "sanitized", reason="starts the process it would run in")
+def test_sanitized():
+    process = emulated.run_sanitized(["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__])
+    assert process.returncode == 0, process.stdout + process.stderr

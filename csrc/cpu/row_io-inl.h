@@ -10,10 +10,15 @@ inline int64_t tile_rows(const SoftenedKL& problem) {
 
 inline int64_t padded_classes(const SoftenedKL& problem) { return (problem.classes + 15) / 16 * 16; }
 
+inline int64_t row_start(const SoftenedKL& problem, const Rows& rows, int64_t row) {
+  if (problem.inner == 1) return row * rows.outer_stride;
+  return row / problem.inner * rows.outer_stride + row % problem.inner * rows.inner_stride;
+}
+
 template <class A>
 void load_rows(const SoftenedKL& problem, const Rows& rows, int64_t first, int64_t count, A* to, A absent) {
   const int64_t classes = problem.classes, padded = padded_classes(problem);
-  const int64_t start = first / problem.inner * rows.outer_stride + first % problem.inner * rows.inner_stride;
+  const int64_t start = row_start(problem, rows, first);
   with_dtype(rows.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(rows.data) + start;
     if (rows.class_stride == 1)
@@ -31,7 +36,7 @@ void load_rows(const SoftenedKL& problem, const Rows& rows, int64_t first, int64
 template <class A>
 void store_rows(const SoftenedKL& problem, const Rows& rows, int64_t first, int64_t count, const A* from) {
   const int64_t classes = problem.classes, padded = padded_classes(problem);
-  const int64_t start = first / problem.inner * rows.outer_stride + first % problem.inner * rows.inner_stride;
+  const int64_t start = row_start(problem, rows, first);
   with_dtype(rows.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(rows.data) + start;
     if (rows.class_stride == 1)

@@ -115,16 +115,21 @@ KD_INLINE VecD log(VecD x) {
   return x;
 }
 
+// Halves onto halves: few steps that wait for each other.
 template <class A>
 KD_INLINE A sum_lanes(Vec<A> v) {
-  A sum = 0;
-  for (int i = 0; i < Simd<A>::lanes; ++i) sum += v[i];
-  return sum;
+  A lanes[Simd<A>::lanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int half = Simd<A>::lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
 template <class A>
 KD_INLINE A max_lanes(Vec<A> v) {
-  A largest = v[0];
-  for (int i = 1; i < Simd<A>::lanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  A lanes[Simd<A>::lanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int half = Simd<A>::lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  return lanes[0];
 }

@@ -201,7 +201,7 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
 
   for (int64_t first = begin, count; first < end; first += count) {
     // Rows of one tile lie side by side in memory: they share the outer position.
-    count = std::min({tile, end - first, problem.inner - first % problem.inner});
+    count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
     load_rows(problem, problem.student, first, count, all.student, -std::numeric_limits<A>::infinity());
     load_rows(problem, problem.teacher, first, count, all.teacher, absent);
     for (int64_t r = 0; r < count; ++r) {

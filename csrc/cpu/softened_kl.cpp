@@ -2,6 +2,7 @@
 #include "cpu/softened_kl_kernel.h"
 
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "softened_kl_op.h"
 
 namespace kd {
@@ -14,7 +15,11 @@ void torch_threads(int64_t count, int64_t grain, const std::function<void(int64_
 }
 
 struct Cpu {
-  static void softened_kl(const SoftenedKL& problem, const Tensor&) { softened_kl_cpu(problem, torch_threads); }
+  static void softened_kl(const SoftenedKL& problem, const Tensor&) {
+    for (const Rows& gradient : {problem.grad_student, problem.grad_teacher})
+      if (gradient.data) prefer_huge_pages(gradient.data, problem.rows() * problem.classes * element_size(gradient.dtype));
+    softened_kl_cpu(problem, torch_threads);
+  }
 
   static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
                              Dtype upstream_dtype, bool per_row, const Tensor&) {

@@ -16,6 +16,8 @@ enum class RowForm : int {
   strided,   // a thread per row where classes are strided, else a warp: read again for every sweep
 };
 
+constexpr const char* form_names[] = {"held", "staged", "streamed", "strided"};
+
 struct RowPlan {
   RowForm form;
   int lanes;             // threads that share a row

@@ -300,8 +300,6 @@ void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream
     simt::launch(reduce_rows_kernel<A>, problem.groups, reduce_threads, 0, stream, problem);
 }
 
-inline int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
 inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
   const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
   return plan_rows(problem.rows(), problem.classes, element_size(problem.student.dtype),

@@ -92,35 +92,27 @@ py::object per_row(const py::object& numbers, bool is_double, int64_t rows, cons
   return array;
 }
 
-constexpr const char* form_names[] = {"lanes", "warp", "staged", "streamed", "strided"};  // in the order of kd::RowForm
+constexpr const char* form_names[] = {"held", "staged", "streamed", "strided"};  // in the order of kd::RowForm
 
-// The plan of a launch form that plan_rows() might not choose for the problem; `lanes` of the strided form, `threads` of
-// the block forms.
+// The plan of a launch form that plan_rows() might not choose for the problem: `lanes` per row at least in the held form,
+// exactly in the strided one, `threads` per block.
 kd::RowPlan forced_plan(const kd::SoftenedKL& problem, const std::string& name, int lanes, int threads) {
   const auto found = std::find(std::begin(form_names), std::end(form_names), name);
   if (found == std::end(form_names)) throw std::invalid_argument("no launch form is called " + name);
-  const auto form = static_cast<kd::RowForm>(found - std::begin(form_names));
-  const int64_t chunks = (problem.classes + kd::chunk_classes - 1) / kd::chunk_classes + 1;
-  const int64_t warp_chunks = kd::simt::warp_threads * kd::held_chunks;
+  kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(form_names)), threads, threads, 0, 0};
   const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
-  bool fits = form == kd::RowForm::strided || form == kd::RowForm::streamed || (!problem.is_double() && unit_stride);
-  kd::RowPlan plan{form, threads, threads, 0, 0};
-  switch (form) {
-    case kd::RowForm::lanes:
-      fits = fits && chunks <= kd::simt::warp_threads;
-      plan.lanes = kd::next_power_of_two(chunks);
-      break;
-    case kd::RowForm::warp:
-      fits = fits && chunks <= warp_chunks;
-      plan.lanes = kd::simt::warp_threads;
-      break;
-    case kd::RowForm::staged:
-      plan.shared_bytes = chunks * kd::chunk_classes *
-                          (kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype));
-      fits = fits && plan.shared_bytes <= kd::shared_limit(90);
-      break;
-    case kd::RowForm::streamed: break;
-    case kd::RowForm::strided: plan.lanes = lanes; break;
+  bool fits = unit_stride && !problem.is_double();
+  const int64_t chunks = (problem.classes + kd::chunk_classes - 1) / kd::chunk_classes + 1;
+  if (plan.form == kd::RowForm::held) {
+    plan.lanes = std::max(lanes, kd::next_power_of_two((chunks + kd::held_chunks - 1) / kd::held_chunks));
+    fits = fits && plan.lanes <= kd::simt::warp_threads;
+  } else if (plan.form == kd::RowForm::staged) {
+    plan.shared_bytes = chunks * kd::chunk_classes *
+                        (kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype));
+    fits = fits && plan.shared_bytes <= kd::shared_limit(90);
+  } else if (plan.form == kd::RowForm::strided) {
+    plan.lanes = lanes;
+    fits = true;
   }
   if (!fits) throw std::invalid_argument("the launch form " + name + " does not fit the problem");
   const int64_t rows_per_block = threads / plan.lanes;
@@ -230,6 +222,6 @@ void bind_softened_kl(py::module_& m) {
         "grad_student"_a = true, "grad_teacher"_a = false, "form"_a = "auto", "lanes"_a = 1,
         "threads"_a = 128, "sm"_a = 90,
         "Loss, parts, gradients and the launch form used, by name. Integers stand for the enums of csrc/softened_kl.h; "
-        "`form` forces a launch form, of `lanes` threads per row (strided) and `threads` per block.");
+        "`form` forces a launch form, with `lanes` threads per row and `threads` per block.");
   m.def("scale_gradient", &scale_gradient, "gradient"_a, "upstream"_a, "dim"_a = -1);
 }

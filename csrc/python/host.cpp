@@ -6,6 +6,8 @@
 
 namespace py = pybind11;
 
+void bind_softened_kl(py::module_& m);  // python/softened_kl.cpp
+
 namespace {
 
 std::string compiler() {
@@ -38,9 +40,10 @@ py::list available_isas() {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Parts of kdkernels that need no tensor: build facts and the CPU instruction set.";
+  m.doc() = "Parts of kdkernels that need no torch: build facts, instruction sets, launch plans, CPU kernels on NumPy arrays.";
   m.def("build_facts", &build_facts, "What this package was built with: torch, compiler, cuda, architectures.");
   m.def("cpu_isa", [] { return kd::isa_name(kd::isa_in_use()); }, "The instruction set in use.");
   m.def("available_isas", &available_isas, "The instruction sets this machine can run, slowest first.");
+  bind_softened_kl(m);
   m.def("set_isa", &kd::set_isa, py::arg("name"), "Chooses the instruction set of the functions of this module.");
 }

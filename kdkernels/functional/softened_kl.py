@@ -378,7 +378,7 @@ def _run(
             row_temperature, temperature = temperature.detach().to(arithmetic), 1.0
     grad = torch.is_grad_enabled()
     *options, dim = options
-    loss, parts, _, _ = ops.softened_kl.softened_kl(
+    return ops.softened_kl.softened_kl(
         student,
         teacher,
         target,
@@ -392,4 +392,3 @@ def _run(
         grad and student.requires_grad,
         grad and teacher.requires_grad,
     )
-    return loss, parts

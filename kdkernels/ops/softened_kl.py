@@ -28,12 +28,22 @@ _DIVERGENCE_OF = {code: name for name, code in DIVERGENCES.items()}
 _REDUCTION_OF = {code: name for name, code in REDUCTIONS.items()}
 
 
-def softened_kl(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op, in the form that the context can differentiate. Arguments: the schema in csrc/library.cpp."""
-    # torch.func refuses what register_autograd makes, and torch.compile traces nothing else so well.
-    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-        return _Function.apply(*arguments)
-    return _OP(*arguments)
+def softened_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *arguments: Any,  # the rest of the schema in csrc/library.cpp
+) -> tuple[Tensor, Tensor]:
+    """Loss and parts, by the cheapest form of the op that the context can differentiate."""
+    if torch.compiler.is_compiling():
+        return _OP(student, teacher, *arguments)[:2]
+    if torch._C._are_functorch_transforms_active():
+        return _Transformed.apply(student, teacher, *arguments)[:2]
+    return _Eager.apply(student, teacher, arguments)
+
+
+def _op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole output, inside a transform or outside."""
+    return (_Transformed.apply if torch._C._are_functorch_transforms_active() else _OP)(*arguments)
 
 
 # Shapes
@@ -100,26 +110,41 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+    return (*_input_gradients(ctx, upstream), *_CONSTANTS)
+
+
+def _input_gradients(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     wanted = ctx.needs_input_grad[:2]
     if upstream is None:
-        return (None, None, *_CONSTANTS)
-    if torch.is_grad_enabled():
-        gradients = list(_Derivative.apply(wanted, ctx.options, upstream, *_gradients(ctx, wanted), *ctx.saved_tensors))
-    else:
-        gradients = _gradients(ctx, wanted)
-        if in_place := _is_plain(upstream):
-            ctx.gradients = None
-        gradients = [_scaled(gradients[i], upstream, ctx.options, in_place) for i in (0, 1) if wanted[i]]
-    return (gradients.pop(0) if wanted[0] else None, gradients.pop(0) if wanted[1] else None, *_CONSTANTS)
-
-
-def _gradients(ctx: Any, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Those of the forward pass; a second backward over the same graph, whose buffers are gone, computes them anew."""
+        return None, None
     gradients = ctx.gradients
-    computed = ctx.options[-2:]
-    if gradients is None or any(want and not have for want, have in zip(wanted, computed)):
-        gradients = softened_kl(*ctx.saved_tensors, *ctx.options[:-2], *wanted)[2:]
-    return gradients
+    if gradients is None or any(want and not have for want, have in zip(wanted, ctx.options[-2:])):
+        # A second backward over the same graph: the first has given the buffers away.
+        gradients = _op(*ctx.saved_tensors, *ctx.options[:-2], *wanted)[2:]
+    if torch.is_grad_enabled():
+        found = iter(_Derivative.apply(wanted, ctx.options, upstream, *gradients, *ctx.saved_tensors))
+        return tuple(next(found) if want else None for want in wanted)
+    if in_place := _is_plain(upstream):
+        ctx.gradients = None
+    return tuple(
+        _scaled(gradient, upstream, ctx.options, in_place) if want else None
+        for gradient, want in zip(gradients, wanted)
+    )
+
+
+class _Eager(torch.autograd.Function):
+    """What register_autograd makes, at half the cost: it would go through Python twice and unpack every number."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _OP(student, teacher, *arguments)
+        _setup_context(ctx, (student, teacher, *arguments), output)
+        return output[:2]
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        return (*_input_gradients(ctx, upstream), None)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -242,7 +267,7 @@ def _vmap(info, in_dims, *arguments):
         tensors = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
         dim -= 1
     problems = 0 if reduction == _NONE else size * max(groups, 1)
-    loss, parts, *gradients = softened_kl(*tensors, *options, reduction, problems, dim + 1, grad_student, grad_teacher)
+    loss, parts, *gradients = _op(*tensors, *options, reduction, problems, dim + 1, grad_student, grad_teacher)
     if groups:
         loss = loss.unflatten(0, (size, groups))
         parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts
@@ -252,12 +277,15 @@ def _vmap(info, in_dims, *arguments):
     return (loss, parts, *gradients), out_dims
 
 
-class _Function(torch.autograd.Function):
+class _Transformed(torch.autograd.Function):
+    """For torch.func, which refuses what register_autograd makes."""
+
     forward = staticmethod(_OP)
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
     vmap = staticmethod(_vmap)
 
 
+# For torch.compile and whoever calls the op itself.
 torch.library.register_autograd("kdkernels::softened_kl", _backward, setup_context=_setup_context)
 torch.library.register_vmap("kdkernels::softened_kl", _vmap)

@@ -209,12 +209,16 @@ def _class_terms(divergence: str, beta: float, p: Tensor, log_p: Tensor, q: Tens
 
 
 def _log_mixture(gap: Tensor, share: float) -> Tensor:
-    """log((1 - share) + share * exp(gap)), exact near gap = 0 and without overflow for large gaps."""
-    wide = gap > 0
-    above, below = torch.where(wide, gap, 0), torch.where(wide, 0, gap)
-    return torch.where(
-        wide, above + torch.log1p((1 - share) * torch.expm1(-above)), torch.log1p(share * torch.expm1(below))
+    """log((1 - share) + share * exp(gap)): exact where gap is nearly 0, no overflow where it is large, and each branch
+    fed with harmless numbers where it is not chosen."""
+    near = gap.abs() <= 1
+    decay = torch.where(near, 1, gap.abs()).neg().exp()
+    far = torch.where(
+        gap > 0,
+        gap + torch.log(share + (1 - share) * decay),
+        torch.log((1 - share) + share * decay),
     )
+    return torch.where(near, torch.log1p(share * torch.expm1(torch.where(near, gap, 0))), far)
 
 
 def _hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index: int, dim: int) -> Tensor:

@@ -48,6 +48,7 @@ class Dataset:
     test: Images
     classes: int
     background: float  # value of an empty pixel after standardisation; what a shift moves in
+    cpu_threads: int | None = None  # threads worth using without a GPU; None: torch's choice
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,7 +69,9 @@ def digits(data_root: Path | None) -> Dataset:
     train, test = images.subset(chosen), images.subset(rest.nonzero().squeeze(1))
     mean, std = train.pixels.mean(), train.pixels.std()
     train, test = (Images((part.pixels - mean) / std, part.labels) for part in (train, test))
-    return Dataset(train, test, classes=10, background=(-mean / std).item())
+    # One thread: a batch of 8x8 images is too little to share, and on a busy machine waiting for the other threads
+    # makes the same run take many times longer.
+    return Dataset(train, test, classes=10, background=(-mean / std).item(), cpu_threads=1)
 
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"digits": digits}

@@ -132,6 +132,7 @@ class Run:
                 "kdkernels": kdkernels.__version__,
                 "device": str(self.accelerator.device),
                 "processes": self.accelerator.num_processes,
+                "cpu_threads": torch.get_num_threads(),
             },
         }
         if self.accelerator.is_main_process:

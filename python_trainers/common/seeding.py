@@ -8,8 +8,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 
-def make_reproducible(seed: int) -> None:
-    """Seed every generator and ask torch for deterministic kernels."""
+def make_reproducible(seed: int, cpu_threads: int | None = None) -> None:
+    """Seed every generator, ask torch for deterministic kernels and fix the number of CPU threads (None: as it is).
+
+    Sums on the CPU are split between threads, so another number of threads gives other last digits.
+    """
+    if cpu_threads is not None:
+        torch.set_num_threads(cpu_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs one write per tensor

@@ -16,7 +16,12 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
+def require_network(name: str) -> None:
+    """Refuse a name that is not in ``NETWORKS``."""
+    require(name in NETWORKS, f"unknown network {name!r}; there is: {', '.join(NETWORKS)}")
+
+
 def build_network(name: str, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A freshly initialised network for images of ``image_shape`` (channels, height, width)."""
-    require(name in NETWORKS, f"unknown network {name!r}; there is: {', '.join(sorted(NETWORKS))}")
+    require_network(name)
     return NETWORKS[name](image_shape, classes)

@@ -1,0 +1,63 @@
+"""Everything that needs a GPU, in one command: `make gpu-check`.
+
+Runs the test suite with CUDA tensors, a small set of problems under compute-sanitizer (memcheck and racecheck), and the
+benchmarks beside eager PyTorch, torch.compile and a device-to-device copy. Writes benchmarks/results/<gpu>.json and prints
+the table; exits with 1 if anything failed. Needs torch, pytest and hypothesis, no network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import kdkernels as kd
+
+from . import __main__ as benchmarks
+
+RESULTS = Path(__file__).parent / "results"
+SANITIZERS = ("memcheck", "racecheck")
+
+
+def step(name: str, command: list[str]) -> dict:
+    """Runs a command; its last line of output, status and seconds."""
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    start = time.monotonic()
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = run.stdout.strip().splitlines() or [""]
+    print("\n".join(lines[-1:] if run.returncode == 0 else lines[-60:]), flush=True)
+    return {"passed": run.returncode == 0, "summary": lines[-1], "seconds": round(time.monotonic() - start, 1)}
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("gpu_check: torch sees no GPU here; `make test` checks everything that needs none", file=sys.stderr)
+        return 2
+    if reason := kd.build_info()["why_not"].get("cuda"):
+        print(f"gpu_check: the CUDA library is not loaded: {reason}", file=sys.stderr)
+        return 2
+
+    steps = {"tests": step("tests on CUDA", [sys.executable, "-m", "pytest", "-q", "tests", "-k", "cuda"])}
+    if tool := shutil.which("compute-sanitizer"):
+        for check in SANITIZERS:
+            command = [tool, "--tool", check, "--error-exitcode", "1", sys.executable, "-m", "benchmarks.sanitized"]
+            steps[check] = step(check, command)
+    else:
+        print("== compute-sanitizer is not on PATH: skipped", flush=True)
+
+    reports = [benchmarks.run("softened_kl", "cuda", dtype, quick=False) for dtype in (torch.bfloat16, torch.float32)]
+    name = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"steps": steps, "build": kd.build_info(), "benchmarks": reports}, indent=1) + "\n")
+    print(f"wrote {path}")
+    return 0 if all(s["passed"] for s in steps.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

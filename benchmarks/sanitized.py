@@ -1,0 +1,30 @@
+"""One small problem per launch form, dtype and option, for compute-sanitizer: `python -m benchmarks.sanitized`."""
+
+from __future__ import annotations
+
+import torch
+
+import kdkernels as kd
+
+# Held in registers; staged in shared memory; streamed; each aligned and ragged.
+CLASSES = [10, 100, 1000, 1001, 4096, 4099, 70001]
+
+
+def main() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for classes in CLASSES:
+            student, teacher = (torch.randn(5, classes, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
+            target = torch.randint(classes, (5,), device="cuda")
+            for divergence in ("forward", "reverse", "jsd"):
+                kd.softened_kl(student, teacher, temperature=4.0, divergence=divergence).backward()
+            mask = torch.tensor([True, False, True, True, False], device="cuda")
+            loss = kd.kd_loss(student, teacher, target, label_smoothing=0.1, mask=mask)
+            (2 * loss).backward()
+        # Classes strided: one thread per row.
+        student, teacher = (torch.randn(2, 19, 7, 5, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
+        kd.softened_kl(student, teacher, dim=1, reduction="none").sum().backward()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+// NumPy arrays to the plain problem of softened_kl.h, read where they lie: any strides, any address. uint16 holds bfloat16.
+// Used by kdkernels._host and, for the emulated CUDA kernels, by the tests' kd_emulated.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "softened_kl.h"
+
+namespace kd::python {
+
+namespace py = pybind11;
+
+inline Dtype dtype_of(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  if (dtype.kind() == 'f' && dtype.itemsize() == 4) return Dtype::float32;
+  if (dtype.kind() == 'f' && dtype.itemsize() == 2) return Dtype::float16;
+  if (dtype.kind() == 'f' && dtype.itemsize() == 8) return Dtype::float64;
+  if (dtype.kind() == 'u' && dtype.itemsize() == 2) return Dtype::bfloat16;
+  throw py::type_error("logits must be float32, float64, float16 or uint16 (bfloat16), got " +
+                       py::str(dtype).cast<std::string>());
+}
+
+inline std::vector<int64_t> strides_of(const py::array& array) {
+  return {array.strides(), array.strides() + array.ndim()};
+}
+
+// Byte strides of a dense array with the dimensions of `array` in the same order in memory.
+inline std::vector<int64_t> dense_strides(const py::array& array) {
+  std::vector<int64_t> order(array.ndim()), strides(array.ndim());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return std::abs(array.strides(a)) > std::abs(array.strides(b)); });
+  int64_t step = array.itemsize();
+  for (auto d = order.rbegin(); d != order.rend(); step *= array.shape(*d++)) strides[*d] = step;
+  return strides;
+}
+
+// [outer,] classes [, inner] around dimension `dim`; strides in elements.
+struct Layout {
+  int64_t sizes[3] = {1, 1, 1};
+  int64_t strides[3] = {0, 0, 0};
+
+  Layout(const py::array& array, int64_t dim, const std::vector<int64_t>& byte_strides) {
+    if (dim < 0) dim += array.ndim();
+    if (dim < 0 || dim > 1 || array.ndim() - dim > 2)
+      throw std::invalid_argument("logits must have at most one dimension on each side of dim");
+    for (int64_t d = 0; d < array.ndim(); ++d) {
+      sizes[1 + d - dim] = array.shape(d);
+      strides[1 + d - dim] = byte_strides[d] / array.itemsize();
+    }
+    if (sizes[1] < 1) throw std::invalid_argument("at least 1 class is needed");
+  }
+
+  Rows rows(void* data, Dtype dtype) const { return {data, dtype, strides[0], strides[1], strides[2]}; }
+};
+
+struct Options {
+  int source, divergence, reduction;
+  double temperature, beta, target_eps;
+  bool scale_by_t2;
+  double kl_weight, ce_weight, label_smoothing;
+  int64_t ignore_index;
+  std::optional<py::array_t<int64_t, py::array::c_style>> target;
+  std::optional<py::array_t<bool, py::array::c_style>> mask;
+  py::object row_weight, row_temperature;
+  int64_t groups, dim;
+  bool grad_student, grad_teacher;
+};
+
+// The problem, with what it points to. Memory for outputs and workspaces comes from `allocate(name, bytes)`, which keeps
+// it until the results are copied out.
+class NumpyProblem {
+ public:
+  using Allocate = std::function<void*(const std::string& name, size_t bytes)>;
+
+  SoftenedKL problem;
+
+  NumpyProblem(const py::array& student,  // [outer,] classes [, inner] logits
+               const py::array& teacher,  // the same shape
+               const Options& options, const Allocate& allocate)
+      : student_(student), teacher_(teacher), options_(options) {
+    if (student.ndim() != teacher.ndim() ||
+        !std::equal(student.shape(), student.shape() + student.ndim(), teacher.shape()))
+      throw std::invalid_argument("student and teacher must have equal shapes");
+    const Layout layout(student, options.dim, strides_of(student));
+    problem.outer = layout.sizes[0];
+    problem.classes = layout.sizes[1];
+    problem.inner = layout.sizes[2];
+    problem.groups = options.groups;
+    problem.student = layout.rows(const_cast<void*>(student.data()), dtype_of(student));
+    problem.teacher = Layout(teacher, options.dim, strides_of(teacher))
+                          .rows(const_cast<void*>(teacher.data()), dtype_of(teacher));
+    const int64_t rows = problem.rows();
+    if (options.groups < 1 || problem.outer % options.groups != 0)
+      throw std::invalid_argument("groups must divide the first dimension");
+    if (options.target && options.target->size() != rows)
+      throw std::invalid_argument("target must have one value per row");
+    if (options.mask && options.mask->size() != rows) throw std::invalid_argument("mask must have one value per row");
+    problem.target = options.target ? options.target->data() : nullptr;
+    problem.mask = options.mask ? options.mask->data() : nullptr;
+    problem.row_weight = per_row(options.row_weight, "row_weight");
+    problem.row_temperature = per_row(options.row_temperature, "row_temperature");
+    problem.source = static_cast<TargetSource>(options.source);
+    problem.divergence = static_cast<Divergence>(options.divergence);
+    problem.reduction = static_cast<Reduction>(options.reduction);
+    problem.temperature = options.temperature;
+    problem.beta = options.beta;
+    problem.target_eps = options.target_eps;
+    problem.scale_by_t2 = options.scale_by_t2;
+    problem.kl_weight = options.kl_weight;
+    problem.ce_weight = options.ce_weight;
+    problem.label_smoothing = options.label_smoothing;
+    problem.ignore_index = options.ignore_index;
+
+    const size_t float_size = problem.is_double() ? sizeof(double) : sizeof(float);
+    losses_ = problem.reduction == Reduction::none ? rows : options.groups;
+    problem.loss = allocate("loss", losses_ * float_size);
+    problem.parts = options.target ? allocate("parts", 2 * losses_ * float_size) : nullptr;
+    problem.row_losses = allocate("row_losses", 2 * rows * float_size);
+    problem.counts = allocate("counts", 2 * options.groups * sizeof(int64_t));
+    if (options.grad_student) problem.grad_student = gradient(student, allocate("grad_student", student.nbytes()));
+    if (options.grad_teacher) problem.grad_teacher = gradient(teacher, allocate("grad_teacher", teacher.nbytes()));
+  }
+
+  // {loss, parts, grad_student, grad_teacher}, copied; None where there is none.
+  py::dict results() const {
+    py::dict results;
+    results["loss"] = numbers(problem.loss, {losses_});
+    results["parts"] = numbers(problem.parts, {2, losses_});
+    results["grad_student"] = copied(student_, problem.grad_student);
+    results["grad_teacher"] = copied(teacher_, problem.grad_teacher);
+    return results;
+  }
+
+ private:
+  // Per-row numbers in the arithmetic type, kept alive here.
+  const void* per_row(const py::object& values, const char* name) {
+    if (values.is_none()) return nullptr;
+    const auto flags = py::array::c_style | py::array::forcecast;
+    const py::array array = problem.is_double() ? py::array(py::array_t<double, flags>(values))
+                                                : py::array(py::array_t<float, flags>(values));
+    if (array.size() != problem.rows()) throw std::invalid_argument(std::string(name) + " must have one value per row");
+    kept_.push_back(array);
+    return array.data();
+  }
+
+  Rows gradient(const py::array& logits, void* data) const {
+    return Layout(logits, options_.dim, dense_strides(logits)).rows(data, dtype_of(logits));
+  }
+
+  py::object numbers(const void* data, const std::vector<int64_t>& shape) const {
+    if (!data) return py::none();
+    if (problem.is_double()) return py::array_t<double>(shape, static_cast<const double*>(data));
+    return py::array_t<float>(shape, static_cast<const float*>(data));
+  }
+
+  static py::object copied(const py::array& logits, const Rows& rows) {
+    if (!rows.data) return py::none();
+    const std::vector<int64_t> shape(logits.shape(), logits.shape() + logits.ndim());
+    return py::array(logits.dtype(), shape, dense_strides(logits), rows.data);
+  }
+
+  py::array student_, teacher_;
+  Options options_;
+  std::vector<py::array> kept_;
+  int64_t losses_ = 0;
+};
+
+// Declares the options as keyword arguments of a function (student, teacher, Options fields..., extra...).
+template <class Function, class... Extra>
+void def_softened_kl(py::module_& m, const char* name, Function function, const char* doc, Extra... extra) {
+  using namespace py::literals;
+  const py::none none;
+  m.def(
+      name, function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0, "reduction"_a = 2,
+      "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true, "kl_weight"_a = 1.0,
+      "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100, "target"_a = none, "mask"_a = none,
+      "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1, "dim"_a = -1, "grad_student"_a = true,
+      "grad_teacher"_a = false, extra..., doc);
+}
+
+}  // namespace kd::python

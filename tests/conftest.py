@@ -1,0 +1,32 @@
+"""Fixtures of all tests: the devices and, on the CPU, the instruction sets that this machine has."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from kdkernels import _loader
+
+settings.register_profile("kdkernels", deadline=None, derandomize=True)
+settings.load_profile("kdkernels")
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+MACHINES = [f"cpu-{isa}" for isa in (_loader.host.available_isas() if _loader.host else ())]
+MACHINES += ["cuda"] * torch.cuda.is_available()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=MACHINES)
+def machine(request):
+    """A device; on the CPU with each of its instruction sets in turn."""
+    device, _, isa = request.param.partition("-")
+    if not isa:
+        yield device
+        return
+    usual = torch.ops.kdkernels.cpu_isa()
+    torch.ops.kdkernels.set_cpu_isa(isa)
+    yield device
+    torch.ops.kdkernels.set_cpu_isa(usual)

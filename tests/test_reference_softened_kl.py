@@ -1,0 +1,227 @@
+"""The reference twin against torch's own functions and against the float64 NumPy formulas of oracle.py."""
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import draw, labels
+
+from kdkernels import reference
+
+inf, nan = math.inf, math.nan
+PRECISION = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+
+def gradients(function, student, teacher, *rest, **options):
+    student, teacher = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+    loss = function(student, teacher, *rest, **options)
+    loss.sum().backward()
+    return loss.detach(), student.grad, teacher.grad
+
+
+def test_forward_is_kl_div():
+    student, teacher = draw(16, 10, dtype=torch.float64), draw(16, 10, seed=1, dtype=torch.float64)
+    for temperature in (0.5, 1.0, 4.0):
+        log_q, p = F.log_softmax(student / temperature, -1), F.softmax(teacher / temperature, -1)
+        for ours, theirs in (("batchmean", "batchmean"), ("sum", "sum"), ("elementmean", "mean"), ("mean", "batchmean")):
+            expected = temperature**2 * F.kl_div(log_q, p, reduction=theirs)
+            loss = reference.softened_kl(student, teacher, temperature=temperature, reduction=ours)
+            torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+        rows = F.kl_div(log_q, p, reduction="none").sum(-1)
+        loss = reference.softened_kl(student, teacher, temperature=temperature, reduction="none", scale_by_t2=False)
+        torch.testing.assert_close(loss, rows, rtol=1e-13, atol=1e-15)
+
+
+def test_soft_cross_entropy_is_cross_entropy_with_probabilities():
+    student, p = draw(16, 10, dtype=torch.float64), draw(16, 10, seed=1, dtype=torch.float64).softmax(-1)
+    loss = reference.soft_cross_entropy(student, p, temperature=3.0, teacher_kind="probs")
+    torch.testing.assert_close(loss, 9 * F.cross_entropy(student / 3, p), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_kd_loss_is_the_sum_of_two_terms(smoothing):
+    student, teacher = draw(4, 10, 3, dtype=torch.float64), draw(4, 10, 3, seed=1, dtype=torch.float64)
+    target = labels(4, 3, classes=10)
+    target[0, 1] = target[2, 2] = -100
+    ce = F.cross_entropy(student, target, label_smoothing=smoothing)
+    kl = 16 * F.kl_div(F.log_softmax(student / 4, 1), F.softmax(teacher / 4, 1), reduction="sum") / 12
+    loss, parts = reference.kd_loss(
+        student, teacher, target, dim=1, ce_weight=0.3, kl_weight=2.0, label_smoothing=smoothing, return_parts=True
+    )
+    torch.testing.assert_close(loss, 0.3 * ce + 2 * kl, rtol=1e-13, atol=0)
+    torch.testing.assert_close(parts, {"ce": ce, "kl": kl}, rtol=1e-13, atol=0)
+    loss = reference.kd_loss(student, teacher, target, dim=1, label_smoothing=smoothing, reduction="elementmean")
+    torch.testing.assert_close(loss, ce + kl / 10, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", oracle.REDUCTIONS)
+@pytest.mark.parametrize("source", oracle.SOURCES)
+@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+def test_formulas(divergence, source, reduction, dtype):
+    for seed, (eps, beta) in enumerate([(0.0, 0.5), (1e-3, 0.2)]):
+        student, teacher = draw(12, 9, seed=seed, dtype=dtype), draw(12, 9, seed=seed + 10, dtype=dtype)
+        student[3, 4] = teacher[3, 4] = student[4, 0] = -inf  # a class that neither has, one that the teacher has
+        if divergence == "reverse":
+            student[4, 0], teacher[4, 0] = teacher[4, 0], student[4, 0]
+        if source != "logits":
+            teacher = teacher.softmax(-1) if source == "probs" else teacher.log_softmax(-1)
+        mask, weight = labels(12, classes=4) > 0, draw(12, seed=5, dtype=dtype).abs()
+        mask[4] = divergence == "jsd" and eps == 0  # a finite divergence where one of the two has no such class
+        temperature = draw(12, seed=6, dtype=dtype).abs() + 0.5
+        options = dict(divergence=divergence, beta=beta, target_eps=eps, scale_by_t2=seed == 0, reduction=reduction)
+        if eps:
+            mask[3] = False  # there the smoothed teacher wants a class that the student excludes
+        ours = gradients(
+            reference.softened_kl,
+            student,
+            teacher,
+            teacher_kind=source,
+            temperature=temperature,
+            mask=mask,
+            row_weight=weight,
+            **options,
+        )
+        truth = oracle.softened_kl(
+            student.numpy(),
+            teacher.numpy(),
+            source=source,
+            mask=mask.numpy(),
+            row_weight=weight.double().numpy(),
+            row_temperature=temperature.double().numpy(),
+            **options,
+        )
+        for mine, name in zip(ours, ("loss", "grad_student", "grad_teacher")):
+            estimate = truth[name]
+            if mine.dim() == 0:
+                estimate = oracle.Estimate(estimate.value[0], estimate.scale[0])
+            oracle.close(mine.double().numpy(), oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
+
+
+def test_impossible_classes():
+    student, teacher = torch.tensor([[0.0, 1.0, -inf]]), torch.tensor([[1.0, 0.0, -inf]])
+    loss, *grads = gradients(reference.softened_kl, student, teacher)
+    expected, *expected_grads = gradients(reference.softened_kl, student[:, :2], teacher[:, :2])
+    torch.testing.assert_close(loss, expected)
+    for grad, reduced in zip(grads, expected_grads):  # a class that neither has changes nothing
+        torch.testing.assert_close(grad, F.pad(reduced, (0, 1)))
+
+    teacher = torch.tensor([[1.0, 0.0, 0.0]])  # p > 0 where q = 0
+    assert reference.softened_kl(student, teacher) == inf
+    assert reference.soft_cross_entropy(student, teacher) == inf
+    assert reference.softened_kl(student, teacher, divergence="reverse").isfinite()
+    assert reference.softened_kl(teacher, student, divergence="reverse") == inf
+    assert reference.softened_kl(student, teacher, divergence="jsd").isfinite()
+
+
+def test_one_hot_probabilities():
+    student = draw(1, 3, dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    for function in (reference.softened_kl, reference.soft_cross_entropy):
+        loss, grad_student, grad_teacher = gradients(function, student, teacher, teacher_kind="probs")
+        torch.testing.assert_close(loss, -student.log_softmax(-1)[0, 1])
+        torch.testing.assert_close(grad_student, student.softmax(-1) - teacher)
+        assert (grad_teacher[0, [0, 2]] == 0).all() and grad_teacher[0, 1].isfinite()
+
+
+@pytest.mark.parametrize("bad", [[nan, 0.0, 1.0], [inf, 0.0, 1.0], [-inf, -inf, -inf]], ids=str)
+@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+def test_broken_rows(divergence, bad):
+    good, broken = draw(2, 3), draw(2, 3, seed=1)
+    broken[1] = torch.tensor(bad)
+    for student, teacher in ((good, broken), (broken, good)):
+        loss = reference.softened_kl(student, teacher, divergence=divergence, reduction="none")
+        assert loss[0].isfinite() and loss[1].isnan()
+        options = dict(divergence=divergence, mask=torch.tensor([True, False]))
+        for reduction in ("none", "sum", "batchmean"):
+            loss, *grads = gradients(reference.softened_kl, student, teacher, reduction=reduction, **options)
+            assert loss.isfinite().all()
+            for grad in grads:
+                assert grad[0].isfinite().all() and (grad[1] == 0).all()
+
+
+def test_nothing_counted():
+    student, teacher = torch.full((2, 3), nan), torch.full((2, 3), nan)
+    none = torch.zeros(2, dtype=torch.bool)
+    for reduction in ("none", "sum", "batchmean", "elementmean"):
+        weight = torch.full((2,), nan)
+        temperature = torch.full((2,), -1.0)
+        options = dict(reduction=reduction, mask=none, row_weight=weight, temperature=temperature)
+        for ours in (
+            gradients(reference.softened_kl, student, teacher, **options),
+            gradients(reference.kd_loss, student, teacher, torch.tensor([-100, -100]), **options),
+        ):
+            assert all((tensor == 0).all() for tensor in ours)
+    assert reference.softened_kl(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+
+
+def test_a_term_of_weight_zero_is_silent():
+    student = torch.tensor([[0.0, 1.0, -inf]])
+    teacher, target = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([2])  # both terms are infinite
+    possible = torch.tensor([0])
+    ce, grad, _ = gradients(reference.kd_loss, student, teacher, possible, kl_weight=0)
+    torch.testing.assert_close(ce, F.cross_entropy(student, possible))
+    assert grad.isfinite().all()
+    loss, *grads = gradients(reference.kd_loss, student, teacher, target, kl_weight=0, ce_weight=0)
+    assert loss == 0 and all((grad == 0).all() for grad in grads)
+    kl, grad, _ = gradients(reference.kd_loss, student, teacher[:, [0, 1, 2]] + student, target, ce_weight=0)
+    assert kl.isfinite() and grad.isfinite().all()
+
+
+def test_nearly_equal_distributions_keep_their_value():
+    """A Jensen-Shannon divergence of 1e-12 comes from terms of 1e-6 that cancel class by class."""
+    student = draw(1, 50, dtype=torch.float64)
+    for size in (1e-3, 1e-6):
+        step = size * draw(1, 50, seed=1, scale=1.0, dtype=torch.float64)
+        q = student.softmax(-1)
+        variance = (q * step**2).sum() - (q * step).sum() ** 2
+        for beta in (0.5, 0.1):
+            loss = reference.softened_kl(student, student + step, divergence="jsd", beta=beta)
+            torch.testing.assert_close(loss, beta * (1 - beta) / 2 * variance, rtol=10 * size, atol=0)
+
+
+def test_jsd_at_the_ends_is_zero():
+    for beta in (0, 1):
+        loss, *grads = gradients(reference.softened_kl, draw(3, 5), draw(3, 5, seed=1), divergence="jsd", beta=beta)
+        assert loss == 0 and all((grad == 0).all() for grad in grads)
+
+
+def test_half_precision_is_computed_in_float32():
+    student, teacher = (draw(8, 100, seed=seed, dtype=torch.float16) for seed in (0, 1))
+    loss, grad, _ = gradients(reference.softened_kl, student, teacher, temperature=2.0)
+    expected, expected_grad, _ = gradients(reference.softened_kl, student.float(), teacher.float(), temperature=2.0)
+    assert loss == expected and torch.equal(grad, expected_grad.half())
+
+
+def test_large_logits_are_exact():
+    """A common offset of 1e4 changes nothing: rows are shifted before anything is divided."""
+    student, teacher = (torch.tensor([values]) for values in ([0.0, 1.0, 3.0], [2.0, 0.0, 1.0]))
+    for temperature in (0.1, 3.0, 100.0):
+        expected = gradients(reference.softened_kl, student, teacher, temperature=temperature)
+        shifted = gradients(reference.softened_kl, student + 1e4, teacher - 1e4, temperature=temperature)
+        assert all(torch.equal(a, b) for a, b in zip(shifted, expected))
+
+
+@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+def test_derivatives_of_any_order(divergence):
+    student, teacher = draw(3, 4, scale=1.0, dtype=torch.float64), draw(3, 4, seed=1, scale=1.0, dtype=torch.float64)
+
+    def loss(student, teacher):
+        return reference.softened_kl(student, teacher, temperature=2.0, divergence=divergence, reduction="none")
+
+    inputs = (student.requires_grad_(), teacher.requires_grad_())
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+    student.data[0] = teacher.data[0]  # equal rows meet the branches of the mixture
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+def test_labels_out_of_range_make_their_row_nan_where_nothing_can_be_raised():
+    student, teacher = draw(3, 5), draw(3, 5, seed=1)
+    target = torch.tensor([1, 5, -100])
+    per_row = torch.func.grad(lambda student: reference.kd_loss(student, teacher, target))  # values cannot be looked at
+    grad = per_row(student)
+    assert grad[1].isnan().all() and grad[0].isfinite().all() and grad[2].isfinite().all()

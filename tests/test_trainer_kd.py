@@ -1,0 +1,308 @@
+"""The trainer kd: what it writes, exact resume, and the sentences for what can go wrong."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("accelerate", "matplotlib", "sklearn", "tqdm", "tyro"):
+    pytest.importorskip(package, reason="the trainers need `pip install kdkernels[trainers]`")
+
+from accelerate import Accelerator
+
+from python_trainers import cli, demo, kd
+from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
+from python_trainers.common.data import Batches, few_images, load_dataset
+from python_trainers.common.models import NETWORKS, build_network
+
+ROOT = Path(__file__).parents[1]
+EPOCHS = 25  # long enough to be stopped in the middle
+
+
+@pytest.fixture(autouse=True)
+def torch_settings():
+    """Trainers fix process-wide settings; put them back for the tests of other files."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """A finished smoke run."""
+    out = tmp_path_factory.mktemp("smoke") / "kd"
+    assert kd.main(["--smoke", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def student(smoke, tmp_path_factory) -> tuple[list[str], Path]:
+    """Options of a longer run and the folder of that run, never interrupted."""
+    options = ["--teacher", str(smoke / "teacher"), "--train-images", "50", "--epochs", str(EPOCHS)]
+    out = tmp_path_factory.mktemp("student") / "uninterrupted"
+    torch.set_num_threads(1)
+    assert kd.main([*options, "--out", str(out)]) == 0
+    return options, out
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoint_path(run))["tracked"]["model"]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Bit for bit."""
+    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    for name, weight in weights(run).items():
+        assert torch.equal(weight, weights(other)[name]), name
+
+
+def epochs_written(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_smoke_run_writes_its_files_and_learns(smoke):
+    entries = [json.loads(line) for line in (smoke / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+    assert all(math.isfinite(value) for entry in entries for value in entry.values())
+    for name in ("loss", "kl"):
+        assert entries[-1][name] < entries[0][name]
+    summary = json.loads((smoke / "summary.json").read_text())
+    assert summary["figures"]["test_accuracy"] == entries[-1]["test_accuracy"]
+    assert summary["configuration"]["temperature"] == 4.0
+    assert summary["versions"]["torch"] == torch.__version__
+    assert (smoke / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in smoke.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_finished_run_is_not_trained_again(smoke, capsys):
+    before = checkpoint_path(smoke).stat().st_mtime_ns
+    assert kd.main(["--smoke", "--out", str(smoke)]) == 0
+    assert f"{smoke} is finished (3 epochs)" in capsys.readouterr().out
+    assert checkpoint_path(smoke).stat().st_mtime_ns == before
+
+
+def test_seed_decides_the_run(smoke, tmp_path):
+    runs = {}
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        runs[name] = tmp_path / name
+        options = ["--smoke", "--teacher", str(smoke / "teacher"), "--seed", str(seed), "--out", str(runs[name])]
+        assert kd.main(options) == 0
+    assert_same_run(runs["first"], runs["again"])
+    assert (runs["first"] / "metrics.jsonl").read_bytes() != (runs["other"] / "metrics.jsonl").read_bytes()
+
+
+def test_student_is_the_same_whether_its_teacher_was_trained_or_loaded(smoke, tmp_path):
+    assert kd.main(["--smoke", "--teacher", str(smoke / "teacher"), "--out", str(tmp_path)]) == 0
+    assert_same_run(tmp_path, smoke)
+
+
+def test_undistilled_run_needs_no_teacher(tmp_path):
+    assert kd.main(["--smoke", "--kl-weight", "0", "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_interrupted_run_continues_exactly(student, tmp_path, kill, capsys):
+    options, uninterrupted = student
+    command = [sys.executable, "-m", "python_trainers.kd", *options, "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test suite started in the background inherits an ignored SIGINT, which python would keep
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 300
+    while epochs_written(tmp_path) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(kill)
+    _, stderr = process.communicate(timeout=300)
+    assert 3 <= epochs_written(tmp_path) < EPOCHS, stderr
+    if kill == signal.SIGINT:
+        assert process.returncode == 130
+        assert "kd: interrupted; all finished epochs are saved" in stderr
+        assert "Traceback" not in stderr
+
+    assert kd.main([*options, "--out", str(tmp_path)]) == 0
+    assert f"{tmp_path} continues after epoch" in capsys.readouterr().out
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_full_disk_leaves_the_last_epoch_and_the_run_continues(student, tmp_path, monkeypatch, capsys):
+    options, uninterrupted = student
+    flush, flushes = os.fsync, []
+
+    def fill_up(descriptor):
+        flushes.append(descriptor)
+        if len(flushes) == 15:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    assert kd.main([*options, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "kd: cannot write" in error and "No space left on device" in error and "free space" in error
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(load_checkpoint(checkpoint_path(tmp_path))["history"]) == epochs_written(tmp_path) > 0
+
+    monkeypatch.undo()
+    assert kd.main([*options, "--out", str(tmp_path)]) == 0
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda content: b"", lambda content: b"not a checkpoint"])
+def test_corrupt_checkpoint(student, tmp_path, damage, capsys):
+    options, uninterrupted = student
+    path = checkpoint_path(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(damage(checkpoint_path(uninterrupted).read_bytes()))
+    assert kd.main([*options, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"kd: checkpoint {path} cannot be read" in error and "delete it to train anew" in error
+
+
+def test_foreign_checkpoint(student, tmp_path, capsys):
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weight": torch.zeros(3)}, foreign)
+    assert kd.main(["--teacher", str(foreign), "--out", str(tmp_path / "out")]) == 1
+    assert f"checkpoint {foreign} was not written by these trainers" in capsys.readouterr().err
+
+
+def test_changed_configuration_names_both_values(student, capsys):
+    options, uninterrupted = student
+    assert kd.main([*options, "--temperature", "2", "--out", str(uninterrupted)]) == 1
+    error = capsys.readouterr().err
+    assert f"kd: {uninterrupted} holds a run with other options (temperature 4.0 there, 2.0 here)" in error
+    assert "give another --out" in error
+
+
+def test_unfinished_teacher(student, tmp_path, capsys):
+    _, uninterrupted = student
+    state = load_checkpoint(checkpoint_path(uninterrupted))
+    torch.save({**state, "history": state["history"][:4]}, tmp_path / "stopped.pt")
+    assert kd.main(["--teacher", str(tmp_path / "stopped.pt"), "--out", str(tmp_path / "out")]) == 1
+    assert f"stopped after epoch 4 of {EPOCHS}; continue it with its own command first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--dataset", "imagenet"], "unknown --dataset 'imagenet'; there is: digits"),
+        (["--data-root", "/nowhere/data"], "--data-root /nowhere/data is not a folder; / holds "),
+        (["--train-images", "3"], "--train-images must be 10 (one per class) to 990, or 1000 (all), got 3"),
+        (["--batch-size", "0"], "--batch-size must be 1 to 1000 and a multiple of the 1 processes, got 0"),
+        (["--temperature", "0"], "--temperature must be > 0 and finite, got 0.0"),
+        (["--kl-weight", "-1"], "--kl-weight must be >= 0 and finite, got -1.0"),
+        (["--epochs", "0"], "--epochs must be >= 1, got 0"),
+        (["--momentum", "1"], "--momentum must be between 0 and 1, got 1.0"),
+        (["--seed", "-1"], "--seed must be >= 0, got -1"),
+        (["--student-model", "vgg"], "unknown network 'vgg'; there is: small_resnet, small_convnet, small_mlp"),
+        (["--teacher", "/nowhere/state.pt"], "checkpoint /nowhere/state.pt does not exist"),
+        (["--learning-rate", "1e9", "--kl-weight", "0"], "lower --learning-rate"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):
+    assert kd.main(["--out", str(tmp_path), *options]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("kd: ") and sentence in error
+    assert "\n" not in error
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    out = tmp_path / "file"
+    out.write_text("")
+    assert kd.main(["--smoke", "--kl-weight", "0", "--out", str(out)]) == 1
+    assert "kd: cannot write" in capsys.readouterr().err
+
+
+def test_unknown_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        kd.main(["--temprature", "2"])
+    assert stop.value.code == 2
+
+
+def test_digits_split_is_fixed_and_the_few_images_are_stratified():
+    dataset = load_dataset("digits", None)
+    assert (len(dataset.train), len(dataset.test)) == (1000, 797)
+    assert torch.equal(dataset.train.pixels, load_dataset("digits", None).train.pixels)
+    few = few_images(dataset, 50, seed=3)
+    assert few.labels.bincount().tolist() == [5] * 10
+    assert not torch.equal(few.pixels, few_images(dataset, 50, seed=4).pixels)
+
+
+def test_batches_shift_by_at_most_one_pixel_and_continue_from_their_state():
+    dataset = load_dataset("digits", None)
+    few = few_images(dataset, 20, seed=0)
+    batches = Batches(
+        few,
+        batch_size=16,
+        images_per_epoch=50,
+        background=dataset.background,
+        seed=0,
+        accelerator=Accelerator(),
+    )
+    first = list(batches)
+    assert len(first) == len(batches) == 3 and first[0][0].shape == (16, 1, 8, 8)
+    state = batches.state_dict()
+    second = torch.cat([pixels for pixels, _ in batches])
+    batches.load_state_dict(state)
+    assert torch.equal(second, torch.cat([pixels for pixels, _ in batches]))
+
+    padded = torch.nn.functional.pad(few.pixels, (1, 1, 1, 1), value=dataset.background)
+    shifted = {
+        (window.numpy().tobytes(), label.item())
+        for down in range(3)
+        for right in range(3)
+        for window, label in zip(padded[..., down : down + 8, right : right + 8], few.labels, strict=True)
+    }
+    assert all(
+        (image.numpy().tobytes(), label.item()) in shifted
+        for pixels, labels in first
+        for image, label in zip(pixels, labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_the_head_of_the_features(name):
+    network = build_network(name, (1, 8, 8), 10).eval()
+    images = torch.randn(3, 1, 8, 8)
+    features = network.forward_features(images)
+    assert features.shape == (3, network.num_features)
+    assert torch.equal(network(images), network.head(features))
+
+
+def test_console_command(capsys, tmp_path):
+    assert cli.main([]) == 0
+    assert "kd " in capsys.readouterr().out
+    assert cli.main(["distil"]) == 2
+    assert "unknown method 'distil'" in capsys.readouterr().err
+    assert cli.main(["kd", "--epochs", "0"]) == 1
+
+
+def test_demo_compares_pairs():
+    comparison = demo.compare([(0.80, 0.90), (0.82, 0.91), (0.84, 0.92)])
+    assert comparison["mean"] == pytest.approx({"undistilled": 82, "distilled": 91, "difference": 9})
+    assert comparison["spread"] == pytest.approx({"undistilled": 2, "distilled": 1, "difference": 1})
+    assert comparison["ahead_by_more_than_spread"]
+    assert not demo.compare([(0.80, 0.81), (0.90, 0.89)])["ahead_by_more_than_spread"]
