@@ -25,6 +25,6 @@ done
 if command -v nvcc >/dev/null; then
     for source in csrc/cuda/*.cu; do
         echo "$source"
-        nvcc -arch=sm_80 -Xcicc -O0 -Xptxas -O0 -DUSE_CUDA --expt-relaxed-constexpr "${flags[@]}" "$source"
+        nvcc -arch=sm_80 -Xcicc -O0 -Xptxas -O0 -DUSE_CUDA "${flags[@]}" "$source"
     done
 fi

@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "plain": "-O1 -g",
-    "sanitized": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "sanitized": "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
 }
 COMPILER = os.environ.get("CXX", "g++")
 VARIANT = os.environ.get("KD_EMULATED_VARIANT", "plain")  # of this process; set by run_sanitized

@@ -107,36 +107,33 @@ def test_row_weights_that_are_learned(device, function, reduction):
 
 @pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd", "cross_entropy"])
-def test_gradcheck(machine, divergence, kind):
-    student, teacher = (
-        draw(3, 4, 2, seed=seed, scale=1.0, dtype=torch.float64, device=machine) for seed in (0, 1)
-    )
+def test_gradcheck(device, divergence, kind):
+    student, teacher = (draw(2, 3, 1, seed=seed, scale=1.0, dtype=torch.float64, device=device) for seed in (0, 1))
     if kind != "logits":
         teacher = teacher.softmax(1) if kind == "probs" else teacher.log_softmax(1)
 
     def loss(student, teacher):
         return kd.softened_kl(
-            student, teacher, temperature=2.0, divergence=divergence, teacher_kind=kind, reduction=reduction, dim=1
+            student, teacher, temperature=2.0, divergence=divergence, teacher_kind=kind, reduction="none", dim=1
         )
 
     inputs = (student.requires_grad_(), teacher.requires_grad_())
-    with kd.backend(machine):
-        for reduction in ("none", "batchmean"):
-            assert torch.autograd.gradcheck(loss, inputs)
-            assert torch.autograd.gradgradcheck(loss, inputs)
+    with kd.backend(device):
+        assert torch.autograd.gradcheck(loss, inputs)
+        assert torch.autograd.gradgradcheck(loss, inputs)
 
 
-def test_gradcheck_of_kd_loss(machine):
-    inputs = [draw(4, 5, seed=seed, dtype=torch.float64, device=machine).requires_grad_() for seed in (0, 1)]
-    target = torch.tensor([0, 4, -100, 2], device=machine)
-    temperature = torch.tensor([1.0, 2.0, 3.0, 4.0], device=machine)
+def test_gradcheck_of_kd_loss(device):
+    inputs = [draw(3, 3, seed=seed, dtype=torch.float64, device=device).requires_grad_() for seed in (0, 1)]
+    target = torch.tensor([0, -100, 2], device=device)
+    temperature = torch.tensor([1.0, 2.0, 3.0], device=device)
 
     def loss(student, teacher):
         return kd.kd_loss(
-            student, teacher, target, ce_weight=0.5, label_smoothing=0.2, mask=target != 4, temperature=temperature
+            student, teacher, target, ce_weight=0.5, label_smoothing=0.2, mask=target != 2, temperature=temperature
         )
 
-    with kd.backend(machine):
+    with kd.backend(device):
         assert torch.autograd.gradcheck(loss, inputs)
         assert torch.autograd.gradgradcheck(loss, inputs)
 

@@ -140,13 +140,17 @@ def test_interrupted_run_continues_exactly(student, tmp_path, kill, capsys):
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_full_disk_leaves_the_last_epoch_and_the_run_continues(student, tmp_path, monkeypatch, capsys):
+# Four flushes an epoch: checkpoint, its folder, metrics.jsonl, its folder.
+@pytest.mark.parametrize("failing_flush", [17, 19], ids=["checkpoint", "metrics"])
+def test_full_disk_keeps_the_finished_epochs_and_the_run_continues(
+    student, tmp_path, monkeypatch, capsys, failing_flush
+):
     options, uninterrupted = student
     flush, flushes = os.fsync, []
 
     def fill_up(descriptor):
         flushes.append(descriptor)
-        if len(flushes) == 15:
+        if len(flushes) == failing_flush:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         flush(descriptor)
 
@@ -155,7 +159,8 @@ def test_full_disk_leaves_the_last_epoch_and_the_run_continues(student, tmp_path
     error = capsys.readouterr().err
     assert "kd: cannot write" in error and "No space left on device" in error and "free space" in error
     assert not list(tmp_path.rglob("*.tmp"))
-    assert len(load_checkpoint(checkpoint_path(tmp_path))["history"]) == epochs_written(tmp_path) > 0
+    assert epochs_written(tmp_path) == 4
+    assert len(load_checkpoint(checkpoint_path(tmp_path))["history"]) == (4 if failing_flush == 17 else 5)
 
     monkeypatch.undo()
     assert kd.main([*options, "--out", str(tmp_path)]) == 0

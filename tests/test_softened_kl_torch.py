@@ -1,0 +1,273 @@
+"""The op as a citizen of PyTorch: opcheck, torch.compile, torch.func, autocast, dispatch by backend."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import draw, labels, run
+
+import kdkernels as kd
+from kdkernels.ops import softened_kl as ops
+
+NONE, BATCHMEAN = 0, 2
+
+
+def losses(device, shape=(8, 10)):
+    """The three functions of (student, teacher), row tensors held."""
+    target = labels(*shape[:-1], classes=shape[-1], device=device)
+    mask, weight = target > 1, target.float()
+    return {
+        "softened_kl": lambda s, t: kd.softened_kl(s, t, temperature=2.0, divergence="jsd", mask=mask),
+        "soft_cross_entropy": lambda s, t: kd.soft_cross_entropy(s, t, temperature=weight + 1),
+        "kd_loss": lambda s, t: kd.kd_loss(s, t, target, label_smoothing=0.1, row_weight=weight),
+        "rows": lambda s, t: kd.kd_loss(s, t, target, reduction="none"),
+    }
+
+
+def arguments(student, teacher, target, reduction, groups, dim, gradients):
+    temperature = None if target is None else target.to(torch.promote_types(student.dtype, torch.float32)) + 1
+    mask = None if target is None else target > 0
+    options = (2.0, 0, 0, 0.5, 0.0, True, 1.0, 1.0, 0.1, -100, reduction, groups, dim, *gradients)
+    return (student, teacher, target, mask, None, temperature, *options)
+
+
+LAYOUTS = {
+    "plain": lambda device: (draw(4, 6, 5, device=device), 2),
+    "class first": lambda device: (draw(4, 6, 5, device=device), 0),
+    "channels_last": lambda device: (draw(2, 6, 3, 4, device=device).to(memory_format=torch.channels_last), 1),
+    "transposed": lambda device: (draw(5, 6, 4, device=device).permute(2, 1, 0), 2),
+    "every other class": lambda device: (draw(4, 6, 10, device=device)[..., ::2], 2),
+    "expanded": lambda device: (draw(1, 6, 5, device=device).expand(4, -1, -1), 2),
+    "no rows": lambda device: (draw(0, 5, device=device), 1),
+    "one row": lambda device: (draw(5, device=device), 0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduction", [NONE, BATCHMEAN])
+def test_opcheck(device, layout, reduction):
+    for dtype, with_target, gradients in (
+        (torch.float32, True, (True, True)),
+        (torch.bfloat16, False, (True, False)),
+        (torch.float64, True, (False, False)),
+    ):
+        student, dim = LAYOUTS[layout](device)
+        student, teacher = student.to(dtype), student.flip(0).to(dtype)
+        target = labels(*student.sum(dim).shape, classes=5, device=device) if with_target else None
+        if gradients[0] and not student.is_contiguous():
+            pass  # a view that requires grad is sampled as it is
+        student.requires_grad_(gradients[0]), teacher.requires_grad_(gradients[1])
+        torch.library.opcheck(ops._OP, arguments(student, teacher, target, reduction, 0, dim, gradients))
+
+
+def test_opcheck_of_groups(device):
+    student, teacher = (draw(4, 6, 5, seed=seed, device=device).requires_grad_() for seed in (0, 1))
+    target = labels(4, 6, classes=5, device=device)
+    torch.library.opcheck(ops._OP, arguments(student, teacher, target, BATCHMEAN, 4, 2, (True, True)))
+
+
+def test_opcheck_of_scale_gradient(device):
+    for gradient, upstream in ((draw(4, 5, device=device), draw(device=device)), (draw(4, 5, device=device), draw(4, device=device))):
+        torch.library.opcheck(ops._SCALE, (gradient, upstream, 1))
+
+
+def test_registered_autograd_is_the_one_of_the_functions(device):
+    """Who calls the op itself, as a compiled graph does, gets the same gradients."""
+    student, teacher = (draw(8, 10, seed=seed, device=device).requires_grad_() for seed in (0, 1))
+    options = (2.0, 0, 0, 0.5, 0.0, True, 1.0, 0.0, 0.0, 0, BATCHMEAN, 0, 1)
+    expected = run(device, kd.softened_kl, student, teacher, temperature=2.0)
+    for flags in ((True, True), (False, False)):  # gradients that the forward pass was not asked for are made up for
+        loss, *_ = ops._OP(student, teacher, None, None, None, None, *options, *flags)
+        gradients = torch.autograd.grad(loss, (student, teacher))
+        assert all(torch.equal(a, b) for a, b in zip((loss, *gradients), expected))
+
+
+@pytest.mark.parametrize("backend", ["library", "reference"])
+@pytest.mark.parametrize("name", losses("cpu"))
+def test_compile(device, backend, name):
+    function = losses(device)[name]
+    backend = device if backend == "library" else backend
+    compiled = torch.compile(lambda s, t: 2 * function(s, t).sum(), fullgraph=True, backend="aot_eager")
+    with kd.backend(backend):
+        for student, teacher in ((draw(8, 10, seed=i, device=device), draw(8, 10, seed=i + 1, device=device)) for i in range(2)):
+            ours = run(backend, compiled, student, teacher)
+            expected = run(backend, lambda s, t: 2 * function(s, t).sum(), student, teacher)
+            torch.testing.assert_close(ours, expected)
+
+
+def test_compile_by_inductor(device):
+    def loss(student, teacher, target, temperature):
+        return 0.5 * kd.kd_loss(student * 2, teacher, target, temperature=temperature)
+
+    compiled = torch.compile(loss, fullgraph=True)
+    for rows, temperature in ((8, 2.0), (12, 2.0), (12, 3.0), (20, 4.0)):  # dynamic rows, an annealed temperature
+        student, teacher = draw(rows, 10, device=device), draw(rows, 10, seed=1, device=device)
+        target = labels(rows, classes=10, device=device)
+        ours = run(device, compiled, student, teacher, target, temperature=temperature)
+        expected = run(device, loss, student, teacher, target, temperature=temperature)
+        torch.testing.assert_close(ours, expected)
+
+
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+def both(device, function, *tensors):
+    """The same transform over the op and over the reference."""
+    with kd.backend(device):
+        ours = function(*tensors)
+    with kd.backend("reference"):
+        close(ours, function(*tensors))
+
+
+@pytest.mark.parametrize("name", losses("cpu"))
+def test_func_derivatives(device, name):
+    student, teacher = (draw(8, 10, seed=seed, dtype=torch.float64, device=device) for seed in (0, 1))
+    function = losses(device)[name]
+
+    def scalar(s, t):
+        return (function(s, t) ** 2).sum()
+
+    first = torch.func.grad(scalar, (0, 1))
+    both(device, first, student, teacher)
+    both(device, torch.func.grad(lambda s, t: sum((g**2).sum() for g in first(s, t)), (0, 1)), student, teacher)
+    both(device, torch.func.jacrev(function, (0, 1)), student, teacher)
+    both(device, torch.func.jacrev(torch.func.jacrev(function)), student[:8], teacher)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "elementmean"])
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0), (1, 2), (-1, 0)], ids=str)
+def test_vmap(device, in_dims, reduction):
+    shapes = [(6, 5, 10) if at is None else tuple(itertools.islice(_insert((6, 5, 10), at, 3), 4)) for at in in_dims]
+    student, teacher = (draw(*shape, seed=i, dtype=torch.float64, device=device) for i, shape in enumerate(shapes))
+    target = labels(3, 6, 10, classes=5, device=device)  # one set of rows each
+    weight = draw(6, 10, seed=2, device=device)  # the same for all
+
+    def loss(student, teacher, target):
+        return kd.kd_loss(
+            student, teacher, target, dim=1, mask=target > 1, row_weight=weight, reduction=reduction
+        )
+
+    def scalar(*tensors):
+        return (loss(*tensors) ** 2).sum()
+
+    both(device, torch.vmap(loss, (*in_dims, 0)), student, teacher, target)
+    both(device, torch.vmap(torch.func.grad(scalar, (0, 1)), (*in_dims, 0)), student, teacher, target)
+
+    def mapped(student, teacher):
+        return (torch.vmap(loss, (*in_dims, 0))(student, teacher, target) ** 3).sum()
+
+    both(device, torch.func.grad(mapped, (0, 1)), student, teacher)
+    both(device, lambda s, t: run(_chosen(), mapped, s, t), student, teacher)  # tensors that require grad, mapped
+
+
+def _insert(shape, at, size):
+    at %= len(shape) + 1
+    return (*shape[:at], size, *shape[at:])
+
+
+def _chosen():
+    from kdkernels import _backend
+
+    return _backend.choice()
+
+
+@pytest.mark.parametrize("reduction", ["none", "batchmean"])
+def test_nested_vmap(device, reduction):
+    student, teacher = (draw(2, 3, 6, 10, seed=seed, dtype=torch.float64, device=device) for seed in (0, 1))
+    target = labels(2, 6, classes=10, device=device)  # of the outer map alone
+
+    def loss(student, teacher, target):
+        return kd.kd_loss(student, teacher, target, reduction=reduction)
+
+    def scalar(*tensors):
+        return (loss(*tensors) ** 2).sum()
+
+    nested = torch.vmap(torch.vmap(loss, (0, 0, None)))
+    both(device, nested, student, teacher, target)
+    both(device, torch.vmap(torch.vmap(torch.func.grad(scalar, (0, 1)), (0, 0, None))), student, teacher, target)
+    both(device, torch.vmap(torch.func.grad(lambda s, t, y: torch.vmap(scalar, (0, 0, None))(s, t, y).sum())), student, teacher, target)
+    both(device, lambda s, t: run(_chosen(), lambda s, t: nested(s, t, target).square().sum(), s, t), student, teacher)
+    second = torch.func.grad(lambda s, t, y: torch.func.grad(scalar)(s, t, y).square().sum(), (0, 1))
+    both(device, torch.vmap(torch.vmap(second, (0, 0, None))), student, teacher, target)
+
+
+def test_batched_upstream_gradients(device):
+    student, teacher = (draw(4, 5, seed=seed, dtype=torch.float64, device=device).requires_grad_() for seed in (0, 1))
+
+    def jacobian(student, teacher):
+        loss = kd.softened_kl(student, teacher, reduction="none")
+        basis = torch.eye(4, dtype=loss.dtype, device=device)
+        return torch.autograd.grad(loss, (student, teacher), basis, is_grads_batched=True)
+
+    both(device, jacobian, student, teacher)
+
+
+def test_autocast(device):
+    student, teacher = draw(8, 10, device=device), draw(8, 10, seed=1, device=device)
+    weight = torch.randn(10, 10, device=device, requires_grad=True)
+    with kd.backend(device), torch.autocast(device, torch.bfloat16):
+        logits = student @ weight
+        assert logits.dtype is torch.bfloat16
+        loss = kd.softened_kl(logits, teacher, temperature=2.0)  # half against float32: nothing is cast
+        assert loss.dtype is torch.float32
+    loss.backward()
+    logits = logits.detach().requires_grad_()
+    with kd.backend(device):
+        expected = kd.softened_kl(logits, teacher, temperature=2.0)
+        expected.backward()
+    assert loss == expected and weight.grad is not None
+    double, mixed = student.double(), run(device, kd.softened_kl, student.double(), teacher)
+    with torch.autocast(device, torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(run(device, kd.softened_kl, double, teacher), mixed))
+
+
+def test_inference_mode_and_checkpoint(device):
+    from torch.utils.checkpoint import checkpoint
+
+    student, teacher = draw(8, 10, device=device), draw(8, 10, seed=1, device=device)
+    expected = run(device, kd.softened_kl, student, teacher)
+    with kd.backend(device):
+        with torch.inference_mode():
+            assert kd.softened_kl(student, teacher) == expected[0]
+
+        def loss(student, teacher):
+            return checkpoint(lambda s, t: kd.softened_kl(s * 1, t), student, teacher, use_reentrant=False)
+
+        ours = run(device, loss, student, teacher)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected))
+
+
+def test_fake_tensors(device):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), kd.backend(device):
+        student = torch.empty(8, 10, 4, dtype=torch.float16, device=device, requires_grad=True)
+        loss = kd.softened_kl(student, torch.empty(8, 10, 4, device=device), dim=1, reduction="none")
+        assert loss.shape == (8, 4) and loss.dtype is torch.float32
+        loss.sum().backward()
+        assert student.grad.shape == student.shape and student.grad.dtype is torch.float16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graph_and_no_synchronisation():
+    student, teacher = draw(64, 100, device="cuda").requires_grad_(), draw(64, 100, seed=1, device="cuda")
+    target, factor = labels(64, classes=100, device="cuda"), torch.tensor(2.0, device="cuda")
+    temperature = torch.rand(64, device="cuda") + 1
+
+    def step():
+        loss = kd.kd_loss(student, teacher, target, temperature=temperature, mask=target > 3) * factor
+        return (loss, *torch.autograd.grad(loss, student))
+
+    with kd.backend("cuda"):
+        expected = step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected))
