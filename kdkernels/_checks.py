@@ -22,7 +22,9 @@ def float_tensor(function: str, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _FLOATS:
-        remedy = "" if tensor.is_floating_point() or tensor.is_complex() else f"; convert it with {name}.float()"
+        remedy = (
+            "" if tensor.is_floating_point() or tensor.is_complex() else f"; convert it with {name}.float()"
+        )
         raise TypeError(
             f"{function}: {name} must be float32, float16, bfloat16 or float64, got {_dtype(tensor)}{remedy}"
         )
@@ -50,9 +52,13 @@ def class_dimension(function: str, logits: Tensor, dim: int) -> int:
     if type(dim) is not int:
         raise TypeError(f"{function}: dim must be an int, got {type(dim).__name__}")
     if not -rank <= dim < rank:
-        raise ValueError(f"{function}: dim must be in {-rank}..{rank - 1} for logits {list(logits.shape)}, got {dim}")
+        raise ValueError(
+            f"{function}: dim must be in {-rank}..{rank - 1} for logits {list(logits.shape)}, got {dim}"
+        )
     if logits.shape[dim] == 0:
-        raise ValueError(f"{function}: at least 1 class is needed, got logits {list(logits.shape)} with dim={dim}")
+        raise ValueError(
+            f"{function}: at least 1 class is needed, got logits {list(logits.shape)} with dim={dim}"
+        )
     return dim % rank
 
 
@@ -145,7 +151,7 @@ def labels(function: str, target: Any, logits: Tensor, dim: int, ignore_index: A
 
 
 def label_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
-    """For the reference; the compiled CPU op checks its labels itself, with the same message."""
+    """For the reference, and to tell what the compiled CPU op, which checks its labels itself, has refused."""
     if not _readable(target):
         return
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))
@@ -153,7 +159,7 @@ def label_range(function: str, target: Tensor, classes: int, ignore_index: int) 
         raise ValueError(
             f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1} "
             f"(or ignore_index={ignore_index})"
-        )
+        ) from None
 
 
 def _readable(tensor: Tensor) -> bool:

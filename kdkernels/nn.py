@@ -99,7 +99,9 @@ class SoftCrossEntropy(_Loss):
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
     ) -> Tensor:
-        return functional.soft_cross_entropy(student, teacher, mask=mask, row_weight=row_weight, **self.options())
+        return functional.soft_cross_entropy(
+            student, teacher, mask=mask, row_weight=row_weight, **self.options()
+        )
 
 
 class KDLoss(_Loss):
@@ -139,4 +141,6 @@ class KDLoss(_Loss):
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        return functional.kd_loss(student, teacher, target, mask=mask, row_weight=row_weight, **self.options())
+        return functional.kd_loss(
+            student, teacher, target, mask=mask, row_weight=row_weight, **self.options()
+        )

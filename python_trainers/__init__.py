@@ -1,1 +1,1 @@
-"""Trainers for knowledge distillation, one file per published method: ``python -m python_trainers.METHOD``."""
+"""Trainers for knowledge distillation, one file per method: ``python -m python_trainers.METHOD``."""

@@ -10,7 +10,7 @@ NOT_METHODS = {"__init__", "cli", "demo"}
 
 
 def methods() -> dict[str, str]:
-    """Name and first docstring line of every trainer, read from the source: listing them must not import torch."""
+    """Name and first docstring line of every trainer, read from its source: a list must not import torch."""
     return {
         path.stem: (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
         for path in sorted(Path(__file__).parent.glob("*.py"))

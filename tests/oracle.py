@@ -20,15 +20,13 @@ class Estimate(NamedTuple):
     scale: np.ndarray  # of a rounding error, in units of the machine precision
 
     def __add__(self, other):
-        with np.errstate(invalid="ignore"):
-            return Estimate(self.value + other.value, self.scale + other.scale)
+        return Estimate(self.value + other.value, self.scale + other.scale)
 
     def __mul__(self, factor):
-        with np.errstate(invalid="ignore"):
-            return Estimate(self.value * factor, self.scale * np.abs(factor))
+        return Estimate(self.value * factor, self.scale * np.abs(factor))
 
-    def where(self, condition, otherwise=0.0):
-        return Estimate(np.where(condition, self.value, otherwise), np.where(condition, self.scale, 0))
+    def where(self, condition):
+        return Estimate(np.where(condition, self.value, 0), np.where(condition, self.scale, 0))
 
 
 def log_softmax(logits):
@@ -105,6 +103,13 @@ def hard_rows(student, target, smoothing):
     )
 
 
+def rowwise(estimate, factor, included):
+    """[rows] or [rows, C] numbers times one factor per row, 0 in the rows that are not included."""
+    shape = (-1,) + (1,) * (estimate.value.ndim - 1)
+    return (estimate * factor.reshape(shape)).where(included.reshape(shape))
+
+
+@np.errstate(all="ignore")
 def softened_kl(
     student,  # [rows, C]
     teacher,  # [rows, C]
@@ -136,15 +141,12 @@ def softened_kl(
     labelled = labels != ignore_index
     bad = labelled & ((labels < 0) | (labels >= classes))
 
-    with np.errstate(all="ignore"):
-        soft = soft_rows(student, teacher, temperature[:, None], source, divergence, beta, target_eps)
-        hard = hard_rows(student, np.where(labelled & ~bad, labels, 0), label_smoothing)
+    soft = soft_rows(student, teacher, temperature[:, None], source, divergence, beta, target_eps)
+    hard = hard_rows(student, np.where(labelled & ~bad, labels, 0), label_smoothing)
     weight = temperature**2 if scale_by_t2 else np.ones(rows)
     weight = weight if row_weight is None else weight * row_weight
-    soft = [(x * weight.reshape(-1, *[1] * (x.value.ndim - 1))) for x in soft]
-    soft = [x.where(counted.reshape(-1, *[1] * (x.value.ndim - 1))) for x in soft]
-    hard = [x * np.where(bad, np.nan, 1).reshape(-1, *[1] * (x.value.ndim - 1)) for x in hard]
-    hard = [x.where(labelled.reshape(-1, *[1] * (x.value.ndim - 1))) for x in hard]
+    soft = [rowwise(x, weight, counted) for x in soft]
+    hard = [rowwise(x, np.where(bad, np.nan, 1), labelled) for x in hard]
 
     def divisor(included):
         if reduction in ("none", "sum"):
@@ -176,7 +178,7 @@ def softened_kl(
     }
 
 
-def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=16):
+def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=4):
     """Asserts |ours - truth| <= factor * precision * scale, and the rounding of the stored value; `ours` is float64. Where
     the truth is not finite, ours is not either. Returns the largest error in units of precision * scale."""
     assert ours.shape == truth.value.shape

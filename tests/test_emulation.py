@@ -16,6 +16,8 @@ TRUTH = {
     "uninitialised_shared": np.full(COUNT, VALUES[0] + VALUES[32]),
     "divergent_barrier": VALUES[np.arange(COUNT) ^ 1],
     "divergent_shuffle": VALUES[np.arange(COUNT) ^ 1],
+    "returned_thread": np.repeat([VALUES[31], 0], [32, COUNT - 32]),
+    "large_shared": VALUES,
     "misaligned_load": VALUES,
 }
 SEEDS = range(20)
@@ -32,7 +34,7 @@ def test_correct_twin_passes_in_every_order(name):
         np.testing.assert_array_equal(run(name, False, seed), TRUTH[name], err_msg=f"seed {seed}")
 
 
-@pytest.mark.parametrize("name", ["missing_barrier", "uninitialised_shared"])
+@pytest.mark.parametrize("name", ["missing_barrier", "uninitialised_shared", "returned_thread"])
 def test_bug_gives_a_wrong_result(name):
     wrong = [not np.array_equal(run(name, True, seed), TRUTH[name]) for seed in SEEDS]
     assert sum(wrong) >= len(SEEDS) / 2
@@ -54,6 +56,7 @@ def test_bug_gives_a_wrong_result(name):
             r"deadlock in block 0: threads 0-31 wait at sync_threads \(planted\.cpp:\d+\), "
             r"threads 32-59 wait at shuffle \(planted\.cpp:\d+\), threads 60-63 wait at sync_threads",
         ),
+        ("large_shared", r"a block has 48 KiB of static shared memory, asked for 49156"),
         ("misaligned_load", r"load16 at planted\.cpp:\d+ needs a multiple of 16, got one of remainder 4: block 0, thread 0"),
     ],
 )

@@ -33,7 +33,9 @@ def test_forward_is_kl_div():
         loss = reference.softened_kl(student, teacher, temperature=temperature, reduction="elementmean")
         torch.testing.assert_close(loss, expected / 10, rtol=1e-13, atol=0)
         rows = F.kl_div(log_q, p, reduction="none").sum(-1)
-        loss = reference.softened_kl(student, teacher, temperature=temperature, reduction="none", scale_by_t2=False)
+        loss = reference.softened_kl(
+            student, teacher, temperature=temperature, reduction="none", scale_by_t2=False
+        )
         torch.testing.assert_close(loss, rows, rtol=1e-13, atol=1e-15)
 
 
@@ -51,11 +53,20 @@ def test_kd_loss_is_the_sum_of_two_terms(smoothing):
     ce = F.cross_entropy(student, target, label_smoothing=smoothing)
     kl = 16 * F.kl_div(F.log_softmax(student / 4, 1), F.softmax(teacher / 4, 1), reduction="sum") / 12
     loss, parts = reference.kd_loss(
-        student, teacher, target, dim=1, ce_weight=0.3, kl_weight=2.0, label_smoothing=smoothing, return_parts=True
+        student,
+        teacher,
+        target,
+        dim=1,
+        ce_weight=0.3,
+        kl_weight=2.0,
+        label_smoothing=smoothing,
+        return_parts=True,
     )
     torch.testing.assert_close(loss, 0.3 * ce + 2 * kl, rtol=1e-13, atol=0)
     torch.testing.assert_close(parts, {"ce": ce, "kl": kl}, rtol=1e-13, atol=0)
-    loss = reference.kd_loss(student, teacher, target, dim=1, label_smoothing=smoothing, reduction="elementmean")
+    loss = reference.kd_loss(
+        student, teacher, target, dim=1, label_smoothing=smoothing, reduction="elementmean"
+    )
     torch.testing.assert_close(loss, ce + kl / 10, rtol=1e-13, atol=0)
 
 
@@ -66,15 +77,21 @@ def test_kd_loss_is_the_sum_of_two_terms(smoothing):
 def test_formulas(divergence, source, reduction, dtype):
     for seed, (eps, beta) in enumerate([(0.0, 0.5), (1e-3, 0.2)]):
         student, teacher = draw(12, 9, seed=seed, dtype=dtype), draw(12, 9, seed=seed + 10, dtype=dtype)
-        student[3, 4] = teacher[3, 4] = student[4, 0] = -inf  # a class that neither has, one that the teacher has
+        student[3, 4] = teacher[3, 4] = student[
+            4, 0
+        ] = -inf  # a class that neither has, one that the teacher has
         if divergence == "reverse":
             student[4, 0], teacher[4, 0] = teacher[4, 0], student[4, 0]
         if source != "logits":
             teacher = teacher.softmax(-1) if source == "probs" else teacher.log_softmax(-1)
         mask, weight = labels(12, classes=4) > 0, draw(12, seed=5, dtype=dtype).abs()
-        mask[4] = divergence == "jsd" and eps == 0  # a finite divergence where one of the two has no such class
+        mask[4] = (
+            divergence == "jsd" and eps == 0
+        )  # a finite divergence where one of the two has no such class
         temperature = draw(12, seed=6, dtype=dtype).abs() + 0.5
-        options = dict(divergence=divergence, beta=beta, target_eps=eps, scale_by_t2=seed == 0, reduction=reduction)
+        options = dict(
+            divergence=divergence, beta=beta, target_eps=eps, scale_by_t2=seed == 0, reduction=reduction
+        )
         if eps:
             mask[3] = False  # there the smoothed teacher wants a class that the student excludes
         ours = gradients(
@@ -187,14 +204,18 @@ def test_nearly_equal_distributions_keep_their_value():
 
 def test_jsd_at_the_ends_is_zero():
     for beta in (0, 1):
-        loss, *grads = gradients(reference.softened_kl, draw(3, 5), draw(3, 5, seed=1), divergence="jsd", beta=beta)
+        loss, *grads = gradients(
+            reference.softened_kl, draw(3, 5), draw(3, 5, seed=1), divergence="jsd", beta=beta
+        )
         assert loss == 0 and all((grad == 0).all() for grad in grads)
 
 
 def test_half_precision_is_computed_in_float32():
     student, teacher = (draw(8, 100, seed=seed, dtype=torch.float16) for seed in (0, 1))
     loss, grad, _ = gradients(reference.softened_kl, student, teacher, temperature=2.0)
-    expected, expected_grad, _ = gradients(reference.softened_kl, student.float(), teacher.float(), temperature=2.0)
+    expected, expected_grad, _ = gradients(
+        reference.softened_kl, student.float(), teacher.float(), temperature=2.0
+    )
     assert loss == expected and torch.equal(grad, expected_grad.half())
 
 
@@ -209,10 +230,15 @@ def test_large_logits_are_exact():
 
 @pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
 def test_derivatives_of_any_order(divergence):
-    student, teacher = draw(3, 4, scale=1.0, dtype=torch.float64), draw(3, 4, seed=1, scale=1.0, dtype=torch.float64)
+    student, teacher = (
+        draw(3, 4, scale=1.0, dtype=torch.float64),
+        draw(3, 4, seed=1, scale=1.0, dtype=torch.float64),
+    )
 
     def loss(student, teacher):
-        return reference.softened_kl(student, teacher, temperature=2.0, divergence=divergence, reduction="none")
+        return reference.softened_kl(
+            student, teacher, temperature=2.0, divergence=divergence, reduction="none"
+        )
 
     inputs = (student.requires_grad_(), teacher.requires_grad_())
     assert torch.autograd.gradcheck(loss, inputs)

@@ -39,10 +39,15 @@ def test_dtypes(device, function, dtypes):
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd", "cross_entropy"])
 def test_divergences_and_kinds(machine, divergence, kind, dtype):
     for eps, beta, scale_by_t2 in ((0.0, 0.5, True), (1e-3, 0.1, False), (0.0, 0.9, False)):
-        student, teacher = draw(17, 101, seed=1, dtype=dtype, device=machine), draw(17, 101, seed=2, device=machine)
-        teacher = {"logits": lambda x: x, "log_probs": lambda x: x.log_softmax(-1), "probs": lambda x: x.softmax(-1)}[
-            kind
-        ](teacher).to(dtype)
+        student, teacher = (
+            draw(17, 101, seed=1, dtype=dtype, device=machine),
+            draw(17, 101, seed=2, device=machine),
+        )
+        teacher = {
+            "logits": lambda x: x,
+            "log_probs": lambda x: x.log_softmax(-1),
+            "probs": lambda x: x.softmax(-1),
+        }[kind](teacher).to(dtype)
         check(
             kd.softened_kl,
             student,
@@ -95,7 +100,9 @@ def test_one_row_without_batch_dimension(device):
     check(kd.kd_loss, student, teacher, torch.tensor(3, device=device), reduction="none")
 
 
-@pytest.mark.parametrize("shape, dim", [((2, 0, 3, 5), -1), ((0, 5, 4, 4), 1), ((2, 5, 0, 4), 1), ((0, 5), 1)])
+@pytest.mark.parametrize(
+    "shape, dim", [((2, 0, 3, 5), -1), ((0, 5, 4, 4), 1), ((2, 5, 0, 4), 1), ((0, 5), 1)]
+)
 @pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "elementmean"])
 def test_no_rows(device, shape, dim, reduction):
     student, teacher = draw(*shape, device=device), draw(*shape, device=device)
@@ -120,15 +127,21 @@ def test_reductions_masks_weights_temperatures(machine, reduction):
     for names in itertools.chain.from_iterable(itertools.combinations(options, count) for count in range(4)):
         chosen = {name: options[name] for name in names}
         check(kd.softened_kl, student, teacher, reduction=reduction, **chosen)
-        check(kd.kd_loss, student, teacher, target, reduction=reduction, ce_weight=0.3, kl_weight=0.7, **chosen)
+        check(
+            kd.kd_loss, student, teacher, target, reduction=reduction, ce_weight=0.3, kl_weight=0.7, **chosen
+        )
 
 
-@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float16, torch.float32, torch.float64), repeat=2)), ids=str)
+@pytest.mark.parametrize(
+    "dtypes", list(itertools.product((torch.float16, torch.float32, torch.float64), repeat=2)), ids=str
+)
 def test_row_tensors_of_any_float_dtype(device, dtypes):
     student, teacher = draw(8, 10, device=device), draw(8, 10, seed=1, device=device)
     weight, temperature = (torch.arange(1, 9, device=device).to(dtype) for dtype in dtypes)
     loss, *_ = run(device, kd.softened_kl, student, teacher, row_weight=weight, temperature=temperature)
-    expected, *_ = run(device, kd.softened_kl, student, teacher, row_weight=weight.float(), temperature=temperature.float())
+    expected, *_ = run(
+        device, kd.softened_kl, student, teacher, row_weight=weight.float(), temperature=temperature.float()
+    )
     assert loss == expected and loss.dtype is torch.float32
 
 
@@ -150,7 +163,9 @@ def test_parts_are_the_terms_before_their_weights(device):
     student.requires_grad_()
     for reduction, weights in itertools.product(("batchmean", "none"), ((0.25, 0.5), (0.0, 2.0), (2.0, 0.0))):
         ce_weight, kl_weight = weights
-        options = dict(reduction=reduction, mask=mask, ce_weight=ce_weight, kl_weight=kl_weight, return_parts=True)
+        options = dict(
+            reduction=reduction, mask=mask, ce_weight=ce_weight, kl_weight=kl_weight, return_parts=True
+        )
         with kd.backend(device):
             loss, parts = kd.kd_loss(student, teacher, target, **options)
         with kd.backend("reference"):

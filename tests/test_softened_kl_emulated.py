@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = 100 if emulated.VARIANT == "sanitized" else 1000
+EXAMPLES = 200 if emulated.VARIANT == "sanitized" else 800
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 # Arithmetic precision (half an ulp of 1), and per storage dtype the same and half its smallest number.
@@ -149,7 +149,8 @@ def check(student, teacher, options, ours):
     """Compares results with the oracle. Rows of infinite loss have whatever gradient."""
     double = "float64" in (name_of(student), name_of(teacher))
     precision = PRECISION["float64" if double else "float32"]
-    factor = 16 + student.shape[1] / 8  # a thread alone with a row adds up all classes one after another
+    # A thread alone with a row adds up all classes one after another.
+    factor = 4 + (student.shape[1] / 8 if ours["form"] == "strided" else 0)
     truth = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **options)
     rows = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
     for name in ("loss", "parts"):

@@ -29,7 +29,10 @@ def test_huge_logits(machine, divergence, temperature):
     """Nothing overflows, and a common offset of 1e4 costs no digit."""
     options = dict(temperature=temperature, divergence=divergence, reduction="none")
     student, teacher = draw(4, 37, scale=1e4, device=machine), draw(4, 37, seed=1, scale=1e4, device=machine)
-    if divergence in ("forward", "cross_entropy"):  # the reverse divides by probabilities that only float64 tells from 0
+    if divergence in (
+        "forward",
+        "cross_entropy",
+    ):  # the reverse divides by probabilities that only float64 tells from 0
         check(kd.softened_kl, student, teacher, **options)
     student, teacher = (tensor.round().div(2000) for tensor in (student, teacher))  # exact also beside 1e4
     student, teacher = (tensor * 1024 // 1 / 1024 for tensor in (student, teacher))
@@ -43,7 +46,10 @@ def test_huge_logits(machine, divergence, temperature):
 def test_extreme_temperatures(machine, divergence, temperature):
     # Cold: only a few classes have a probability that float32 can hold; the reverse needs all of them.
     scale = 1.0 if temperature < 1 and divergence == "reverse" else 3.0
-    student, teacher = draw(16, 37, scale=scale, device=machine), draw(16, 37, seed=1, scale=scale, device=machine)
+    student, teacher = (
+        draw(16, 37, scale=scale, device=machine),
+        draw(16, 37, seed=1, scale=scale, device=machine),
+    )
     check(kd.softened_kl, student, teacher, temperature=temperature, divergence=divergence, reduction="none")
 
 
@@ -79,7 +85,9 @@ def test_one_hot_teachers(machine, divergence, classes):
     check(kd.softened_kl, student, probs.log(), divergence=divergence)
     check(kd.softened_kl, student, 1e4 * probs, divergence=divergence)
     if divergence != "jsd":
-        _, grad_student, _ = run(machine, kd.softened_kl, student, probs, teacher_kind="probs", divergence=divergence)
+        _, grad_student, _ = run(
+            machine, kd.softened_kl, student, probs, teacher_kind="probs", divergence=divergence
+        )
         student.requires_grad_()
         torch.nn.functional.cross_entropy(student, hot).backward()
         torch.testing.assert_close(grad_student, student.grad, rtol=1e-5, atol=1e-7)
@@ -109,12 +117,17 @@ def test_broken_rows_are_nan_and_mask_hides_them(machine, divergence, where, bad
     broken = student if where == "student" else teacher
     broken[1, slice(None) if bad == "all -inf" else 4] = -inf if bad == "all -inf" else bad
     for backend in (machine, "reference"):
-        loss, grad_student, grad_teacher = run(backend, kd.softened_kl, student, teacher, divergence=divergence, reduction="none")
+        loss, grad_student, grad_teacher = run(
+            backend, kd.softened_kl, student, teacher, divergence=divergence, reduction="none"
+        )
         assert loss[1].isnan() and loss[[0, 2]].isfinite().all()
         assert grad_student[[0, 2]].isfinite().all() and grad_teacher[[0, 2]].isfinite().all()
     for reduction in ("none", "sum", "batchmean", "elementmean"):
         mask = torch.tensor([True, False, True], device=machine)
-        weight, temperature = torch.tensor([1.0, nan, 2.0], device=machine), torch.tensor([1.0, 3.0, 2.0], device=machine)
+        weight, temperature = (
+            torch.tensor([1.0, nan, 2.0], device=machine),
+            torch.tensor([1.0, 3.0, 2.0], device=machine),
+        )
         _, grad_student, grad_teacher = check(
             kd.softened_kl,
             student,
@@ -159,8 +172,17 @@ def test_nearly_equal_distributions_keep_their_value(machine, dtype):
     for step in (2.0**-6, 2.0**-12):
         student = teacher + step * draw(8, 50, seed=1, scale=1.0, device=machine).round()
         check(kd.softened_kl, student.to(dtype), teacher.to(dtype), divergence="jsd", reduction="none")
-        ours, *_ = run(machine, kd.softened_kl, student.to(dtype), teacher.to(dtype), divergence="jsd", reduction="none")
-        truth, *_ = run("reference", kd.softened_kl, student.double(), teacher.double(), divergence="jsd", reduction="none")
+        ours, *_ = run(
+            machine, kd.softened_kl, student.to(dtype), teacher.to(dtype), divergence="jsd", reduction="none"
+        )
+        truth, *_ = run(
+            "reference",
+            kd.softened_kl,
+            student.double(),
+            teacher.double(),
+            divergence="jsd",
+            reduction="none",
+        )
         torch.testing.assert_close(ours.double(), truth, rtol=0.05, atol=0)
 
 

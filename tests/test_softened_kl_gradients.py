@@ -32,7 +32,10 @@ def test_upstream_per_row(machine):
 
 def test_two_backward_passes_over_one_graph(device):
     """The first gives its buffer away; the second must neither scale it again nor return the same memory."""
-    student, teacher = draw(8, 10, device=device).requires_grad_(), draw(8, 10, seed=1, device=device).requires_grad_()
+    student, teacher = (
+        draw(8, 10, device=device).requires_grad_(),
+        draw(8, 10, seed=1, device=device).requires_grad_(),
+    )
     with kd.backend(device):
         for loss in losses(student, teacher):
             loss = 3 * loss
@@ -101,20 +104,30 @@ def test_row_weights_that_are_learned(device, function, reduction):
     assert (results[0][3][~mask] == 0).all()
     if rest:
         with kd.backend(device):
-            loss, parts = function(*inputs[:2], *rest, row_weight=inputs[2], kl_weight=0, return_parts=True, **options)
+            loss, parts = function(
+                *inputs[:2], *rest, row_weight=inputs[2], kl_weight=0, return_parts=True, **options
+            )
             torch.testing.assert_close(loss, parts["ce"])
 
 
 @pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd", "cross_entropy"])
 def test_gradcheck(device, divergence, kind):
-    student, teacher = (draw(2, 3, 1, seed=seed, scale=1.0, dtype=torch.float64, device=device) for seed in (0, 1))
+    student, teacher = (
+        draw(2, 3, 1, seed=seed, scale=1.0, dtype=torch.float64, device=device) for seed in (0, 1)
+    )
     if kind != "logits":
         teacher = teacher.softmax(1) if kind == "probs" else teacher.log_softmax(1)
 
     def loss(student, teacher):
         return kd.softened_kl(
-            student, teacher, temperature=2.0, divergence=divergence, teacher_kind=kind, reduction="none", dim=1
+            student,
+            teacher,
+            temperature=2.0,
+            divergence=divergence,
+            teacher_kind=kind,
+            reduction="none",
+            dim=1,
         )
 
     inputs = (student.requires_grad_(), teacher.requires_grad_())
@@ -130,7 +143,13 @@ def test_gradcheck_of_kd_loss(device):
 
     def loss(student, teacher):
         return kd.kd_loss(
-            student, teacher, target, ce_weight=0.5, label_smoothing=0.2, mask=target != 2, temperature=temperature
+            student,
+            teacher,
+            target,
+            ce_weight=0.5,
+            label_smoothing=0.2,
+            mask=target != 2,
+            temperature=temperature,
         )
 
     with kd.backend(device):
@@ -142,11 +161,15 @@ def test_second_derivatives_by_create_graph(device):
     """A gradient penalty: the first derivative is the op's, the second the reference's."""
     results = []
     for backend in (device, "reference"):
-        student, teacher = (draw(6, 7, seed=s, dtype=torch.float64, device=device).requires_grad_() for s in (0, 1))
+        student, teacher = (
+            draw(6, 7, seed=s, dtype=torch.float64, device=device).requires_grad_() for s in (0, 1)
+        )
         with kd.backend(backend):
             loss = 3 * kd.softened_kl(student, teacher, temperature=2.0)
             first = torch.autograd.grad(loss, (student, teacher), create_graph=True)
-            second = torch.autograd.grad(sum((g**2).sum() for g in first), (student, teacher), retain_graph=True)
+            second = torch.autograd.grad(
+                sum((g**2).sum() for g in first), (student, teacher), retain_graph=True
+            )
             again = torch.autograd.grad(loss, (student, teacher))
         results.append((*first, *second, *again))
     torch.testing.assert_close(*results)

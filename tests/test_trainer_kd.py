@@ -23,6 +23,7 @@ from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
 from python_trainers.common.data import Batches, few_images, load_dataset
 from python_trainers.common.models import NETWORKS, build_network
 
+pytestmark = pytest.mark.trainers
 ROOT = Path(__file__).parents[1]
 EPOCHS = 25  # long enough to be stopped in the middle
 
@@ -96,7 +97,15 @@ def test_seed_decides_the_run(smoke, tmp_path):
     runs = {}
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         runs[name] = tmp_path / name
-        options = ["--smoke", "--teacher", str(smoke / "teacher"), "--seed", str(seed), "--out", str(runs[name])]
+        options = [
+            "--smoke",
+            "--teacher",
+            str(smoke / "teacher"),
+            "--seed",
+            str(seed),
+            "--out",
+            str(runs[name]),
+        ]
         assert kd.main(options) == 0
     assert_same_run(runs["first"], runs["again"])
     assert (runs["first"] / "metrics.jsonl").read_bytes() != (runs["other"] / "metrics.jsonl").read_bytes()
@@ -176,7 +185,9 @@ def flip_a_bit(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda content: b"", lambda content: b"not a checkpoint"])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_bit, lambda content: b"", lambda content: b"not a checkpoint"]
+)
 def test_corrupt_checkpoint(student, tmp_path, damage, capsys):
     options, uninterrupted = student
     path = checkpoint_path(tmp_path)
@@ -207,7 +218,10 @@ def test_unfinished_teacher(student, tmp_path, capsys):
     state = load_checkpoint(checkpoint_path(uninterrupted))
     torch.save({**state, "history": state["history"][:4]}, tmp_path / "stopped.pt")
     assert kd.main(["--teacher", str(tmp_path / "stopped.pt"), "--out", str(tmp_path / "out")]) == 1
-    assert f"stopped after epoch 4 of {EPOCHS}; continue it with its own command first" in capsys.readouterr().err
+    assert (
+        f"stopped after epoch 4 of {EPOCHS}; continue it with its own command first"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,13 +230,16 @@ def test_unfinished_teacher(student, tmp_path, capsys):
         (["--dataset", "imagenet"], "unknown --dataset 'imagenet'; there is: digits"),
         (["--data-root", "/nowhere/data"], "--data-root /nowhere/data is not a folder; / holds "),
         (["--train-images", "3"], "--train-images must be 10 (one per class) to 990, or 1000 (all), got 3"),
-        (["--batch-size", "0"], "--batch-size must be 1 to 1000 and a multiple of the 1 processes, got 0"),
+        (["--batch-size", "0"], "--batch-size must be 1 to 1000 and a multiple of 1 processes, got 0"),
         (["--temperature", "0"], "--temperature must be > 0 and finite, got 0.0"),
         (["--kl-weight", "-1"], "--kl-weight must be >= 0 and finite, got -1.0"),
         (["--epochs", "0"], "--epochs must be >= 1, got 0"),
         (["--momentum", "1"], "--momentum must be between 0 and 1, got 1.0"),
         (["--seed", "-1"], "--seed must be >= 0, got -1"),
-        (["--student-model", "vgg"], "unknown network 'vgg'; there is: small_resnet, small_convnet, small_mlp"),
+        (
+            ["--student-model", "vgg"],
+            "unknown network 'vgg'; there is: small_resnet, small_convnet, small_mlp",
+        ),
         (["--teacher", "/nowhere/state.pt"], "checkpoint /nowhere/state.pt does not exist"),
         (["--learning-rate", "1e9", "--kl-weight", "0"], "lower --learning-rate"),
     ],

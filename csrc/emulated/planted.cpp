@@ -109,6 +109,28 @@ KD_KERNEL void divergent_shuffle(const float* values, int64_t count, float* resu
   if (inside) result[index] = value;
 }
 
+// result[i] = the value of the last lane of its warp, 0 where that has none. The bug: threads without an element return first.
+template <bool bug>
+KD_KERNEL void returned_thread(const float* values, int64_t count, float* result) {
+  const int index = thread_index();
+  const bool inside = index < count;
+  if (bug && !inside) return;
+  const float last = shuffle(inside ? values[index] : 0, warp_threads - 1);
+  const bool any = vote_any(inside);
+  if (inside) result[index] = any ? last : 0;
+}
+
+// result[i] = values[i] by way of static shared memory. The bug: more than a block has.
+template <bool bug>
+KD_KERNEL void large_shared(const float* values, int64_t count, float* result) {
+  KD_SHARED(float, copy, bug ? 12 * 1024 + 1 : threads);
+  const int index = thread_index();
+  if (index < count) {
+    copy[index] = values[index];
+    result[index] = copy[index];
+  }
+}
+
 // result[i] = values[i], 16 bytes at a time, count a multiple of 4. The bug: the first element is left out.
 template <bool bug>
 KD_KERNEL void misaligned_load(const float* values, int64_t count, float* result) {
@@ -129,6 +151,8 @@ const std::map<std::string, Pair> kernels = {
     {"uninitialised_shared", {uninitialised_shared<false>, uninitialised_shared<true>}},
     {"divergent_barrier", {divergent_barrier<false>, divergent_barrier<true>}},
     {"divergent_shuffle", {divergent_shuffle<false>, divergent_shuffle<true>}},
+    {"returned_thread", {returned_thread<false>, returned_thread<true>}},
+    {"large_shared", {large_shared<false>, large_shared<true>}},
     {"misaligned_load", {misaligned_load<false>, misaligned_load<true>}},
 };
 

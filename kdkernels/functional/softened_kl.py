@@ -254,25 +254,30 @@ def kd_loss(
         )
 
     learned_weight = row_weight is not None and row_weight.requires_grad
-    loss, parts = _run(
-        student,
-        teacher,
-        target,
-        mask,
-        None if learned_weight else row_weight,
-        temperature,
-        _LOGITS,
-        _FORWARD,
-        0.5,
-        target_eps,
-        True,
-        0.0 if learned_weight else kl_weight,
-        ce_weight,
-        label_smoothing,
-        ignore_index,
-        reduction_code,
-        dim,
-    )
+    try:
+        loss, parts = _run(
+            student,
+            teacher,
+            target,
+            mask,
+            None if learned_weight else row_weight,
+            temperature,
+            _LOGITS,
+            _FORWARD,
+            0.5,
+            target_eps,
+            True,
+            0.0 if learned_weight else kl_weight,
+            ce_weight,
+            label_smoothing,
+            ignore_index,
+            reduction_code,
+            dim,
+        )
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
+        _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
+        raise
     if not learned_weight:
         return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
     # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.

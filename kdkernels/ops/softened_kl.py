@@ -21,7 +21,9 @@ from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 _OP = torch.ops.kdkernels.softened_kl.default
 _SCALE = torch.ops.kdkernels.scale_gradient_.default
 _TENSORS = 6  # the arguments of the schema begin with so many tensors; the rest are numbers
-_CONSTANTS = (None,) * (len(_OP._schema.arguments) - 2)  # gradients of all arguments after student and teacher
+_CONSTANTS = (None,) * (
+    len(_OP._schema.arguments) - 2
+)  # gradients of all arguments after student and teacher
 _NONE = REDUCTIONS["none"]
 _KIND_OF = {code: name for name, code in TEACHER_KINDS.items()}
 _DIVERGENCE_OF = {code: name for name, code in DIVERGENCES.items()}
@@ -114,11 +116,12 @@ def _backward(ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...
 
 
 def _input_gradients(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    wanted = ctx.needs_input_grad[:2]
     if upstream is None:
         return None, None
+    for_student, for_teacher = wanted = ctx.needs_input_grad[:2]
+    has_student, has_teacher = ctx.options[-2:]
     gradients = ctx.gradients
-    if gradients is None or any(want and not have for want, have in zip(wanted, ctx.options[-2:])):
+    if gradients is None or for_student > has_student or for_teacher > has_teacher:
         # A second backward over the same graph: the first has given the buffers away.
         gradients = _op(*ctx.saved_tensors, *ctx.options[:-2], *wanted)[2:]
     if torch.is_grad_enabled():
@@ -126,9 +129,9 @@ def _input_gradients(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, 
         return tuple(next(found) if want else None for want in wanted)
     if in_place := _is_plain(upstream):
         ctx.gradients = None
-    return tuple(
-        _scaled(gradient, upstream, ctx.options, in_place) if want else None
-        for gradient, want in zip(gradients, wanted)
+    return (
+        _scaled(gradients[0], upstream, ctx.options, in_place) if for_student else None,
+        _scaled(gradients[1], upstream, ctx.options, in_place) if for_teacher else None,
     )
 
 
@@ -158,7 +161,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, options: tuple, in_place: bool) -> Tensor:
-    *_, groups, dim, _, _ = options
+    groups, dim = options[-4:-2]
     if groups:  # one number per leading index
         upstream = upstream.reshape(groups, *[1] * (gradient.dim() - 2))
     if in_place and _is_plain(gradient):
@@ -219,7 +222,9 @@ def _reference(
     tensors = (student, teacher, target, mask, row_weight, row_temperature)
     if groups:
         in_dims = tuple(None if tensor is None else 0 for tensor in tensors)
-        return torch.func.vmap(lambda *each: _reference(*each, *options, 0, dim - 1, False, False), in_dims)(*tensors)
+        return torch.func.vmap(lambda *each: _reference(*each, *options, 0, dim - 1, False, False), in_dims)(
+            *tensors
+        )
     temperature, source, divergence, beta, target_eps, scale_by_t2, *options = options
     kl_weight, ce_weight, label_smoothing, ignore_index, reduction = options
     shared = dict(
@@ -260,14 +265,20 @@ def _vmap(info, in_dims, *arguments):
     size = info.batch_size
     *options, reduction, groups, dim, grad_student, grad_teacher = arguments[_TENSORS:]
     tensors = [
-        None if tensor is None else tensor.expand(size, *tensor.shape) if at is None else tensor.movedim(at, 0)
+        None
+        if tensor is None
+        else tensor.expand(size, *tensor.shape)
+        if at is None
+        else tensor.movedim(at, 0)
         for tensor, at in zip(arguments[:_TENSORS], in_dims)
     ]
     if groups:  # mapped twice: the first dimension is a mapped one already, and both become one
         tensors = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
         dim -= 1
     problems = 0 if reduction == _NONE else size * max(groups, 1)
-    loss, parts, *gradients = _op(*tensors, *options, reduction, problems, dim + 1, grad_student, grad_teacher)
+    loss, parts, *gradients = _op(
+        *tensors, *options, reduction, problems, dim + 1, grad_student, grad_teacher
+    )
     if groups:
         loss = loss.unflatten(0, (size, groups))
         parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from .. import _checks
 
-Parts = dict[str, Tensor]
-
 
 def softened_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
@@ -101,7 +99,7 @@ def kd_loss(
     reduction: str = "batchmean",
     dim: int = -1,
     return_parts: bool = False,
-) -> Tensor | tuple[Tensor, Parts]:
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     dim %= student.dim()
     dtype = _arithmetic(student, teacher)
     _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
@@ -239,5 +237,8 @@ def _hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index
 
 def _zero(student: Tensor, teacher: Tensor, target: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
     """0 in the shape of the loss, with gradient 0 to both logits whatever they hold."""
-    zero = sum(logits.masked_fill(torch.ones_like(logits, dtype=torch.bool), 0).sum() for logits in (student, teacher))
+    zero = sum(
+        logits.masked_fill(torch.ones_like(logits, dtype=torch.bool), 0).sum()
+        for logits in (student, teacher)
+    )
     return zero.to(dtype).expand(target.shape if reduction == "none" else ())

@@ -21,7 +21,7 @@ def checkpoint_path(run_folder: Path) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at ``path`` by ``state`` (tensors, numbers, strings, lists and dicts of them)."""
+    """Replace the checkpoint at ``path`` by ``state``: tensors, numbers, strings, lists and dicts of them."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; a damaged or foreign file is refused with its name and the remedy."""
     try:
-        # torch.load does not compare checksums; the file is a zip archive, so Python can: a flipped bit is found.
+        # torch.load compares no checksums; the file is a zip archive, so Python can, and finds a flipped bit.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -44,7 +44,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} cannot be read ({reason}); delete it to train anew, or give another path"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise TrainerError(f"checkpoint {path} was not written by these trainers (expected format {FORMAT!r})")
+        raise TrainerError(
+            f"checkpoint {path} was not written by these trainers (expected format {FORMAT!r})"
+        )
     return state
 
 

@@ -12,7 +12,11 @@ Options = TypeVar("Options")
 
 
 def run_from_console(
-    name: str, options: type[Options], train: Callable[[Options], Any], argv: Sequence[str] | None, description: str
+    name: str,
+    options: type[Options],
+    train: Callable[[Options], Any],
+    argv: Sequence[str] | None,
+    description: str,
 ) -> int:
     """Parse ``argv`` (None: the process's own) into ``options``, call ``train``; returns the exit code."""
     args = tyro.cli(options, prog=name, args=argv, description=description)
@@ -23,7 +27,7 @@ def run_from_console(
         return 1
     except KeyboardInterrupt:
         print(
-            f"\n{name}: interrupted; all finished epochs are saved, the same command continues after the last one",
+            f"\n{name}: interrupted; all finished epochs are saved, the same command continues from there",
             file=sys.stderr,
         )
         return 130  # what shells report for Ctrl-C

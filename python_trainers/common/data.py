@@ -1,6 +1,6 @@
 """Data sets as tensors on the device, and batches drawn from them.
 
-A small set lives on the device whole: no worker processes, no copies per step, and the order of the batches depends on
+A small set lives on the device whole: no worker processes, no copies per step, and all batches are drawn from
 one generator whose state is part of the checkpoint.
 """
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from python_trainers.common.errors import TrainerError, require
 
-SPLIT_SEED = 0  # of train/test: never the run's seed, or a teacher of one run has seen the test images of another
+SPLIT_SEED = (
+    0  # of train/test: never the run's seed, or a teacher of one run has seen the test images of another
+)
 DIGITS_TRAIN = 1000  # of 1,797; the other 797 are the test set
 
 
@@ -57,20 +59,22 @@ class Dataset:
 
 
 def digits(data_root: Path | None) -> Dataset:
-    """scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits): 8x8 grey values 0 to 16.
+    """Handwritten digits as 8x8 grey values (UCI Optical Recognition of Handwritten Digits, its test part).
 
-    Shipped inside scikit-learn, so ``data_root`` is not read.
+    They come with scikit-learn, so ``data_root`` is not read.
     """
     raw = load_digits()
-    images = Images(torch.from_numpy(raw.images).float().unsqueeze(1) / 16, torch.from_numpy(raw.target).long())
+    images = Images(
+        torch.from_numpy(raw.images).float().unsqueeze(1) / 16, torch.from_numpy(raw.target).long()
+    )
     chosen = stratified(images.labels, DIGITS_TRAIN, seed=SPLIT_SEED)
     rest = torch.ones(len(images), dtype=torch.bool)
     rest[chosen] = False
     train, test = images.subset(chosen), images.subset(rest.nonzero().squeeze(1))
     mean, std = train.pixels.mean(), train.pixels.std()
     train, test = (Images((part.pixels - mean) / std, part.labels) for part in (train, test))
-    # One thread: a batch of 8x8 images is too little to share, and on a busy machine waiting for the other threads
-    # makes the same run take many times longer.
+    # One thread: a batch of 8x8 images is too little to share, and on a busy machine the threads' waiting for
+    # each other makes the same run many times longer.
     return Dataset(train, test, classes=10, background=(-mean / std).item(), cpu_threads=1)
 
 
@@ -109,9 +113,10 @@ def few_images(dataset: Dataset, count: int | None, *, seed: int) -> Images:
 class Batches:
     """Shuffled, shifted batches of a few or many images; iterating once is one epoch.
 
-    An epoch shows ``images_per_epoch`` images however few there are: a small set is gone through several times, in a new
-    order each time, so runs with few and with many images take equally many steps. Every image is shifted by -1, 0
-    or 1 pixel both ways. The generator stands on the CPU: the batches are the same on every device.
+    An epoch shows ``images_per_epoch`` images however few there are: a small set is gone through several
+    times, in a new order each time, so runs with few and with many images take equally many steps. Every
+    image is shifted by -1, 0 or 1 pixel both ways. The generator is on the CPU: every device gets the
+    same batches.
     """
 
     def __init__(
@@ -127,7 +132,8 @@ class Batches:
         ranks = accelerator.num_processes
         require(
             batch_size % ranks == 0 and 0 < batch_size <= images_per_epoch,
-            f"--batch-size must be 1 to {images_per_epoch} and a multiple of the {ranks} processes, got {batch_size}",
+            f"--batch-size must be 1 to {images_per_epoch} and a multiple of {ranks} processes, "
+            f"got {batch_size}",
         )
         images = images.to(accelerator.device)
         self._labels = images.labels
@@ -165,4 +171,6 @@ def _nearest_folder(path: Path) -> str:
     """Say what the nearest existing folder above ``path`` holds."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     entries = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    return f"{folder} holds {', '.join(entries[:10]) + (', ...' if len(entries) > 10 else '') or 'no folders'}"
+    return (
+        f"{folder} holds {', '.join(entries[:10]) + (', ...' if len(entries) > 10 else '') or 'no folders'}"
+    )

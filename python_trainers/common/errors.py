@@ -2,7 +2,7 @@
 
 
 class TrainerError(Exception):
-    """An expected failure. Its text says what is wrong, the rule, the value got and, where it helps, the remedy."""
+    """An expected failure. Its text has the name, the rule, the value got and, where it helps, the remedy."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -11,7 +11,8 @@ from python_trainers.common.errors import TrainerError
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, flush it to the disk, then rename it over ``path``.
 
-    Whatever happens on the way (power cut, kill -9, full disk), ``path`` holds its old content or all of the new.
+    Whatever happens on the way (power cut, kill -9, full disk), ``path`` holds the old content or all of the
+    new.
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
@@ -29,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise TrainerError(
             f"cannot write {path}: {error.strerror}; the earlier files are untouched: "
-            "mend the cause (free space, permissions) and the same command continues from the last finished epoch"
+            "mend the cause (free space, permissions) and the same command continues after the last epoch"
         ) from error
 
 

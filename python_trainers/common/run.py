@@ -4,8 +4,9 @@
     OUT/metrics.jsonl          a line per epoch
     OUT/summary.json           final figures, configuration, versions; written once, at the end
 
-The checkpoint is the truth: metrics.jsonl is written from the history inside it, so the two never disagree for longer
-than a crash lasts. Figures that differ from run to run, such as images per second, go to the progress bar alone.
+The checkpoint is the truth: metrics.jsonl is written from the history inside it, so a crash between the
+two is mended when the run continues. Figures that differ from run to run, such as images per second, are
+shown by the progress bar alone.
 """
 
 import json
@@ -35,7 +36,9 @@ class Run:
         self,
         folder: Path,
         network: str,  # name of the tracked model in NETWORKS: the checkpoint can be loaded on its own
-        configuration: dict[str, Any],  # whatever else changes the result; a checkpoint made otherwise is refused
+        configuration: dict[
+            str, Any
+        ],  # whatever else changes the result; a checkpoint made otherwise is refused
         *,
         epochs: int,
         accelerator: Accelerator,
@@ -59,7 +62,7 @@ class Run:
             self.history = self._saved["history"]
 
     def track(self, **objects: Any) -> None:
-        """Name what the checkpoint holds (model, optimizer, ...: anything with a state_dict) and restore it."""
+        """Name what the checkpoint holds (model, optimizer: anything with a state_dict) and restore it."""
         self._tracked = {
             name: self.accelerator.unwrap_model(value) if isinstance(value, nn.Module) else value
             for name, value in objects.items()
@@ -73,7 +76,7 @@ class Run:
                 value.load_state_dict(self._saved["tracked"][name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainerError(
-                f"checkpoint {checkpoint_path(self.folder)} does not fit this trainer ({error}); give another --out"
+                f"checkpoint {checkpoint_path(self.folder)} does not fit ({error}); give another --out"
             ) from error
         restore_random_states(self._saved["random_states"], self.accelerator)
         self._write_metrics()
@@ -82,7 +85,9 @@ class Run:
         """Numbers of the epochs still to train, from 1, under a progress bar that counts images."""
         done = len(self.history)
         if done == self.epochs:
-            self.accelerator.print(f"{self.folder} is finished ({done} epochs); to train again, give another --out")
+            self.accelerator.print(
+                f"{self.folder} is finished ({done} epochs); to train again, give another --out"
+            )
             return
         if done:
             self.accelerator.print(f"{self.folder} continues after epoch {done} of {self.epochs}")
@@ -96,13 +101,18 @@ class Run:
         ) as bar:
             for epoch in range(done + 1, self.epochs + 1):
                 yield epoch
-                bar.set_postfix({name: f"{value:.4g}" for name, value in self.history[-1].items()}, refresh=False)
+                bar.set_postfix(
+                    {name: f"{value:.4g}" for name, value in self.history[-1].items()}, refresh=False
+                )
                 bar.update(images_per_epoch)
 
     def end_epoch(self, epoch: int, **figures: float) -> None:
         """Record an epoch's figures and save the run."""
         for name, value in figures.items():
-            require(math.isfinite(value), f"{self.folder}: {name} is {value} in epoch {epoch}; lower --learning-rate")
+            require(
+                math.isfinite(value),
+                f"{self.folder}: {name} is {value} in epoch {epoch}; lower --learning-rate",
+            )
         self.history.append({"epoch": epoch, **figures})
         states = random_states(self.accelerator)
         if not self.accelerator.is_main_process:
@@ -164,7 +174,10 @@ def load_trained(path: Path, dataset_name: str, image_shape: tuple[int, int, int
     trained_on = state["configuration"]["dataset"]
     require(trained_on == dataset_name, f"{path} was trained on {trained_on}, this run needs {dataset_name}")
     done, epochs = len(state["history"]), state["epochs"]
-    require(done == epochs, f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first")
+    require(
+        done == epochs,
+        f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first",
+    )
     network = build_network(state["network"], image_shape, classes)
     network.load_state_dict(state["tracked"]["model"])
     return network

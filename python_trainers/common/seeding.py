@@ -9,15 +9,17 @@ from accelerate.utils import gather_object, set_seed
 
 
 def make_reproducible(seed: int, cpu_threads: int | None = None) -> None:
-    """Seed every generator, ask torch for deterministic kernels and fix the number of CPU threads (None: as it is).
+    """Seed every generator, ask torch for deterministic kernels and set the CPU threads (None: as they are).
 
-    Sums on the CPU are split between threads, so another number of threads gives other last digits.
+    Sums on the CPU are split between threads: another number of threads gives other last digits.
     """
     if cpu_threads is not None:
         torch.set_num_threads(cpu_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs one write per tensor
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a debugging aid that costs one write per tensor
+    )
     set_seed(seed)
 
 
@@ -30,7 +32,7 @@ def random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
 
 
 def restore_random_states(states: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Put this process's generators back; ranks and devices the saved run did not have keep their fresh seed."""
+    """Put this process's generators back; a rank or device that the saved run lacked keeps its fresh seed."""
     if accelerator.process_index >= len(states):
         return
     state = states[accelerator.process_index]

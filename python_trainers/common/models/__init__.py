@@ -1,7 +1,7 @@
 """Networks by name.
 
-Every network has ``forward_features(images) -> [N, num_features]``, the layer before the classifier, and ``head``, the
-classifier; its logits are ``head(forward_features(images))``.
+Every network has ``forward_features(images) -> [N, num_features]``, the layer before the classifier, and
+``head``, the classifier; its logits are ``head(forward_features(images))``.
 """
 
 from torch import nn

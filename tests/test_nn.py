@@ -1,0 +1,80 @@
+"""Every module is its function with the options held."""
+
+import doctest
+import inspect
+import sys
+
+import pytest
+import torch
+from helpers import draw, labels
+
+import kdkernels as kd
+
+PAIRS = {
+    kd.nn.SoftenedKL: kd.softened_kl,
+    kd.nn.SoftCrossEntropy: kd.soft_cross_entropy,
+    kd.nn.KDLoss: kd.kd_loss,
+}
+OTHER = {
+    "temperature": 3.0,
+    "divergence": "jsd",
+    "beta": 0.2,
+    "teacher_kind": "probs",
+    "target_eps": 0.01,
+    "scale_by_t2": False,
+    "ce_weight": 0.3,
+    "kl_weight": 0.7,
+    "label_smoothing": 0.1,
+    "ignore_index": 2,
+    "reduction": "sum",
+    "dim": 1,
+    "return_parts": True,
+}
+
+
+def test_every_function_has_its_module():
+    assert set(PAIRS) == {getattr(kd.nn, name) for name in kd.nn.__all__}
+    assert set(PAIRS.values()) == {getattr(kd, name) for name in kd.functional.__all__}
+
+
+@pytest.mark.parametrize("module, function", PAIRS.items())
+def test_same_options_and_defaults(module, function):
+    held = {name: p.default for name, p in inspect.signature(module).parameters.items()}
+    passed = {
+        name: p.default for name, p in inspect.signature(module.forward).parameters.items() if name != "self"
+    }
+    expected = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    assert {**passed, **held} == expected
+
+
+@pytest.mark.parametrize("function", PAIRS.values())
+def test_same_signature_as_the_reference(function):
+    twin = getattr(kd.reference, function.__name__)
+    assert inspect.signature(twin) == inspect.signature(function)
+
+
+@pytest.mark.parametrize("module, function", PAIRS.items())
+def test_same_result(module, function):
+    student, teacher = draw(4, 6, 3), draw(4, 6, 3, seed=1).softmax(1)
+    rest = (labels(4, 3, classes=6),) if module is kd.nn.KDLoss else ()
+    options = {name: OTHER[name] for name in inspect.signature(module).parameters}
+    rows = dict(mask=labels(4, 3, classes=2) > 0, row_weight=draw(4, 3, seed=2).abs())
+    loss = module(**options)
+    torch.testing.assert_close(
+        loss(student, teacher, *rest, **rows), function(student, teacher, *rest, **options, **rows)
+    )
+    assert not list(loss.parameters()) and not loss.state_dict()
+    for name, value in options.items():
+        assert f"{name}={value!r}" in repr(loss)
+
+    loss.temperature = 5.0  # a schedule may change an option
+    options["temperature"] = 5.0
+    torch.testing.assert_close(loss(student, teacher, *rest), function(student, teacher, *rest, **options))
+
+
+@pytest.mark.parametrize("name", ["kdkernels.functional.softened_kl", "kdkernels.nn"])
+def test_examples_of_the_docstrings(name):
+    # By sys.modules: the function hides its module of the same name.
+    module = sys.modules[name]
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted and not results.failed
