@@ -8,6 +8,7 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PIP_CONSTRAINT=$root/constraints.txt
+export TORCH_CUDA_ARCH_LIST=9.0a  # but for the one build that is asked for all architectures
 
 pip() { "$python" -m pip -q "$@"; }
 self_check() { (cd "$work" && PYTHONPATH=${1-} "$python" -m kdkernels); }

@@ -1,11 +1,11 @@
 // float16 and bfloat16 as their bits, to and from float: round to nearest even, overflow to infinity, NaN stays NaN.
 //
-// Device code uses the hardware conversions. The host forms are plain integer arithmetic and selects, no branch, no table,
-// no call, so that g++ -O3 vectorises a loop over them for every instruction set. A float16 has 5 exponent bits of bias
-// 15 and 10 fraction bits, a float 8 of bias 127 and 23; a bfloat16 is the upper half of a float.
+// Device code uses the hardware conversions. The host forms are plain integer arithmetic and selects, no branch, no
+// table, no call, so that g++ -O3 vectorises a loop over them for every instruction set. A float16 has 5 exponent
+// bits of bias 15 and 10 fraction bits, a float 8 of bias 127 and 23; a bfloat16 is the upper half of a float.
 //
-// Subnormal float16 values (multiples of 2^-24) go through an addition to 0.5, whose last fraction bit is worth just that
-// much: the addition aligns and rounds, also where the processor flushes subnormal floats to zero.
+// Subnormal float16 values (multiples of 2^-24) go through an addition to 0.5, whose last fraction bit is worth just
+// that much: the addition aligns and rounds, also where the processor flushes subnormal floats to zero.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -31,8 +31,8 @@ KD_HOST_DEVICE float float_from_bits(uint32_t bits) {
   return value;
 }
 
-// As a mask and not as `condition ? yes : no`: the compiler would compute `yes` behind a branch, where it stands for a
-// floating-point operation, and then not vectorise the loop around.
+// As a mask and not as `condition ? yes : no`: the compiler would compute `yes` behind a branch, where it stands for
+// a floating-point operation, and then not vectorise the loop around.
 KD_HOST_DEVICE uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
   return no ^ ((yes ^ no) & (0u - static_cast<uint32_t>(condition)));
 }
@@ -57,7 +57,8 @@ KD_HOST_DEVICE uint16_t float_to_half(float value) {
 #else
   const uint32_t rebias = (127 - 15) << 23;
   const uint32_t magnitude = float_bits(value) & 0x7fffffffu;
-  // Half of the last kept bit, less one where the kept part is even: ties go to even. A carry moves into the exponent.
+  // Half of the last kept bit, less one where the kept part is even: ties go to even. A carry moves into the
+  // exponent.
   uint32_t half = (magnitude - rebias + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   const uint32_t subnormal = float_bits(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
   half = choose(magnitude < 0x38800000u, subnormal, half);  // below 2^-14

@@ -1,8 +1,8 @@
-// Marks small functions that both the CPU kernels and the CUDA kernels call. Host form: always inlined, so that a file
-// compiled for AVX-512 leaves no out-of-line copy behind that the linker could hand to a machine without it.
+// Marks small functions that both the CPU kernels and the CUDA kernels call. Host form: always inlined, so that a
+// file compiled for AVX-512 leaves no out-of-line copy behind that the linker could hand to a machine without it.
 //
-// KD_UNROLL goes before a loop whose counter indexes registers, KD_CALLS_EITHER before a host-and-device function whose
-// callable may be of either kind.
+// KD_UNROLL goes before a loop whose counter indexes registers, KD_CALLS_EITHER before a host-and-device function
+// whose callable may be of either kind.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,8 +1,8 @@
-"""One helper per rule on the arguments of the public functions. They run before any kernel, once, in the forward pass.
+"""One helper per rule on the arguments of the public functions. They run once, before any kernel.
 
-ValueError for values, shapes and devices, TypeError for dtypes and types; a message tells the name, the rule, what was
-got, and the remedy where that is not plain. Good arguments cost a few comparisons. Values inside a tensor are looked at
-only where no device has to be waited for: see `_readable`.
+ValueError for values, shapes and devices, TypeError for dtypes and types; a message tells the name, the rule,
+what was got, and the remedy where that is not plain. Good arguments cost a few comparisons. Values inside a
+tensor are looked at only where no device has to be waited for: see `_readable`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def float_tensor(function: str, name: str, tensor: Any) -> None:
 def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} must have equal shapes"
+            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} "
+            "must have equal shapes"
         )
 
 
@@ -120,8 +121,8 @@ def row_tensor(function: str, name: str, tensor: Tensor, logits: Tensor, dim: in
     rows = shape[:dim] + shape[dim + 1 :]
     if tensor.shape != rows:
         raise ValueError(
-            f"{function}: {name} must have one value per row, {list(rows)} for logits {list(shape)} with dim={dim}, "
-            f"got {list(tensor.shape)}"
+            f"{function}: {name} must have one value per row, {list(rows)} for logits {list(shape)} "
+            f"with dim={dim}, got {list(tensor.shape)}"
         )
     same_device(function, name, tensor, logits)
 
@@ -151,7 +152,7 @@ def labels(function: str, target: Any, logits: Tensor, dim: int, ignore_index: A
 
 
 def label_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
-    """For the reference, and to tell what the compiled CPU op, which checks its labels itself, has refused."""
+    """For the reference, and for what the compiled CPU op, which checks its labels itself, has refused."""
     if not _readable(target):
         return
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))

@@ -76,15 +76,16 @@ def module():
 
 
 def runtime_library(name):
-    path = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    command = [COMPILER, f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return path if os.path.isabs(path) else pytest.skip(f"{COMPILER} has no {name}")
 
 
 def run_sanitized(arguments):
     """`python arguments...` to its end; stdout and stderr are kept as text."""
     build("sanitized")
-    # Python itself is not sanitized, so the runtime has to be there before it. So has the C++ library: where the runtime
-    # starts, it looks for the real __cxa_throw.
+    # Python itself is not sanitized, so the runtime has to be there before it. So has the C++ library, in which the
+    # runtime looks for the real __cxa_throw.
     preload = " ".join(runtime_library(name) for name in ("libasan.so", "libstdc++.so"))
     environment = {
         **os.environ,

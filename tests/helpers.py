@@ -35,7 +35,7 @@ def double(tensor):
 
 
 def check(function, student, teacher, *rest, **options):
-    """The compiled op of the tensors' device is as accurate as the reference in the same dtype, and of the same form."""
+    """The compiled op of the tensors' device is as accurate as the reference in the same dtype."""
     ours = run(student.device.type, function, student, teacher, *rest, **options)
     eager = run("reference", function, student, teacher, *rest, **options)
     options = {name: double(value) for name, value in options.items()}
@@ -48,8 +48,8 @@ def check(function, student, teacher, *rest, **options):
 
 
 def _log_size(student, teacher, options):
-    """T^2 times the size of the largest log-probability: a divergence is a difference of such numbers, and a rounding
-    error of one moves it whatever its own size."""
+    """T^2 times the size of the largest log-probability: a divergence is a difference of such numbers, and a
+    rounding error of one moves it whatever its own size."""
     if not student.numel():
         return 0.0
     temperature = torch.as_tensor(options.get("temperature", 4.0)).max().item()
@@ -60,8 +60,8 @@ def _log_size(student, teacher, options):
 
 
 def assert_accurate(name, ours, eager, truth, arithmetic, size=0.0):
-    """The error against float64 is at most twice that of eager PyTorch in the same dtype, plus the rounding of the stored
-    result and a few roundings (`arithmetic`) of numbers of this size."""
+    """The error against float64 is at most twice that of eager PyTorch in the same dtype, plus the rounding
+    of the stored result and a few roundings (`arithmetic`) of numbers of this size."""
     assert ours.dtype == eager.dtype and ours.shape == eager.shape, name
     for what in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(what(ours), what(truth)), f"{name}: {what.__name__} in other places"

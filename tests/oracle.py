@@ -1,8 +1,8 @@
 """The mathematics of csrc/softened_kl.h in float64 NumPy, written from the formulas and not from any kernel.
 
-Classes are the last axis. Beside each value stands its rounding scale: what one rounding error of the arithmetic type, made
-in every logarithm and every product, can move it by. A kernel in float32 is right if it stays within a small number of
-such errors (close()).
+Classes are the last axis. Beside each value stands its rounding scale: what one rounding error of the arithmetic type,
+made in every logarithm and every product, can move it by. A kernel in float32 is right if it stays within a small number
+of such errors (close()).
 """
 
 from typing import NamedTuple
@@ -134,7 +134,8 @@ def softened_kl(
     """dict of Estimates: loss [losses], parts [2, losses], grad_student and grad_teacher [rows, C]."""
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
     rows, classes = student.shape
-    temperature = np.broadcast_to(temperature if row_temperature is None else row_temperature, rows).astype(np.float64)
+    temperature = temperature if row_temperature is None else row_temperature
+    temperature = np.broadcast_to(temperature, rows).astype(np.float64)
     temperature = np.where(temperature > 0, temperature, np.nan)
     counted = np.ones(rows, bool) if mask is None else mask
     labels = np.full(rows, ignore_index) if target is None else target
@@ -179,8 +180,8 @@ def softened_kl(
 
 
 def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=4):
-    """Asserts |ours - truth| <= factor * precision * scale, and the rounding of the stored value; `ours` is float64. Where
-    the truth is not finite, ours is not either. Returns the largest error in units of precision * scale."""
+    """Asserts |ours - truth| <= factor * precision * scale, and the rounding of the stored value; `ours` is float64.
+    Where the truth is not finite, ours is not either."""
     assert ours.shape == truth.value.shape
     finite = np.isfinite(truth.value)
     np.testing.assert_array_equal(np.isfinite(ours), finite)
@@ -190,4 +191,3 @@ def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=
     excess, unit = np.maximum(error - stored, 0), precision * truth.scale[finite]
     worst = float(np.max(excess / np.maximum(unit, 1e-300), initial=0))
     assert worst <= factor, f"error of {worst:.1f} roundings"
-    return worst

@@ -19,7 +19,7 @@ def float_to_bfloat16(values):
     """Round to nearest even by way of exact float64 distances; not the bit trick of half.h."""
     below = (values.view(np.uint32) >> 16).astype(np.uint16)
     lower, upper = (bfloat16_to_float(bits).astype(np.float64) for bits in (below, below + np.uint16(1)))
-    upper = np.where(np.isinf(upper), np.copysign(2.0**128, upper), upper)  # where infinity would stand if it were a number
+    upper = np.where(np.isinf(upper), np.copysign(2.0**128, upper), upper)  # where the next number would stand
     down, up = np.abs(values - lower), np.abs(upper - values)
     return below + ((up < down) | ((up == down) & (below % 2 == 1)))
 
@@ -32,7 +32,10 @@ def same_floats(ours, theirs):
 
 @pytest.mark.parametrize(
     "convert, reference",
-    [("half_to_float", lambda bits: bits.view(np.float16).astype(np.float32)), ("bfloat16_to_float", bfloat16_to_float)],
+    [
+        ("half_to_float", lambda bits: bits.view(np.float16).astype(np.float32)),
+        ("bfloat16_to_float", bfloat16_to_float),
+    ],
 )
 def test_every_value_to_float(convert, reference):
     same_floats(getattr(emulated.module(), convert)(ALL), reference(ALL))
@@ -67,7 +70,8 @@ LIMITS = np.array([0, 65504, 65519.996, 65520, 65536, 1e-8, 2**-25, 2**-24, 3.40
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", ["half", "bfloat16"])
 def test_rounding(name):
-    values = np.concatenate([around_ties(getattr(emulated.module(), f"{name}_to_float")(ALL)), random_floats(), LIMITS, -LIMITS])
+    ties = around_ties(getattr(emulated.module(), f"{name}_to_float")(ALL))
+    values = np.concatenate([ties, random_floats(), LIMITS, -LIMITS])
     ours = getattr(emulated.module(), f"float_to_{name}")(values)
     nan = np.isnan(values)
     if name == "half":

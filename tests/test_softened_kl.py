@@ -1,4 +1,4 @@
-"""The compiled op against its reference twin: sizes, layouts, dtypes, options. Errors are compared, see helpers.check."""
+"""The compiled op against its reference twin: sizes, layouts, dtypes, options (helpers.check)."""
 
 import itertools
 

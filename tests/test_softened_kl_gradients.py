@@ -1,4 +1,4 @@
-"""What backward may meet: upstream gradients, several backward passes, shared inputs, learned weights, derivatives."""
+"""What backward may meet: upstream gradients, several passes, shared inputs, learned weights."""
 
 import pytest
 import torch

@@ -1,14 +1,15 @@
 // The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses, launch.
 //
-// Kernels are written in these words alone. Under nvcc each is the CUDA instruction of its name; under a host compiler
-// emulated/simt_host.h gives each a plain C++ form, so that the same kernel runs, is sanitized and is tested on a machine
-// without a GPU (docs/emulation.md). The contract, which holds in both worlds:
+// Kernels are written in these words alone. Under nvcc each is the CUDA instruction of its name; under a host
+// compiler emulated/simt_host.h gives each a plain C++ form, so that the same kernel runs, is sanitized and is tested
+// on a machine without a GPU (docs/emulation.md). The contract, which holds in both worlds:
 //
 // - Grids and blocks are one-dimensional. A block has a multiple of 32 threads, at most 1024.
-// - Shuffles, votes and sync_warp belong to a full warp: all its threads that have not returned call them together, at the
-//   same place. sync_threads likewise for the block. A value shuffled from a thread that has returned is undefined.
-// - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is what the
-//   launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
+// - Shuffles, votes and sync_warp belong to a full warp: all its threads that have not returned call them together,
+//   at the same place. sync_threads likewise for the block. A value shuffled from a thread that has returned is
+//   undefined.
+// - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is
+//   what the launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
 // - load16 and store16 demand addresses that are multiples of 16.
 #pragma once
 #include <cstddef>
@@ -86,7 +87,8 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("kdkernels: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory; no block: nothing happens.
+// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory; no block: nothing
+// happens.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");

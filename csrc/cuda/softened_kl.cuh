@@ -38,29 +38,55 @@ KD_DEVICE double log(double x) { return ::log(x); }
 
 #include "cuda/row_storage.cuh"
 
-// Running maximum of x and sum of exp((x - max) / T); `cold` is the same sum at temperature 1, for the hard label.
+// Sums of one thread, added chunk by chunk in blocks of 64 chunks: a thread alone with a long row would otherwise add
+// thousands of numbers one after another, and as many rounding errors.
+template <class A, int count>
+struct BlockedSums {
+  A total[count] = {};
+  A part[count] = {};
+  int chunks = 0;  // in `part`
+
+  KD_DEVICE void add(const A (&chunk)[count]) {
+    KD_UNROLL for (int j = 0; j < count; ++j) part[j] += chunk[j];
+    if (++chunks == 64) fold();
+  }
+
+  KD_DEVICE void fold() {
+    KD_UNROLL for (int j = 0; j < count; ++j) {
+      total[j] += part[j];
+      part[j] = 0;
+    }
+    chunks = 0;
+  }
+};
+
+// Running maximum of x, and sums of exp((x - max) / T) and, for the hard label, of exp(x - max).
 template <class A>
 struct RunningSoftmax {
   A max = -HUGE_VALF;
-  A sum = 0;
-  A cold = 0;
+  BlockedSums<A, 2> sums;
 
   KD_DEVICE void add(const A (&x)[chunk_classes], A inverse_temperature, bool wants_cold) {
     A highest = max;
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) highest = x[e] > highest ? x[e] : highest;
     raise(highest, inverse_temperature, wants_cold);
     if (max == -HUGE_VALF) return;  // no class of positive probability yet: x - max is no number
+    A chunk[2] = {0, 0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      sum += exp((x[e] - max) * inverse_temperature);
-      if (wants_cold) cold += exp(x[e] - max);
+      chunk[0] += exp((x[e] - max) * inverse_temperature);
+      if (wants_cold) chunk[1] += exp(x[e] - max);
     }
+    sums.add(chunk);
   }
 
   // The same sums relative to a maximum at least as high.
   KD_DEVICE void raise(A highest, A inverse_temperature, bool wants_cold) {
     if (highest > max && max != -HUGE_VALF) {
-      sum *= exp((max - highest) * inverse_temperature);
-      if (wants_cold) cold *= exp(max - highest);
+      const A factors[2] = {exp((max - highest) * inverse_temperature), wants_cold ? exp(max - highest) : A(0)};
+      KD_UNROLL for (int j = 0; j < 2; ++j) {
+        sums.total[j] *= factors[j];
+        sums.part[j] *= factors[j];
+      }
     }
     max = highest;
   }
@@ -79,20 +105,26 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
 
   // Sweep 1.
   RunningSoftmax<A> student, teacher;
-  A weight_sum = 0;
+  BlockedSums<A, 1> mass;
   storage.for_each(problem, position, computed, team, [&](int64_t, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
     student.add(z, inverse_temperature, scales.has_hard);
     if (Source::normalised) {
       teacher.add(t, inverse_temperature, false);
     } else {
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) weight_sum += Source::weight(t[e], TargetRow<A>{A(0), A(1), A(0), A(1)});
+      A chunk[1] = {0};
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[0] += Source::weight(t[e], TargetRow<A>{A(0), A(1), A(0), A(1)});
+      mass.add(chunk);
     }
   });
   A highest[2] = {student.max, teacher.max};
   team.max(highest);
   student.raise(highest[0], inverse_temperature, scales.has_hard);
   teacher.raise(highest[1], inverse_temperature, false);
-  A totals[3] = {student.sum, Source::normalised ? teacher.sum : weight_sum, student.cold};
+  student.sums.fold();
+  teacher.sums.fold();
+  mass.fold();
+  A totals[3] = {student.sums.total[0], Source::normalised ? teacher.sums.total[0] : mass.total[0],
+                 student.sums.total[1]};
   team.sum(totals);
   const A max = student.max;
   const A inverse_sum = A(1) / totals[0], log_sum = log(totals[0]);
@@ -111,49 +143,56 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   // Sweep 2.
   A sums[2] = {-((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes)), A(0)};
   if (!D::minus_p || (problem.grad_teacher.data && Source::normalised)) {
-    sums[0] = 0;
+    BlockedSums<A, 2> by_log;
     storage.for_each(problem, position, scales.has_soft, team,
                      [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+                       A chunk[2] = {0, 0};
                        KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
                          if (first + e < 0 || first + e >= classes) continue;
                          const Terms<A> c = terms(z[e], t[e]);
-                         sums[0] += divergence.by_log_q(c);
-                         sums[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
+                         chunk[0] += divergence.by_log_q(c);
+                         chunk[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
                        }
+                       by_log.add(chunk);
                      });
+    by_log.fold();
+    KD_UNROLL for (int j = 0; j < 2; ++j) sums[j] = by_log.total[j];
     team.sum(sums);
   }
 
   // Sweep 3.
   const A smoothing = static_cast<A>(problem.label_smoothing);
   const A inverse_cold = A(1) / totals[2];
-  A losses[3] = {0, 0, 0};  // divergence, label's logit, sum of logits: the latter two relative to the maximum
+  BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of logits: the latter two relative to the maximum
   storage.for_each(problem, position, computed, team,
                    [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
-    A grad_student[chunk_classes], grad_teacher[chunk_classes];
+    A grad_student[chunk_classes], grad_teacher[chunk_classes], chunk[3] = {0, 0, 0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       grad_student[e] = grad_teacher[e] = 0;
       if (first + e < 0 || first + e >= classes) continue;
       if (scales.has_soft) {
         const Terms<A> c = terms(z[e], t[e]);
-        losses[0] += divergence.value(c);
+        chunk[0] += divergence.value(c);
         grad_student[e] = (divergence.by_log_q(c) - c.q * sums[0]) * (scales.soft_gradient * inverse_temperature);
         grad_teacher[e] = Source::gradient(smoothed, c, divergence.by_log_p(c), sums[1], target) * scales.soft_gradient;
       }
       if (scales.has_hard) {
         const bool is_label = first + e == scales.label;
         const A relative = z[e] - max;
-        if (is_label) losses[1] = relative;
-        if (smoothing > A(0)) losses[2] += relative;
+        if (is_label) chunk[1] = relative;
+        if (smoothing > A(0)) chunk[2] += relative;
         const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
         grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
         if (scales.bad_label) grad_student[e] = NAN;
       }
     }
+    row_losses.add(chunk);
     if (!exists) return;
     if (problem.grad_student.data) write_chunk(problem.grad_student, position, first, classes, grad_student);
     if (problem.grad_teacher.data) write_chunk(problem.grad_teacher, position, first, classes, grad_teacher);
   });
+  row_losses.fold();
+  A losses[3] = {row_losses.total[0], row_losses.total[1], row_losses.total[2]};
   team.sum(losses);
 
   if (!exists || team.rank() != 0) return;
@@ -164,9 +203,9 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     if (smoothing > A(0)) hard -= smoothing * (losses[2] / static_cast<A>(classes));
     if (scales.bad_label) hard = NAN;
   }
-  A* row_losses = static_cast<A*>(problem.row_losses);
-  row_losses[row] = scales.has_soft ? scales.soft * losses[0] : A(0);
-  row_losses[problem.rows() + row] = hard;
+  A* to = static_cast<A*>(problem.row_losses);
+  to[row] = scales.has_soft ? scales.soft * losses[0] : A(0);
+  to[problem.rows() + row] = hard;
 }
 
 // --- Kernels: a team and a storage each --------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 // Teams: the threads that share a row, and their reductions. Every thread of a team gets the result; the order of a sum is
 // fixed by the size of the team. All threads of a warp (LaneTeam) or block (BlockTeam) call a reduction together.
 #pragma once
+#include <cmath>
+
 #include "cuda/simt.cuh"
 
 namespace kd {
@@ -57,7 +59,7 @@ class BlockTeam {
   KD_DEVICE void max(A (&values)[count]) const {
     const LaneTeam warp(simt::warp_threads);
     warp.max(values);
-    share(values, values[0]);
+    share(values, -static_cast<A>(HUGE_VALF));
     warp.max(values);
   }
 

@@ -1,5 +1,5 @@
-// kd_emulated: the CUDA kernels of csrc/cuda on NumPy arrays, run by the engine of simt_host.h. Test-only, never installed;
-// tests/emulated.py builds it. A family binds itself in emulated/STEM.cpp and is listed here.
+// kd_emulated: the CUDA kernels of csrc/cuda on NumPy arrays, run by the engine of simt_host.h. Test-only, never
+// installed; tests/emulated.py builds it. A family binds itself in emulated/STEM.cpp and is listed here.
 #include <pybind11/pybind11.h>
 
 #include "cuda/simt.cuh"

@@ -1,9 +1,9 @@
 // A fiber: a stack of its own and the point where it stopped. Switching costs a few instructions.
 //
-// makecontext gives a fiber its stack; after that swapcontext would do, were it not for two system calls per switch (it
-// saves the signal mask). The compiler's own setjmp and longjmp save the stack pointer and the place, nothing else, which is
-// all a switch needs. They are also invisible to AddressSanitizer, which would otherwise take a longjmp for the end of all
-// frames above; it is told of every switch instead.
+// makecontext gives a fiber its stack; after that swapcontext would do, were it not for two system calls per switch
+// (it saves the signal mask). The compiler's own setjmp and longjmp save the stack pointer and the place, nothing
+// else, which is all a switch needs. They are also invisible to AddressSanitizer, which would otherwise take a
+// longjmp for the end of all frames above; it is told of every switch instead.
 #pragma once
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -69,7 +69,8 @@ class Fiber {
     __builtin_unreachable();
   }
 
-  // Tells the sanitizer that the switch is done, and notes the stack that was left: the only way to learn the main stack's.
+  // Tells the sanitizer that the switch is done, and notes the stack that was left: the only way to learn the main
+  // stack's.
   __attribute__((no_sanitize("address"))) static void arrive([[maybe_unused]] void* fake_stack) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fake_stack, &left_->bottom_, &left_->bytes_);

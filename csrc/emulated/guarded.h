@@ -1,6 +1,6 @@
-// Bytes between two guard zones, to catch writes beside them. AddressSanitizer reports any access to the zones at once;
-// without it check() finds what was written there. poison() fills the bytes with 0xff: NaN in every float type, -1 in
-// every integer, so that a value nobody wrote shows.
+// Bytes between two guard zones, to catch writes beside them. AddressSanitizer reports any access to the zones at
+// once; without it check() finds what was written there. poison() fills the bytes with 0xff: NaN in every float type,
+// -1 in every integer, so that a value nobody wrote shows.
 #pragma once
 #include <algorithm>
 #include <cstring>

@@ -1,5 +1,5 @@
-// Kernels with one planted bug each, and their correct twins: tests/test_emulation.py proves that the emulation catches the
-// bug and passes the twin.
+// Kernels with one planted bug each, and their correct twins: tests/test_emulation.py proves that the emulation
+// catches the bug and passes the twin.
 //
 // All have the same form: `values` and `result` are [count], one block of 64 threads unless said otherwise.
 #include <pybind11/numpy.h>
@@ -109,7 +109,8 @@ KD_KERNEL void divergent_shuffle(const float* values, int64_t count, float* resu
   if (inside) result[index] = value;
 }
 
-// result[i] = the value of the last lane of its warp, 0 where that has none. The bug: threads without an element return first.
+// result[i] = the value of the last lane of its warp, 0 where that has none. The bug: threads without an element
+// return first.
 template <bool bug>
 KD_KERNEL void returned_thread(const float* values, int64_t count, float* result) {
   const int index = thread_index();

@@ -1,9 +1,10 @@
 // The engine behind simt_host.h: one fiber per thread of a block, switched where a thread has to wait.
 //
-// `ready` is a stack. Who completes a warp's or a block's meeting puts the others on it, warp by warp in random order, and runs
-// on. So a warp runs far ahead of the rest, up to the next block barrier, and it is a different one each time: what one thread
-// of a warp reads too late, all its threads do, which is the surest way to see it. Fibers survive from block to block and
-// launch to launch; a launch that fails abandons them all, since they stand in the middle of a kernel.
+// `ready` is a stack. Who completes a warp's or a block's meeting puts the others on it, warp by warp in random
+// order, and runs on. So a warp runs far ahead of the rest, up to the next block barrier, and it is a different one
+// each time: what one thread of a warp reads too late, all its threads do, which is the surest way to see it. Fibers
+// survive from block to block and launch to launch; a launch that fails abandons them all, since they stand in the
+// middle of a kernel.
 #include "cuda/simt.cuh"
 
 #include <algorithm>
@@ -35,8 +36,8 @@ constexpr size_t max_dynamic_shared = 227 * 1024;  // the largest of any archite
 enum class Doing { running, returned, starting, sync_threads, sync_warp, shuffle, vote };
 
 const char* text(Doing doing) {
-  constexpr const char* names[] = {"run", "have returned", "start", "wait at sync_threads", "wait at sync_warp", "wait at shuffle",
-                                   "wait at vote_any"};
+  constexpr const char* names[] = {"run", "have returned", "start", "wait at sync_threads",
+                                   "wait at sync_warp", "wait at shuffle", "wait at vote_any"};
   return names[static_cast<int>(doing)];
 }
 
@@ -92,7 +93,9 @@ class Random {
 
   template <class Iterator>
   void shuffle(Iterator begin, Iterator end) {
-    for (auto left = static_cast<uint32_t>(end - begin); left > 1; --left) std::swap(begin[left - 1], begin[below(left)]);
+    for (auto left = static_cast<uint32_t>(end - begin); left > 1; --left) {
+      std::swap(begin[left - 1], begin[below(left)]);
+    }
   }
 
  private:
@@ -180,7 +183,8 @@ void end_block_meeting() {
 void end_warp_meeting(Warp& warp, int index) {
   if (warp.meeting.returned > 0) {  // what is shuffled from them must show
     for (int lane = 0; lane < warp_threads; ++lane) {
-      if (engine.pool[index * warp_threads + lane].doing == Doing::returned) warp.values[warp.turn][lane] = ~uint64_t{0};
+      const Thread& thread = engine.pool[index * warp_threads + lane];
+      if (thread.doing == Doing::returned) warp.values[warp.turn][lane] = ~uint64_t{0};
     }
   }
   warp.meeting.waiting = 0;
@@ -192,17 +196,15 @@ void end_warp_meeting(Warp& warp, int index) {
 // Comes to a meeting of `count` threads; true if it is complete now. Otherwise the caller must let others run.
 bool come(Meeting& meeting, int count, Doing doing, Place place) {
   Thread& me = *engine.running;
-  const bool first = meeting.waiting == 0;
-  if (first) {
+  if (meeting.waiting == 0) {
     meeting.doing = doing;
     meeting.place = place;
   }
-  if (meeting.waiting + 1 + meeting.returned == count && (first || (meeting.doing == doing && meeting.place == place))) {
-    return true;
-  }
+  const bool together = meeting.doing == doing && meeting.place == place;
+  if (together && meeting.waiting + 1 + meeting.returned == count) return true;
   me.doing = doing;
   me.place = place;
-  if (meeting.doing != doing || !(meeting.place == place)) fail("divergent threads");
+  if (!together) fail("divergent threads");
   ++meeting.waiting;
   return false;
 }
@@ -316,7 +318,9 @@ void* static_shared(const void* key, size_t bytes) {
     if (shared.key == key) return shared.memory.data();
     total += shared.memory.bytes();
   }
-  if (total > max_static_shared) refuse("a block has 48 KiB of static shared memory, asked for " + std::to_string(total));
+  if (total > max_static_shared) {
+    refuse("a block has 48 KiB of static shared memory, asked for " + std::to_string(total));
+  }
   return engine.static_shared.emplace_back(StaticShared{key, Guarded(bytes)}).memory.data();
 }
 

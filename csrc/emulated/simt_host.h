@@ -1,7 +1,8 @@
 // The host form of csrc/cuda/simt.cuh: every CUDA thread of a block is a fiber, the blocks run one after another.
 //
-// A fiber runs until it must wait for others of its warp or block; then another one, drawn at random (set_seed), goes on.
-// A kernel without races gives the same result for every order, one that lacks a barrier does not. Beyond the order:
+// A fiber runs until it must wait for others of its warp or block; then another one, drawn at random (set_seed), goes
+// on. A kernel without races gives the same result for every order, one that lacks a barrier does not. Beyond the
+// order:
 // - shared memory starts each block as 0xff bytes (NaN, -1) and lies between guard zones;
 // - threads that wait for each other forever, or at different places, end the launch with an error that names them;
 // - misaligned 16-byte accesses throw, as they would fault on a GPU;
@@ -27,7 +28,9 @@ namespace kd::simt {
 struct Place {
   const char* file = nullptr;
   int line = 0;
-  static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+  static constexpr Place here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
 
 // What the running fiber knows of itself.
@@ -93,7 +96,8 @@ inline void store16(void* address, Bytes16 bytes, Place place = Place::here()) {
 void run_grid(const std::function<void()>& kernel, int64_t blocks, int threads, size_t shared_bytes);
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* /*stream*/, A... arguments) {
+void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* /*stream*/,
+            A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
   run_grid([&] { kernel(static_cast<P>(arguments)...); }, blocks, threads, shared_bytes);
 }

@@ -64,7 +64,10 @@ struct Layout {
   Rows rows(void* data, Dtype dtype) const { return {data, dtype, strides[0], strides[1], strides[2]}; }
 };
 
+// A call's arguments, named as in csrc/softened_kl.h.
 struct Options {
+  py::array student;  // [outer,] classes [, inner] logits
+  py::array teacher;  // the same shape
   int source, divergence, reduction;
   double temperature, beta, target_eps;
   bool scale_by_t2;
@@ -85,10 +88,8 @@ class NumpyProblem {
 
   SoftenedKL problem;
 
-  NumpyProblem(const py::array& student,  // [outer,] classes [, inner] logits
-               const py::array& teacher,  // the same shape
-               const Options& options, const Allocate& allocate)
-      : student_(student), teacher_(teacher), options_(options) {
+  NumpyProblem(const Options& options, const Allocate& allocate) : options_(options) {
+    const py::array &student = options.student, &teacher = options.teacher;
     if (student.ndim() != teacher.ndim() ||
         !std::equal(student.shape(), student.shape() + student.ndim(), teacher.shape()))
       throw std::invalid_argument("student and teacher must have equal shapes");
@@ -137,8 +138,8 @@ class NumpyProblem {
     py::dict results;
     results["loss"] = numbers(problem.loss, {losses_});
     results["parts"] = numbers(problem.parts, {2, losses_});
-    results["grad_student"] = copied(student_, problem.grad_student);
-    results["grad_teacher"] = copied(teacher_, problem.grad_teacher);
+    results["grad_student"] = copied(options_.student, problem.grad_student);
+    results["grad_teacher"] = copied(options_.teacher, problem.grad_teacher);
     return results;
   }
 
@@ -170,23 +171,34 @@ class NumpyProblem {
     return py::array(logits.dtype(), shape, dense_strides(logits), rows.data);
   }
 
-  py::array student_, teacher_;
   Options options_;
   std::vector<py::array> kept_;
   int64_t losses_ = 0;
 };
 
-// Declares the options as keyword arguments of a function (student, teacher, Options fields..., extra...).
-template <class Function, class... Extra>
-void def_softened_kl(py::module_& m, const char* name, Function function, const char* doc, Extra... extra) {
+// Defines m.softened_kl(student, teacher, *, options, extra) to call solve(Options, extra).
+template <class... Extra, class... Names>
+void def_softened_kl(py::module_& m, py::dict (*solve)(const Options&, Extra...), const char* doc, Names... extra) {
   using namespace py::literals;
+  using Target = std::optional<py::array_t<int64_t, py::array::c_style>>;
+  using Mask = std::optional<py::array_t<bool, py::array::c_style>>;
+  const auto function = [solve](const py::array& student, const py::array& teacher, int source, int divergence,
+                                int reduction, double temperature, double beta, double target_eps, bool scale_by_t2,
+                                double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index,
+                                const Target& target, const Mask& mask, const py::object& row_weight,
+                                const py::object& row_temperature, int64_t groups, int64_t dim, bool grad_student,
+                                bool grad_teacher, Extra... more) {
+    return solve({student, teacher, source, divergence, reduction, temperature, beta, target_eps, scale_by_t2,
+                  kl_weight, ce_weight, label_smoothing, ignore_index, target, mask, row_weight, row_temperature,
+                  groups, dim, grad_student, grad_teacher},
+                 more...);
+  };
   const py::none none;
-  m.def(
-      name, function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0, "reduction"_a = 2,
-      "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true, "kl_weight"_a = 1.0,
-      "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100, "target"_a = none, "mask"_a = none,
-      "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1, "dim"_a = -1, "grad_student"_a = true,
-      "grad_teacher"_a = false, extra..., doc);
+  m.def("softened_kl", function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0,
+        "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true,
+        "kl_weight"_a = 1.0, "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100,
+        "target"_a = none, "mask"_a = none, "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1,
+        "dim"_a = -1, "grad_student"_a = true, "grad_teacher"_a = false, extra..., doc);
 }
 
 }  // namespace kd::python

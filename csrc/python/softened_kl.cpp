@@ -11,20 +11,11 @@ namespace {
 
 void one_thread(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
 
-py::dict softened_kl(const py::array& student, const py::array& teacher, int source, int divergence, int reduction,
-                     double temperature, double beta, double target_eps, bool scale_by_t2, double kl_weight,
-                     double ce_weight, double label_smoothing, int64_t ignore_index,
-                     std::optional<py::array_t<int64_t, py::array::c_style>> target,
-                     std::optional<py::array_t<bool, py::array::c_style>> mask, py::object row_weight,
-                     py::object row_temperature, int64_t groups, int64_t dim, bool grad_student, bool grad_teacher) {
+py::dict softened_kl(const kd::python::Options& options) {
   std::vector<std::unique_ptr<int64_t[]>> memory;
-  kd::python::NumpyProblem numpy(
-      student, teacher,
-      {source, divergence, reduction, temperature, beta, target_eps, scale_by_t2, kl_weight, ce_weight, label_smoothing,
-       ignore_index, target, mask, row_weight, row_temperature, groups, dim, grad_student, grad_teacher},
-      [&](const std::string&, size_t bytes) -> void* {
-        return memory.emplace_back(new int64_t[bytes / sizeof(int64_t) + 1]).get();
-      });
+  const kd::python::NumpyProblem numpy(options, [&](const std::string&, size_t bytes) -> void* {
+    return memory.emplace_back(new int64_t[bytes / sizeof(int64_t) + 1]).get();
+  });
   kd::softened_kl_cpu(numpy.problem, one_thread);
   return numpy.results();
 }
@@ -47,9 +38,9 @@ py::dict launch_plan(const std::string& family, int64_t rows, int64_t classes, c
 }  // namespace
 
 void bind_softened_kl(py::module_& m) {
-  kd::python::def_softened_kl(m, "softened_kl", &softened_kl,
-                              "Loss, parts and gradients of NumPy logits on one thread; integers stand for the enums of "
-                              "csrc/softened_kl.h, uint16 arrays hold bfloat16.");
+  kd::python::def_softened_kl(m, &softened_kl,
+                              "Loss, parts and gradients of NumPy logits, by name, on one thread. Integers stand for the "
+                              "enums of csrc/softened_kl.h, uint16 arrays hold bfloat16.");
   m.def("launch_plan", &launch_plan, py::arg("family"), py::arg("rows"), py::arg("classes"), py::arg("dtype") = "float32",
         py::arg("sm") = 90, "How the CUDA kernel of a family would be launched: form, lanes, threads, blocks, shared_bytes.");
 }

@@ -1,4 +1,4 @@
-"""The public functions: arguments checked, then the compiled op of the tensors' device or the PyTorch reference."""
+"""The public functions: checks, then the compiled op of the tensors' device or the PyTorch reference."""
 
 from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 

@@ -1,4 +1,4 @@
-"""Divergences between a student's and a teacher's softened class distributions, and the classic distillation loss."""
+"""Divergences between softened class distributions, and the classic distillation loss."""
 
 from __future__ import annotations
 
@@ -36,24 +36,27 @@ def softened_kl(
         reverse    w T^2 sum_c q_c (log q_c - log p_c)
         jsd        w T^2 [beta KL(p || m) + (1 - beta) KL(q || m)],  m = beta p + (1 - beta) q
 
-    The first is `T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")`
-    for logits `[N, C]`, in one sweep over memory that leaves the gradient and nothing else.
+    For logits `[N, C]` the first is::
+
+        T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")
+
+    in one sweep over memory, which leaves the gradient and nothing else.
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
-        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without `dim`),
-            which is a constant.
-        divergence: `"forward"`, `"reverse"` or `"jsd"`.
+        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without
+            `dim`), which is a constant.
+        divergence: `"forward"`, `"reverse"`, `"jsd"`, or `"cross_entropy"`, which is `soft_cross_entropy`.
         beta: weight of the teacher in the mixture of `"jsd"`, in [0, 1]; 0.5 is the symmetric divergence.
-        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and are not
-            renormalised; T then applies to the student alone.
+        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
+            are not renormalised; T then applies to the student alone.
         target_eps: added to every target probability, >= 0, without renormalising.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
         mask: bool, row shape. False rows are not computed and not counted.
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
-        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape) or
-            `"elementmean"` (sum / (counted rows * C), the `"mean"` of `torch.nn.functional.kl_div`).
+        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
+            or `"elementmean"` (sum / (counted rows * C), the `"mean"` of `torch.nn.functional.kl_div`).
         dim: the class dimension.
 
     Returns:
@@ -63,9 +66,9 @@ def softened_kl(
         ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
 
     Source:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
-        section 2. `"jsd"` and `"reverse"`: Agarwal et al., "On-Policy Distillation of Language Models", 2024,
-        https://arxiv.org/abs/2306.13649, equation 1 and section 2.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        https://arxiv.org/abs/1503.02531, section 2. `"jsd"` and `"reverse"`: Agarwal et al., "On-Policy
+        Distillation of Language Models", 2024, https://arxiv.org/abs/2306.13649, equation 1 and section 2.
 
     >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     >>> softened_kl(student, teacher, temperature=2.0)
@@ -109,22 +112,23 @@ def soft_cross_entropy(
 
         - w T^2 sum_c p_c log q_c
 
-    That is `T * T * F.cross_entropy(student / T, F.softmax(teacher / T, -1))` for logits `[N, C]`. To a constant teacher
-    it has the gradient of `softened_kl`; the value is larger by T^2 times the teacher's entropy.
+    That is `T * T * F.cross_entropy(student / T, F.softmax(teacher / T, -1))` for logits `[N, C]`. To a
+    constant teacher it has the gradient of `softened_kl`; the value is larger by T^2 times the teacher's
+    entropy.
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
-        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without `dim`),
-            which is a constant.
-        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and are not
-            renormalised; T then applies to the student alone.
+        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without
+            `dim`), which is a constant.
+        teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
+            are not renormalised; T then applies to the student alone.
         target_eps: added to every target probability, >= 0, without renormalising.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
         mask: bool, row shape. False rows are not computed and not counted.
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
-        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape) or
-            `"elementmean"` (sum / (counted rows * C)).
+        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
+            or `"elementmean"` (sum / (counted rows * C)).
         dim: the class dimension.
 
     Returns:
@@ -134,8 +138,8 @@ def soft_cross_entropy(
         ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
 
     Source:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
-        section 2.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        https://arxiv.org/abs/1503.02531, section 2.
 
     >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.25, 0.5, 0.25]])
     >>> soft_cross_entropy(student, teacher, teacher_kind="probs")
@@ -183,29 +187,32 @@ def kd_loss(
 
     For logits `[N, C]` that is::
 
-        ce_weight * F.cross_entropy(student, target)
-        + kl_weight * T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")
+        kl = F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")
+        ce_weight * F.cross_entropy(student, target) + kl_weight * T * T * kl
 
     in one sweep over memory for both temperatures, which leaves the gradient and nothing else.
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: logits, same shape and device, any of those dtypes. Its gradient is computed where it requires one.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or `ignore_index`. Another
-            label is a ValueError on the CPU; on CUDA, where asking would stall, it makes its row NaN.
-        temperature: T of the divergence, finite and > 0, or a float tensor in row shape, which is a constant. 4 is the
-            usual choice on CIFAR (Tian, Krishnan, Isola 2020).
+        teacher: logits, same shape and device, any of those dtypes. Its gradient is computed where it
+            requires one.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
+            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes its row NaN.
+        temperature: T of the divergence, finite and > 0, or a float tensor in row shape, which is a constant.
+            4 is the usual choice on CIFAR (Tian, Krishnan, Isola 2020).
         ce_weight, kl_weight: finite and >= 0. A term of weight 0 adds exactly 0, even where it is infinite.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, in [0, 1].
         target_eps: added to every probability of the teacher, >= 0, without renormalising.
         ignore_index: label of rows that drop out of the hard-label term and of its count.
         mask: bool, row shape. The divergence of False rows is not computed and not counted.
         row_weight: float, row shape. Multiplies a row's divergence and does not change the count.
-        reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own counted rows,
-            the latter dividing the divergence by C as well; `"sum"` and `"none"` (row shape) apply to both terms.
+        reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own
+            counted rows, the latter dividing the divergence by C as well; `"sum"` and `"none"` (row shape)
+            apply to both terms.
         dim: the class dimension.
-        return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight, reduced
-            like the loss, T^2 included.
+        return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight,
+            reduced like the loss, T^2 included.
 
     Returns:
         float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
@@ -214,8 +221,8 @@ def kd_loss(
         ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
 
     Source:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531,
-        section 2.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        https://arxiv.org/abs/1503.02531, section 2.
 
     >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     >>> loss, parts = kd_loss(student, teacher, torch.tensor([2]), temperature=2.0, return_parts=True)
@@ -373,7 +380,7 @@ def _run(
     temperature: float | Tensor,
     *options: float | int | bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and parts from the compiled op; `options` are its arguments from `source` to `reduction`, then dim."""
+    """Loss and parts from the compiled op; `options`: its arguments from `source` to `reduction`, and dim."""
     row_temperature = None
     if row_weight is not None or isinstance(temperature, Tensor):
         arithmetic = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32

@@ -1,11 +1,11 @@
 """Shapes, derivatives and vmap of `kdkernels::softened_kl`.
 
-The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer out of the
-graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that there is nothing to
-do where that is 1) and returns it: no memory, no synchronisation.
+The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
+out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
+there is nothing to do where that is 1) and returns it: no memory, no synchronisation.
 
-No autocast rule: the op reads half precision, computes in float32 and returns a float32 loss whatever the mode. A cast
-in front of it would only cost a copy of the logits.
+No autocast rule: the op reads half precision, computes in float32 and returns a float32 loss whatever the
+mode. A cast in front of it would only cost a copy of the logits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 _OP = torch.ops.kdkernels.softened_kl.default
 _SCALE = torch.ops.kdkernels.scale_gradient_.default
 _TENSORS = 6  # the arguments of the schema begin with so many tensors; the rest are numbers
-_CONSTANTS = (None,) * (
-    len(_OP._schema.arguments) - 2
-)  # gradients of all arguments after student and teacher
+_CONSTANTS = (None,) * (len(_OP._schema.arguments) - 2)  # gradients of what follows student and teacher
 _NONE = REDUCTIONS["none"]
 _KIND_OF = {code: name for name, code in TEACHER_KINDS.items()}
 _DIVERGENCE_OF = {code: name for name, code in DIVERGENCES.items()}
@@ -68,7 +66,7 @@ def _shapes(student, teacher, target, mask, row_weight, row_temperature, *option
 
 
 def _gradient_like(logits: Tensor, dim: int) -> Tensor:
-    """The memory order of the logits where that is dense, else contiguous: `allocate_gradient` in csrc/stable.h."""
+    """In the memory order of the logits where that is dense: `allocate_gradient` in csrc/stable.h."""
     outer, outer_stride, outer_uniform = _merged(logits, 0, dim)
     inner, inner_stride, inner_uniform = _merged(logits, dim + 1, logits.dim())
     classes, class_stride = logits.shape[dim], logits.stride(dim)
@@ -136,7 +134,7 @@ def _input_gradients(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, 
 
 
 class _Eager(torch.autograd.Function):
-    """What register_autograd makes, at half the cost: it would go through Python twice and unpack every number."""
+    """What register_autograd makes, at half the cost: that goes through Python twice."""
 
     @staticmethod
     def forward(ctx, student, teacher, arguments):

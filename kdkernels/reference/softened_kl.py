@@ -6,9 +6,9 @@
     jsd              beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q
     cross_entropy    - sum p log q
 
-A class of probability 0 has the logarithm -inf, and 0 * log 0 = 0. Multiplying the two would be NaN, in the value or in
-the gradient, so that the logarithm is replaced *before* the product wherever the probability is 0. The test is `== 0`,
-never `> 0`: a NaN has to stay one.
+A class of probability 0 has the logarithm -inf, and 0 * log 0 = 0. Multiplying the two would be NaN, in the
+value or in the gradient, so the logarithm is replaced *before* the product wherever the probability is 0.
+The test is `== 0`, never `> 0`: a NaN has to stay one.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def kd_loss(
 
     def hard() -> Tensor:
         losses = _hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
-        # The hard term is the mean over its own rows under "elementmean" too: one value per row, not per class.
+        # Under "elementmean" too the hard term is a mean over rows: it has one value per row, not per class.
         return reduce_rows(losses, target != ignore_index, None, reduction, classes=1)
 
     kl = soft() if kl_weight or return_parts else None
@@ -164,8 +164,8 @@ def _row_temperature(temperature: float | Tensor, mask: Tensor | None, dtype: to
 
 
 def _log_softmax(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
-    # Shifted before the division: the difference of two large logits is exact, their quotients are not. The shift is
-    # no part of the function's derivative.
+    # Shifted before the division: the difference of two large logits is exact, their quotients are not. The
+    # shift is no part of the function's derivative.
     shifted = logits - logits.amax(dim, keepdim=True).detach()
     return (shifted / temperature).log_softmax(dim)
 
@@ -207,8 +207,8 @@ def _class_terms(divergence: str, beta: float, p: Tensor, log_p: Tensor, q: Tens
 
 
 def _log_mixture(gap: Tensor, share: float) -> Tensor:
-    """log((1 - share) + share * exp(gap)): exact where gap is nearly 0, no overflow where it is large, and each branch
-    fed with harmless numbers where it is not chosen."""
+    """log((1 - share) + share * exp(gap)): exact where gap is nearly 0, no overflow where it is large, and
+    each branch fed with harmless numbers where it is not chosen."""
     near = gap.abs() <= 1
     decay = torch.where(near, 1, gap.abs()).neg().exp()
     far = torch.where(
