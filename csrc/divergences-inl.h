@@ -5,26 +5,36 @@
 //
 //     value       the class's term of D(p, q)
 //     by_log_q    q dD/dq. The student's logits get  (by_log_q - q * sum) / T,  `sum` being its sum over the classes.
-//     by_log_p    p dD/dp, which a target source turns into the gradient of what it was made from
+//     by_log_p    p dD/dp, less left_out * p: a target source turns it into the gradient of what it was made from
 //
-// A term common to all classes of by_log_q, times q, cancels in the student's gradient and is left out.
+// A multiple of p in by_log_p cancels in the gradient of a softmax, and so does one of q in by_log_q: they are left out
+// where they may be, so that equal distributions get a gradient of exactly 0. Sums that are known before any class is
+// seen are not taken, for the same reason:
+//
+//     minus_p     by_log_q is -p, and its sum -(sum of p)
+//     minus_q     by_log_p is -q, and its sum -1
+//
 // 0 * log 0 = 0, and log 0 = -inf never meets a product: select() keeps it out. It asks p == 0, not p > 0, so that NaN
 // stays NaN.
 
 // One class: student probability q, target probability p with its smoothing, and without (`made`, what the source made).
 template <class V>
 struct Terms {
-  V p, log_p, q, log_q, made;
+  V p, q;
+  V log_q;
+  V log_ratio;  // log p - log q
+  V made;
 };
 
 // sum p (log p - log q). Hinton, Vinyals, Dean 2015, section 2.
 template <class A>
 struct ForwardKL {
-  static constexpr bool minus_p = true;  // by_log_q = -p, so that its sum is -(sum p), known before the classes are swept
+  static constexpr bool minus_p = true, minus_q = false;
+  static constexpr A left_out = 1;
 
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
-    return select(c.p == A(0), V{}, c.p * (c.log_p - c.log_q));
+    return select(c.p == A(0), V{}, c.p * c.log_ratio);
   }
   template <class V>
   KD_INLINE V by_log_q(const Terms<V>& c) const {
@@ -32,14 +42,15 @@ struct ForwardKL {
   }
   template <class V>
   KD_INLINE V by_log_p(const Terms<V>& c) const {
-    return select(c.p == A(0), V{}, c.p * (c.log_p - c.log_q + A(1)));
+    return value(c);
   }
 };
 
 // -sum p log q.
 template <class A>
 struct CrossEntropy {
-  static constexpr bool minus_p = true;
+  static constexpr bool minus_p = true, minus_q = false;
+  static constexpr A left_out = 0;
 
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
@@ -58,11 +69,12 @@ struct CrossEntropy {
 // sum q (log q - log p).
 template <class A>
 struct ReverseKL {
-  static constexpr bool minus_p = false;
+  static constexpr bool minus_p = false, minus_q = true;
+  static constexpr A left_out = 0;
 
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
-    return select(c.q == A(0), V{}, c.q * (c.log_q - c.log_p));
+    return select(c.q == A(0), V{}, -c.q * c.log_ratio);
   }
   template <class V>
   KD_INLINE V by_log_q(const Terms<V>& c) const {
@@ -74,11 +86,11 @@ struct ReverseKL {
   }
 };
 
-// beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q. The logarithm is of a ratio: where p and q are
-// nearly equal, a difference of two logarithms would lose the value. Lin 1991; Agarwal et al. 2024 (GKD), eq. 1.
+// beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q. Lin 1991; Agarwal et al. 2024 (GKD), eq. 1.
 template <class A>
 struct JensenShannon {
-  static constexpr bool minus_p = false;
+  static constexpr bool minus_p = false, minus_q = false;
+  static constexpr A left_out = 0;
   A beta;
 
   template <class V>
@@ -87,12 +99,23 @@ struct JensenShannon {
   }
   template <class V>
   KD_INLINE V by_log_q(const Terms<V>& c) const {
-    const V share = (A(1) - beta) * c.q;
-    return select(share == A(0), V{}, share * log(c.q / (beta * c.p + share)));
+    const V share = (A(1) - beta) * c.q, mean = beta * c.p + share;
+    return select(share == A(0), V{}, share * log_over(c.q, mean, beta * (c.q - c.p)));
   }
   template <class V>
   KD_INLINE V by_log_p(const Terms<V>& c) const {
-    const V share = beta * c.p;
-    return select(share == A(0), V{}, share * log(c.p / (share + (A(1) - beta) * c.q)));
+    const V share = beta * c.p, mean = share + (A(1) - beta) * c.q;
+    return select(share == A(0), V{}, share * log_over(c.p, mean, (A(1) - beta) * (c.p - c.q)));
+  }
+
+ private:
+  // log(x / mean), excess = x - mean. Where p and q are nearly equal it is log(1 + excess / mean): the rounding of x / mean
+  // would be as large as its distance from 1. log(1 + e) = e log(u) / (u - 1) for u = 1 + e as rounded (Kahan).
+  template <class V>
+  static KD_INLINE V log_over(V x, V mean, V excess) {
+    const V relative = excess / mean;
+    const auto near = relative * relative < A(0.25);
+    const V u = select(near, relative + A(1), x / mean), distance = u - A(1), log_u = log(u);
+    return select(near, select(distance == A(0), relative, log_u * (relative / distance)), log_u);
   }
 };

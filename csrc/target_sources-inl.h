@@ -1,36 +1,25 @@
 // The target sources, one struct each, with the same three functions:
 //
-//     weight      e(t), the unnormalised probability of a class; p = e * inverse_sum
-//     log_prob    log p of a class
-//     gradient    d loss / d t from by_log_p (see divergences-inl.h) and the sum of by_log_made over the classes
+//     weight       e(t), the unnormalised probability of a class; p = e * inverse_sum
+//     log_ratio    log p - log q of a class
+//     gradient     d loss / d t, from by_log_p (see divergences-inl.h)
 //
 // `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum.
-// No include guard, for the reason given in divergences-inl.h; V further needs exp(x).
+// No include guard, for the reason given in divergences-inl.h; V further needs exp(x) and exp_product(x, y) = e^(x y).
 
-// What a source knows of its row.
+// A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum, log p = (x - max) / T - log_sum.
 template <class A>
-struct TargetRow {
-  A max;                  // largest logit of the row (normalised sources)
-  A inverse_temperature;  // of the target: 1 unless it is given as logits
-  A log_sum;              // log of the sum of weights (normalised sources)
-  A inverse_sum;          // 1 / sum of weights; 1 where the source is not normalised
+struct Softmax {
+  A max;
+  A inverse_temperature;
+  A log_sum;
+  A inverse_sum;
+
+  template <class V>
+  KD_INLINE V weight(V x) const {
+    return exp_product(x - max, inverse_temperature);
+  }
 };
-
-// The terms of one class from its weight. `smoothed`: eps is added to p, and only then is a logarithm taken. A constant
-// on the CPU, where a branch would keep the loop from being one of vectors; a uniform branch on the GPU.
-template <class Source, class V, class A>
-KD_INLINE Terms<V> class_terms(bool smoothed, V t, V weight, V eps, const TargetRow<A>& row, V q, V log_q) {
-  const V made = weight * row.inverse_sum;
-  if (!smoothed) return {made, Source::log_prob(t, row), q, log_q, made};
-  return {made + eps, log(made + eps), q, log_q, made};
-}
-
-// made * dD/dmade: the loss knows p = made + eps.
-template <class V>
-KD_INLINE V by_log_made(bool smoothed, const Terms<V>& c, V by_log_p) {
-  if (!smoothed) return by_log_p;
-  return select(c.made == 0, V{}, by_log_p * (c.made / c.p));
-}
 
 // Teacher logits: p = softmax(t / T).
 struct LogitsTarget {
@@ -38,16 +27,19 @@ struct LogitsTarget {
   static constexpr float absent = -HUGE_VALF;  // t of no class at all
 
   template <class V, class A>
-  static KD_INLINE V weight(V t, const TargetRow<A>& row) {
-    return exp((t - row.max) * row.inverse_temperature);
+  static KD_INLINE V weight(V t, const Softmax<A>& target) {
+    return target.weight(t);
   }
+
+  // From the difference of the logits: where p and q are nearly equal, that of their logarithms would be all rounding.
   template <class V, class A>
-  static KD_INLINE V log_prob(V t, const TargetRow<A>& row) {
-    return (t - row.max) * row.inverse_temperature - row.log_sum;
+  static KD_INLINE V log_ratio(V t, const Softmax<A>& target, V z, const Softmax<A>& student, V) {
+    return ((t - target.max) - (z - student.max)) * student.inverse_temperature - (target.log_sum - student.log_sum);
   }
+
   template <class V, class A>
-  static KD_INLINE V gradient(bool smoothed, const Terms<V>& c, V by_log_p, A sum, const TargetRow<A>& row) {
-    return (by_log_made(smoothed, c, by_log_p) - c.made * sum) * row.inverse_temperature;
+  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>& c, A sum, const Softmax<A>& target) {
+    return (by_log_made - c.made * sum) * target.inverse_temperature;
   }
 };
 
@@ -57,16 +49,16 @@ struct LogProbsTarget {
   static constexpr float absent = -HUGE_VALF;
 
   template <class V, class A>
-  static KD_INLINE V weight(V t, const TargetRow<A>&) {
+  static KD_INLINE V weight(V t, const Softmax<A>&) {
     return exp(t);
   }
   template <class V, class A>
-  static KD_INLINE V log_prob(V t, const TargetRow<A>&) {
-    return t;
+  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, V log_q) {
+    return t - log_q;
   }
   template <class V, class A>
-  static KD_INLINE V gradient(bool smoothed, const Terms<V>& c, V by_log_p, A, const TargetRow<A>&) {
-    return by_log_made(smoothed, c, by_log_p);
+  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>&, A, const Softmax<A>&) {
+    return by_log_made;
   }
 };
 
@@ -76,15 +68,47 @@ struct ProbsTarget {
   static constexpr float absent = 0;
 
   template <class V, class A>
-  static KD_INLINE V weight(V t, const TargetRow<A>&) {
+  static KD_INLINE V weight(V t, const Softmax<A>&) {
     return t;
   }
   template <class V, class A>
-  static KD_INLINE V log_prob(V t, const TargetRow<A>&) {
-    return log(t);
+  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, V log_q) {
+    return log(t) - log_q;
   }
   template <class V, class A>
-  static KD_INLINE V gradient(bool, const Terms<V>& c, V by_log_p, A, const TargetRow<A>&) {
-    return select(c.p == 0, V{}, by_log_p / c.p);
+  static KD_INLINE V gradient(V, V by_log_p, const Terms<V>& c, A, const Softmax<A>&) {
+    return select(c.p == A(0), V{}, by_log_p / c.p);
+  }
+};
+
+// One row's two distributions, from which the terms of its classes follow. `smoothed`: eps is added to p, and only then
+// is a logarithm taken. A constant on the CPU, where a branch would keep a loop from being one of vectors; a uniform
+// branch on the GPU.
+template <class A, class Source>
+struct RowPair {
+  Softmax<A> student;
+  Softmax<A> target;  // max 0, temperature 1 and sum 1 where the source is not normalised
+
+  template <class V>
+  KD_INLINE Terms<V> terms(bool smoothed, V z, V student_weight, V t, V target_weight, V eps) const {
+    const V q = student_weight * student.inverse_sum, made = target_weight * target.inverse_sum;
+    const V log_q = (z - student.max) * student.inverse_temperature - student.log_sum;
+    if (smoothed) return {made + eps, q, log_q, log(made + eps) - log_q, made};
+    return {made, q, log_q, Source::log_ratio(t, target, z, student, log_q), made};
+  }
+
+  // made * dD/dmade: the loss knows p = made + eps.
+  template <class V>
+  KD_INLINE V by_log_made(bool smoothed, const Terms<V>& c, V by_log_p) const {
+    if (!smoothed) return by_log_p;
+    return select(c.made == A(0), V{}, by_log_p * (c.made / c.p));
+  }
+
+  // d loss / d t; `sum`: of by_log_made over the classes, for normalised sources.
+  template <class V, class D>
+  KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
+    V by_log_p = divergence.by_log_p(c);
+    if (!Source::normalised) by_log_p += D::left_out * c.p;
+    return Source::gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum, target);
   }
 };

@@ -5,7 +5,8 @@
 // matching target pragma. Nothing here may call an inline function from outside but memcpy and <cmath> on one number:
 // such a function could be compiled for a machine the user does not have.
 //
-// Errors: exp < 2 ulp on [-87.3, 88], 0 below; log < 2 ulp; float64 calls libm per lane (< 1 ulp).
+// Errors: exp < 1 + |x| / 2 ulp down to e^-87, then 0 (a rounding of x is an error of |x| / 2 ulp); log < 2 ulp; float64
+// calls libm per lane (< 1 ulp).
 
 template <class A>
 struct Simd;
@@ -52,28 +53,29 @@ KD_INLINE Vec<A> splat(A x) {
 KD_INLINE VecF select(VecI condition, VecF yes, VecF no) { return condition ? yes : no; }
 KD_INLINE VecD select(VecL condition, VecD yes, VecD no) { return condition ? yes : no; }
 
-// 2^n * e^r with x = n ln 2 + r, |r| <= ln 2 / 2. The polynomial is e^r to degree 7 (Taylor, error below 2^-25).
-KD_INLINE VecF exp(VecF x) {
-  const float lowest = -87.33654f, highest = 88.37626f;  // e^x is a normal number in between
-  const VecF clamped = select(x > highest, splat(highest), x);
+// e^(x y) for x y <= 88: the exponent of a softmax at inverse temperature y. As 2^(n + r) with x y log2(e) = n + r,
+// |r| <= 1/2, and the minimax polynomial of 2^r of degree 6 (relative error 2^-29).
+KD_INLINE VecF exp_product(VecF x, float y) {
+  const float scale = y * 1.44269504f, smallest = -125.5f;  // 2^n is a normal number from there on
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const VecF shifted = clamped * 1.44269504f + 12582912.0f;
-  const VecF n = shifted - 12582912.0f;
-  const VecF r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  VecF y = r * 1.9841270e-4f + 1.3888889e-3f;
-  y = y * r + 8.3333333e-3f;
-  y = y * r + 4.1666667e-2f;
-  y = y * r + 1.6666667e-1f;
-  y = y * r + 5.0e-1f;
-  y = (y * r) * r + r;
-  y += 1.0f;
-  VecI bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;
-  VecF scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return select(x < lowest, VecF{}, y * scale);
+  const VecF exponent = x * scale;
+  const VecF shifted = exponent + 12582912.0f;
+  const VecF r = exponent - (shifted - 12582912.0f);
+  VecF power = r * 1.534581243e-4f + 1.339993090e-3f;
+  power = power * r + 9.618489072e-3f;
+  power = power * r + 5.550328642e-2f;
+  power = power * r + 2.402264625e-1f;
+  power = power * r + 6.931471825e-1f;
+  power = power * r + 1.0f;
+  VecI n, bits;
+  std::memcpy(&n, &shifted, sizeof n);
+  std::memcpy(&bits, &power, sizeof bits);
+  bits += n << 23;
+  std::memcpy(&power, &bits, sizeof power);
+  return select(exponent < smallest, VecF{}, power);
 }
+
+KD_INLINE VecF exp(VecF x) { return exp_product(select(x > 88.0f, splat(88.0f), x), 1.0f); }
 
 // log x = n ln 2 + log m with m in [sqrt(1/2), sqrt(2)); polynomial of m - 1 from Cephes (S. Moshier, logf).
 KD_INLINE VecF log(VecF x) {
@@ -109,6 +111,8 @@ KD_INLINE VecD exp(VecD x) {
   for (int i = 0; i < Simd<double>::lanes; ++i) x[i] = std::exp(x[i]);
   return x;
 }
+
+KD_INLINE VecD exp_product(VecD x, double y) { return exp(x * y); }
 
 KD_INLINE VecD log(VecD x) {
   for (int i = 0; i < Simd<double>::lanes; ++i) x[i] = std::log(x[i]);

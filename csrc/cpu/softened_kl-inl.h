@@ -51,59 +51,62 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
                      const D& divergence) {
   constexpr int lanes = Simd<A>::lanes;
   const int64_t classes = problem.classes;
-  const A inverse_temperature = scales.inverse_temperature;
-  TargetRow<A> target{A(0), A(1), A(0), A(1)};
-  if (Source::normalised) {
-    target.max = max_classes(row.teacher, classes);
-    target.inverse_temperature = inverse_temperature;
-  }
+  RowPair<A, Source> pair{{max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
+  if (Source::normalised) pair.target = {max_classes(row.teacher, classes), scales.inverse_temperature, A(0), A(0)};
 
   A weights[2];
   sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
-    const Vec<A> student = exp((load(row.student + i) - max) * inverse_temperature);
-    const Vec<A> teacher = Source::weight(load(row.teacher + i), target);
+    const Vec<A> student = pair.student.weight(load(row.student + i));
+    const Vec<A> teacher = Source::weight(load(row.teacher + i), pair.target);
     store(row.student_weight + i, student);
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
   });
-  const A inverse_sum = A(1) / weights[0], log_sum = std::log(weights[0]);
+  pair.student.inverse_sum = A(1) / weights[0];
+  pair.student.log_sum = std::log(weights[0]);
   if (Source::normalised) {
-    target.inverse_sum = A(1) / weights[1];
-    target.log_sum = std::log(weights[1]);
+    pair.target.inverse_sum = A(1) / weights[1];
+    pair.target.log_sum = std::log(weights[1]);
   }
 
   // The padding is no class: it gets no smoothing either.
   const A eps = static_cast<A>(problem.target_eps);
   Vec<A> last_eps{};
-  for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
-  const auto eps_at = [&](int64_t i) { return i + lanes < classes ? splat(eps) : last_eps; };
+  if (smoothed)
+    for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
   const auto terms_at = [&](int64_t i) {
-    const Vec<A> log_q = (load(row.student + i) - max) * inverse_temperature - log_sum;
-    return class_terms<Source>(smoothed, load(row.teacher + i), load(row.teacher_weight + i), eps_at(i), target,
-                                         load(row.student_weight + i) * inverse_sum, log_q);
+    return pair.terms(smoothed, load(row.student + i), load(row.student_weight + i), load(row.teacher + i),
+                      load(row.teacher_weight + i), i + lanes < classes ? splat(eps) : last_eps);
   };
 
-  A sums[2] = {-((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * A(classes) : A(0))), A(0)};
-  if (!D::minus_p || (row.grad_teacher && Source::normalised))
+  A by_log_q_sum = -((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * A(classes) : A(0)));
+  A by_log_made_sum = -1;
+  if (!D::minus_p || (row.grad_teacher && Source::normalised)) {
+    A sums[2];
     sum_classes(classes, sums, [&](int64_t i, Vec<A>* part) {
       const Terms<Vec<A>> c = terms_at(i);
       part[0] += divergence.by_log_q(c);
-      part[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
+      part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
     });
+    if (!D::minus_p) by_log_q_sum = sums[0];
+    if (!D::minus_q || smoothed) by_log_made_sum = sums[1];
+  }
 
-  const A student_scale = scales.soft_gradient * inverse_temperature;
+  // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
+  const bool weighs = problem.kl_weight != 0;
+  const A student_scale = scales.soft_gradient * scales.inverse_temperature;
   A value[1];
   sum_classes(classes, value, [&](int64_t i, Vec<A>* part) {
     const Terms<Vec<A>> c = terms_at(i);
     part[0] += divergence.value(c);
     if (row.grad_student) {
-      const Vec<A> gradient = (divergence.by_log_q(c) - c.q * sums[0]) * student_scale;
+      const Vec<A> gradient = weighs ? (divergence.by_log_q(c) - c.q * by_log_q_sum) * student_scale : Vec<A>{};
       store(row.grad_student + i, add ? gradient + load(row.grad_student + i) : gradient);
     }
     if (row.grad_teacher)
-      store(row.grad_teacher + i, Source::gradient(smoothed, c, divergence.by_log_p(c), sums[1], target) *
-                                      scales.soft_gradient);
+      store(row.grad_teacher + i,
+            weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient : Vec<A>{});
   });
   return value[0];
 }
@@ -115,7 +118,7 @@ KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   const A smoothing = static_cast<A>(problem.label_smoothing);
   A weights[1];
   sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
-    const Vec<A> student = exp(load(row.student + i) - max);
+    const Vec<A> student = exp_product(load(row.student + i) - max, A(1));
     store(row.student_weight + i, student);
     part[0] += student;
   });
@@ -125,7 +128,9 @@ KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     for (int64_t i = 0; i < classes; ++i) sum += row.student[i] - max;
     log_target += smoothing * static_cast<A>(sum / static_cast<double>(classes));
   }
-  if (row.grad_student) {
+  if (row.grad_student && problem.ce_weight == 0) {
+    std::memset(row.grad_student, 0, classes * sizeof(A));
+  } else if (row.grad_student) {
     const A scale = scales.hard_gradient, inverse_sum = A(1) / weights[0], rest = smoothing / static_cast<A>(classes);
     for (int64_t i = 0; i < classes; i += Simd<A>::lanes)
       store(row.grad_student + i, (load(row.student_weight + i) * inverse_sum - rest) * scale);

@@ -31,6 +31,10 @@ KD_DEVICE float select(bool condition, float yes, float no) { return condition ?
 KD_DEVICE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 KD_DEVICE float exp(float x) { return ::expf(x); }
 KD_DEVICE double exp(double x) { return ::exp(x); }
+template <class A>
+KD_DEVICE A exp_product(A x, A y) {
+  return exp(x * y);
+}
 KD_DEVICE float log(float x) { return ::logf(x); }
 KD_DEVICE double log(double x) { return ::log(x); }
 #include "divergences-inl.h"
@@ -112,7 +116,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
       teacher.add(t, inverse_temperature, false);
     } else {
       A chunk[1] = {0};
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[0] += Source::weight(t[e], TargetRow<A>{A(0), A(1), A(0), A(1)});
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[0] += Source::weight(t[e], Softmax<A>{A(0), A(1), A(0), A(1)});
       mass.add(chunk);
     }
   });
@@ -127,21 +131,18 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
                  student.sums.total[1]};
   team.sum(totals);
   const A max = student.max;
-  const A inverse_sum = A(1) / totals[0], log_sum = log(totals[0]);
-  const TargetRow<A> target = Source::normalised
-                                  ? TargetRow<A>{teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]}
-                                  : TargetRow<A>{A(0), A(1), A(0), A(1)};
+  RowPair<A, Source> pair{{max, inverse_temperature, log(totals[0]), A(1) / totals[0]}, {A(0), A(1), A(0), A(1)}};
+  if (Source::normalised) pair.target = {teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]};
 
   const A eps = static_cast<A>(problem.target_eps);
   const bool smoothed = problem.target_eps > 0;
   const auto terms = [&](A z, A t) {
-    const A scaled = (z - max) * inverse_temperature;
-    return class_terms<Source>(smoothed, t, Source::weight(t, target), eps, target, exp(scaled) * inverse_sum,
-                               scaled - log_sum);
+    return pair.terms(smoothed, z, pair.student.weight(z), t, Source::weight(t, pair.target), eps);
   };
 
   // Sweep 2.
-  A sums[2] = {-((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes)), A(0)};
+  A by_log_q_sum = -((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes));
+  A by_log_made_sum = -1;
   if (!D::minus_p || (problem.grad_teacher.data && Source::normalised)) {
     BlockedSums<A, 2> by_log;
     storage.for_each(problem, position, scales.has_soft, team,
@@ -151,13 +152,15 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
                          if (first + e < 0 || first + e >= classes) continue;
                          const Terms<A> c = terms(z[e], t[e]);
                          chunk[0] += divergence.by_log_q(c);
-                         chunk[1] += by_log_made(smoothed, c, divergence.by_log_p(c));
+                         chunk[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
                        }
                        by_log.add(chunk);
                      });
     by_log.fold();
-    KD_UNROLL for (int j = 0; j < 2; ++j) sums[j] = by_log.total[j];
+    A sums[2] = {by_log.total[0], by_log.total[1]};
     team.sum(sums);
+    if (!D::minus_p) by_log_q_sum = sums[0];
+    if (!D::minus_q || smoothed) by_log_made_sum = sums[1];
   }
 
   // Sweep 3.
@@ -173,8 +176,10 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
       if (scales.has_soft) {
         const Terms<A> c = terms(z[e], t[e]);
         chunk[0] += divergence.value(c);
-        grad_student[e] = (divergence.by_log_q(c) - c.q * sums[0]) * (scales.soft_gradient * inverse_temperature);
-        grad_teacher[e] = Source::gradient(smoothed, c, divergence.by_log_p(c), sums[1], target) * scales.soft_gradient;
+        if (problem.kl_weight != 0) {  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
+          grad_student[e] = (divergence.by_log_q(c) - c.q * by_log_q_sum) * (scales.soft_gradient * inverse_temperature);
+          grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
+        }
       }
       if (scales.has_hard) {
         const bool is_label = first + e == scales.label;
@@ -182,7 +187,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
         if (is_label) chunk[1] = relative;
         if (smoothing > A(0)) chunk[2] += relative;
         const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
-        grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
+        if (problem.ce_weight != 0) grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
         if (scales.bad_label) grad_student[e] = NAN;
       }
     }
