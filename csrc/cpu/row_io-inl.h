@@ -15,36 +15,56 @@ inline int64_t row_start(const SoftenedKL& problem, const Rows& rows, int64_t ro
   return row / problem.inner * rows.outer_stride + row % problem.inner * rows.inner_stride;
 }
 
+// The rows of one tensor, for reading or for writing.
 template <class A>
-void load_rows(const SoftenedKL& problem, const Rows& rows, int64_t first, int64_t count, A* to, A absent) {
-  const int64_t classes = problem.classes, padded = padded_classes(problem);
-  const int64_t start = row_start(problem, rows, first);
-  with_dtype(rows.dtype, [&](auto* type) {
-    const auto* from = static_cast<decltype(type)>(rows.data) + start;
-    if (rows.class_stride == 1)
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t c = 0; c < classes; ++c) to[r * padded + c] = to_arithmetic(from[r * rows.inner_stride + c]);
-    else
-      for (int64_t c = 0; c < classes; ++c)
-        for (int64_t r = 0; r < count; ++r)
-          to[r * padded + c] = to_arithmetic(from[c * rows.class_stride + r * rows.inner_stride]);
-  });
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t c = classes; c < padded; ++c) to[r * padded + c] = absent;
-}
+class RowAccess {
+ public:
+  RowAccess(const SoftenedKL& problem, const Rows& rows, A absent, A* scratch)
+      : problem_(problem), rows_(rows), absent_(absent), scratch_(scratch), padded_(padded_classes(problem)) {
+    in_place_ = rows.class_stride == 1 && element_size(rows.dtype) == sizeof(A) && padded_ == problem.classes;
+  }
 
-template <class A>
-void store_rows(const SoftenedKL& problem, const Rows& rows, int64_t first, int64_t count, const A* from) {
-  const int64_t classes = problem.classes, padded = padded_classes(problem);
-  const int64_t start = row_start(problem, rows, first);
-  with_dtype(rows.dtype, [&](auto* type) {
-    auto* to = static_cast<decltype(type)>(rows.data) + start;
-    if (rows.class_stride == 1)
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t c = 0; c < classes; ++c) from_arithmetic(from[r * padded + c], to + r * rows.inner_stride + c);
-    else
-      for (int64_t c = 0; c < classes; ++c)
+  // Row `first + r` of the tile at `first`; null if the tensor is absent.
+  A* row(int64_t first, int64_t r) const {
+    if (!rows_.data) return nullptr;
+    return in_place_ ? static_cast<A*>(rows_.data) + row_start(problem_, rows_, first + r) : scratch_ + r * padded_;
+  }
+
+  void load(int64_t first, int64_t count) const {
+    if (in_place_) return;
+    each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = problem_.classes; c < padded_; ++c) scratch_[r * padded_ + c] = absent_;
+  }
+
+  void store(int64_t first, int64_t count) const {
+    if (in_place_ || !rows_.data) return;
+    each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
+  }
+
+ private:
+  // body(element, number) for every class of `count` rows, in the order of memory.
+  template <class Body>
+  KD_INLINE void each(int64_t first, int64_t count, const Body& body) const {
+    const int64_t classes = problem_.classes, start = row_start(problem_, rows_, first);
+    with_dtype(rows_.dtype, [&](auto* type) {
+      auto* elements = static_cast<decltype(type)>(rows_.data) + start;
+      if (rows_.class_stride == 1) {
         for (int64_t r = 0; r < count; ++r)
-          from_arithmetic(from[r * padded + c], to + c * rows.class_stride + r * rows.inner_stride);
-  });
-}
+          for (int64_t c = 0; c < classes; ++c)
+            body(elements + r * rows_.inner_stride + c, scratch_ + r * padded_ + c);
+      } else {
+        for (int64_t c = 0; c < classes; ++c)
+          for (int64_t r = 0; r < count; ++r)
+            body(elements + c * rows_.class_stride + r * rows_.inner_stride, scratch_ + r * padded_ + c);
+      }
+    });
+  }
+
+  const SoftenedKL& problem_;
+  const Rows rows_;
+  const A absent_;
+  A* const scratch_;
+  const int64_t padded_;
+  bool in_place_;  // whole vectors of the arithmetic type: no copy
+};

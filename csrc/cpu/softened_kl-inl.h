@@ -1,7 +1,7 @@
 // Softened KL on the CPU, for one instruction set: a range of rows, loss and gradients.
 //
-// Rows are brought into scratch memory of the arithmetic type, padded to whole vectors with "no class" (logit -inf,
-// probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
+// Rows that are not whole vectors of the arithmetic type are brought into scratch memory and padded with "no class" (logit
+// -inf, probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
 //
 //     1  largest logit of either row
 //     2  exp of both rows, kept, and their sums            the only sweep with an exponential
@@ -15,7 +15,7 @@
 #include "divergences-inl.h"
 #include "target_sources-inl.h"
 
-// Scratch of one thread, each pointer to `tile` rows of `padded` numbers (the weights: one row).
+// One row: `padded` numbers each, in scratch memory or where they lie. A gradient nobody asked for is null.
 template <class A>
 struct Buffers {
   A *student, *teacher, *student_weight, *teacher_weight, *grad_student, *grad_teacher;
@@ -196,25 +196,20 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
   A* row_losses = static_cast<A*>(problem.row_losses);
 
-  Buffers<A> all{};
-  for (A** buffer : {&all.student, &all.teacher, &all.grad_student, &all.grad_teacher}) {
-    *buffer = scratch;
-    scratch += tile * padded;
-  }
-  all.student_weight = scratch;
-  all.teacher_weight = scratch + padded;
+  RowAccess<A> student(problem, problem.student, -std::numeric_limits<A>::infinity(), scratch);
+  RowAccess<A> teacher(problem, problem.teacher, absent, scratch + tile * padded);
+  RowAccess<A> grad_student(problem, problem.grad_student, A(0), scratch + 2 * tile * padded);
+  RowAccess<A> grad_teacher(problem, problem.grad_teacher, A(0), scratch + 3 * tile * padded);
+  A* weights = scratch + 4 * tile * padded;
 
   for (int64_t first = begin, count; first < end; first += count) {
     // Rows of one tile lie side by side in memory: they share the outer position.
     count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
-    load_rows(problem, problem.student, first, count, all.student, -std::numeric_limits<A>::infinity());
-    load_rows(problem, problem.teacher, first, count, all.teacher, absent);
+    student.load(first, count);
+    teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {
-      Buffers<A> row = all;
-      row.student += r * padded;
-      row.teacher += r * padded;
-      row.grad_student = problem.grad_student.data ? all.grad_student + r * padded : nullptr;
-      row.grad_teacher = problem.grad_teacher.data ? all.grad_teacher + r * padded : nullptr;
+      const Buffers<A> row{student.row(first, r), teacher.row(first, r),      weights, weights + padded,
+                           grad_student.row(first, r), grad_teacher.row(first, r)};
       const RowScales<A> scales = row_scales<A>(problem, first + r);
       const A max = max_classes(row.student, classes);
       A hard = 0, soft = 0;
@@ -225,8 +220,8 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
       row_losses[first + r] = soft;
       row_losses[problem.rows() + first + r] = hard;
     }
-    if (problem.grad_student.data) store_rows(problem, problem.grad_student, first, count, all.grad_student);
-    if (problem.grad_teacher.data) store_rows(problem, problem.grad_teacher, first, count, all.grad_teacher);
+    grad_student.store(first, count);
+    grad_teacher.store(first, count);
   }
 }
 
