@@ -13,6 +13,7 @@
 //
 //     minus_p     by_log_q is -p, and its sum -(sum of p)
 //     minus_q     by_log_p is -q, and its sum -1
+//     is_forward  the loss follows from sums over the unnormalised classes
 //
 // 0 * log 0 = 0, and log 0 = -inf never meets a product: select() keeps it out. It asks p == 0, not p > 0, so that NaN
 // stays NaN.
@@ -21,6 +22,7 @@
 template <class V>
 struct Terms {
   V p, q;
+  V excess;     // q - p
   V log_q;
   V log_ratio;  // log p - log q
   V made;
@@ -29,7 +31,7 @@ struct Terms {
 // sum p (log p - log q). Hinton, Vinyals, Dean 2015, section 2.
 template <class A>
 struct ForwardKL {
-  static constexpr bool minus_p = true, minus_q = false;
+  static constexpr bool is_forward = true, minus_p = true, minus_q = false;
   static constexpr A left_out = 1;
 
   template <class V>
@@ -49,7 +51,7 @@ struct ForwardKL {
 // -sum p log q.
 template <class A>
 struct CrossEntropy {
-  static constexpr bool minus_p = true, minus_q = false;
+  static constexpr bool is_forward = false, minus_p = true, minus_q = false;
   static constexpr A left_out = 0;
 
   template <class V>
@@ -69,7 +71,7 @@ struct CrossEntropy {
 // sum q (log q - log p).
 template <class A>
 struct ReverseKL {
-  static constexpr bool minus_p = false, minus_q = true;
+  static constexpr bool is_forward = false, minus_p = false, minus_q = true;
   static constexpr A left_out = 0;
 
   template <class V>
@@ -89,7 +91,7 @@ struct ReverseKL {
 // beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q. Lin 1991; Agarwal et al. 2024 (GKD), eq. 1.
 template <class A>
 struct JensenShannon {
-  static constexpr bool minus_p = false, minus_q = false;
+  static constexpr bool is_forward = false, minus_p = false, minus_q = false;
   static constexpr A left_out = 0;
   A beta;
 
@@ -100,12 +102,12 @@ struct JensenShannon {
   template <class V>
   KD_INLINE V by_log_q(const Terms<V>& c) const {
     const V share = (A(1) - beta) * c.q, mean = beta * c.p + share;
-    return select(share == A(0), V{}, share * log_over(c.q, mean, beta * (c.q - c.p)));
+    return select(share == A(0), V{}, share * log_over(c.q, mean, beta * c.excess));
   }
   template <class V>
   KD_INLINE V by_log_p(const Terms<V>& c) const {
     const V share = beta * c.p, mean = share + (A(1) - beta) * c.q;
-    return select(share == A(0), V{}, share * log_over(c.p, mean, (A(1) - beta) * (c.p - c.q)));
+    return select(share == A(0), V{}, share * log_over(c.p, mean, (beta - A(1)) * c.excess));
   }
 
  private:

@@ -93,8 +93,20 @@ struct RowPair {
   KD_INLINE Terms<V> terms(bool smoothed, V z, V student_weight, V t, V target_weight, V eps) const {
     const V q = student_weight * student.inverse_sum, made = target_weight * target.inverse_sum;
     const V log_q = (z - student.max) * student.inverse_temperature - student.log_sum;
-    if (smoothed) return {made + eps, q, log_q, log(made + eps) - log_q, made};
-    return {made, q, log_q, Source::log_ratio(t, target, z, student, log_q), made};
+    const V excess = (student_weight * ratio() - target_weight) * target.inverse_sum;
+    if (smoothed) return {made + eps, q, excess - eps, log_q, log(made + eps) - log_q, made};
+    return {made, q, excess, log_q, Source::log_ratio(t, target, z, student, log_q), made};
+  }
+
+  // q - p = (student_weight * ratio - target_weight) * target.inverse_sum: 0 where the rows are equal, which a difference
+  // of two products is not once the compiler has fused one of them into it.
+  KD_INLINE A ratio() const { return student.inverse_sum / target.inverse_sum; }
+
+  // T d loss / d z; `sum`: of by_log_q over the classes.
+  template <class V, class D>
+  KD_INLINE V student_gradient(const Terms<V>& c, const D& divergence, A sum) const {
+    if (D::minus_p) return c.excess - c.q * (sum + A(1));
+    return divergence.by_log_q(c) - c.q * sum;
   }
 
   // made * dD/dmade: the loss knows p = made + eps.
@@ -107,6 +119,7 @@ struct RowPair {
   // d loss / d t; `sum`: of by_log_made over the classes, for normalised sources.
   template <class V, class D>
   KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
+    if (D::minus_q && Source::normalised && !smoothed) return -c.excess * target.inverse_temperature;
     V by_log_p = divergence.by_log_p(c);
     if (!Source::normalised) by_log_p += D::left_out * c.p;
     return Source::gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum, target);

@@ -68,10 +68,12 @@ def assert_accurate(name, ours, eager, truth, arithmetic, size=0.0):
     finite = truth.isfinite()
     if not finite.any():
         return
-    stored = torch.finfo(ours.dtype)
+    stored, ours_is_double = torch.finfo(ours.dtype), ours.dtype == torch.float64
     ours, eager, truth = (tensor[finite].double() for tensor in (ours, eager, truth))
     error, usual, largest = ((x).abs().max().item() for x in (ours - truth, eager - truth, truth))
     allowed = 2 * usual + stored.eps * largest + stored.tiny + 16 * arithmetic * (largest + size)
+    if ours_is_double:
+        allowed += 1e-12 * largest  # the reference is not more exact than ours here: two roundings of one truth
     assert error <= allowed, f"{name}: error {error:.3g}, eager has {usual:.3g}, allowed {allowed:.3g}"
 
 

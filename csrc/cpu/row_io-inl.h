@@ -8,50 +8,78 @@ inline int64_t tile_rows(const SoftenedKL& problem) {
   return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
 }
 
-inline int64_t padded_classes(const SoftenedKL& problem) { return (problem.classes + 15) / 16 * 16; }
+// A multiple of the lanes of every vector of every instruction set.
+constexpr int64_t vector_classes = 16;
+
+inline int64_t padded_classes(const SoftenedKL& problem) {
+  return (problem.classes + vector_classes - 1) / vector_classes * vector_classes;
+}
 
 inline int64_t row_start(const SoftenedKL& problem, const Rows& rows, int64_t row) {
   if (problem.inner == 1) return row * rows.outer_stride;
   return row / problem.inner * rows.outer_stride + row % problem.inner * rows.inner_stride;
 }
 
-// The rows of one tensor, for reading or for writing.
+// A row: whole vectors of classes in `body`, the rest, padded to one more vector, in `tail`. Both are indexed by class; a
+// loop over a row runs over the body and then the tail, so that it need not ask where it is for every vector.
+template <class A>
+struct Line {
+  A* body = nullptr;  // null: a gradient nobody asked for
+  A* tail = nullptr;
+
+  explicit operator bool() const { return body; }
+  KD_INLINE A* in(std::false_type) const { return body; }
+  KD_INLINE A* in(std::true_type) const { return tail; }
+};
+
+using InBody = std::false_type;
+using InTail = std::true_type;
+
+inline int64_t body_classes(int64_t classes) { return classes / vector_classes * vector_classes; }
+
+template <class A>
+KD_INLINE A* class_at(const Line<A>& row, int64_t c, int64_t classes) {
+  return (c < body_classes(classes) ? row.body : row.tail) + c;
+}
+
+// The rows of one tensor, for reading or for writing. Rows of neighbouring numbers of the arithmetic type are used where
+// they lie, all but the last, partial vector; others are copied.
 template <class A>
 class RowAccess {
  public:
   RowAccess(const SoftenedKL& problem, const Rows& rows, A absent, A* scratch)
       : problem_(problem), rows_(rows), absent_(absent), scratch_(scratch), padded_(padded_classes(problem)) {
-    in_place_ = rows.class_stride == 1 && element_size(rows.dtype) == sizeof(A) && padded_ == problem.classes;
+    in_place_ = rows.class_stride == 1 && element_size(rows.dtype) == sizeof(A);
   }
 
-  // Row `first + r` of the tile at `first`; null if the tensor is absent.
-  A* row(int64_t first, int64_t r) const {
-    if (!rows_.data) return nullptr;
-    return in_place_ ? static_cast<A*>(rows_.data) + row_start(problem_, rows_, first + r) : scratch_ + r * padded_;
+  // Row `first + r` of the tile at `first`. The tails of a tile lie behind each other in scratch memory.
+  Line<A> row(int64_t first, int64_t r) const {
+    if (!rows_.data) return {};
+    A* own = scratch_ + r * padded_;
+    return {in_place_ ? static_cast<A*>(rows_.data) + row_start(problem_, rows_, first + r) : own, own};
   }
 
   void load(int64_t first, int64_t count) const {
-    if (in_place_) return;
     each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = problem_.classes; c < padded_; ++c) scratch_[r * padded_ + c] = absent_;
   }
 
   void store(int64_t first, int64_t count) const {
-    if (in_place_ || !rows_.data) return;
-    each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
+    if (rows_.data) each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
   }
 
  private:
-  // body(element, number) for every class of `count` rows, in the order of memory.
+  // body(element, number) for every class of `count` rows that is not used in place, in the order of memory.
   template <class Body>
   KD_INLINE void each(int64_t first, int64_t count, const Body& body) const {
-    const int64_t classes = problem_.classes, start = row_start(problem_, rows_, first);
+    const int64_t classes = problem_.classes, begin = in_place_ ? body_classes(classes) : 0;
+    const int64_t start = row_start(problem_, rows_, first);
     with_dtype(rows_.dtype, [&](auto* type) {
       auto* elements = static_cast<decltype(type)>(rows_.data) + start;
       if (rows_.class_stride == 1) {
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t c = 0; c < classes; ++c)
+          for (int64_t c = begin; c < classes; ++c)
             body(elements + r * rows_.inner_stride + c, scratch_ + r * padded_ + c);
       } else {
         for (int64_t c = 0; c < classes; ++c)
@@ -66,5 +94,5 @@ class RowAccess {
   const A absent_;
   A* const scratch_;
   const int64_t padded_;
-  bool in_place_;  // whole vectors of the arithmetic type: no copy
+  bool in_place_;
 };

@@ -1,7 +1,7 @@
 // Softened KL on the CPU, for one instruction set: a range of rows, loss and gradients.
 //
-// Rows that are not whole vectors of the arithmetic type are brought into scratch memory and padded with "no class" (logit
-// -inf, probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
+// What is not a whole vector of the arithmetic type is brought into scratch memory and padded with "no class" (logit -inf,
+// probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
 //
 //     1  largest logit of either row
 //     2  exp of both rows, kept, and their sums            the only sweep with an exponential
@@ -15,53 +15,84 @@
 #include "divergences-inl.h"
 #include "target_sources-inl.h"
 
-// One row: `padded` numbers each, in scratch memory or where they lie. A gradient nobody asked for is null.
+#include "cpu/row_io-inl.h"
+
+// One row of everything.
 template <class A>
-struct Buffers {
-  A *student, *teacher, *student_weight, *teacher_weight, *grad_student, *grad_teacher;
+struct Lines {
+  Line<A> student, teacher, grad_student, grad_teacher;
+  A *student_weight, *teacher_weight;  // scratch, padded
 };
 
-template <class A>
-KD_INLINE A max_classes(const A* row, int64_t classes) {
-  Vec<A> largest = load(row);
-  for (int64_t i = Simd<A>::lanes; i < classes; i += Simd<A>::lanes) {
-    const Vec<A> v = load(row + i);
-    largest = select(v > largest, v, largest);
-  }
-  return max_lanes<A>(largest);
+// body(i, place) for the vector of classes at each i.
+template <class A, class Body>
+KD_INLINE void each_vector(int64_t classes, const Body& body) {
+  const int64_t split = body_classes(classes);
+  for (int64_t i = 0; i < split; i += Simd<A>::lanes) body(i, InBody{});
+  for (int64_t i = split; i < classes; i += Simd<A>::lanes) body(i, InTail{});
 }
 
-// body(i, part) adds what the vector of classes at i contributes to each of `count` sums.
+// Four running maxima, so that one comparison need not wait for the last.
+template <class A>
+KD_INLINE A max_classes(const Line<A>& row, int64_t classes) {
+  constexpr int64_t lanes = Simd<A>::lanes;
+  const Vec<A> none = splat(-std::numeric_limits<A>::infinity());
+  Vec<A> largest[4] = {none, none, none, none};
+  const auto raise = [](Vec<A>& most, Vec<A> v) { most = select(v > most, v, most); };
+  const int64_t blocks = body_classes(classes) / (4 * lanes) * (4 * lanes);
+  for (int64_t i = 0; i < blocks; i += 4 * lanes)
+    for (int j = 0; j < 4; ++j) raise(largest[j], load(row.body + i + j * lanes));
+  for (int64_t i = blocks; i < body_classes(classes); i += lanes) raise(largest[0], load(row.body + i));
+  for (int64_t i = body_classes(classes); i < classes; i += lanes) raise(largest[1], load(row.tail + i));
+  raise(largest[0], largest[1]);
+  raise(largest[2], largest[3]);
+  raise(largest[0], largest[2]);
+  return max_lanes<A>(largest[0]);
+}
+
+template <class A>
+KD_INLINE void fill_zero(const Line<A>& row, int64_t classes) {
+  each_vector<A>(classes, [&](int64_t i, auto place) { store(row.in(place) + i, Vec<A>{}); });
+}
+
+// body(i, place, part) adds what the vector of classes at i contributes to each of `count` sums.
 template <class A, int count, class Body>
 KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) {
   constexpr int64_t lanes = Simd<A>::lanes, block = 64 * lanes;
+  const int64_t split = body_classes(classes);
   Vec<A> total[count] = {};
-  for (int64_t begin = 0; begin < classes; begin += block) {
-    const int64_t end = begin + block < classes ? begin + block : classes;
+  for (int64_t begin = 0; begin < split; begin += block) {
+    const int64_t end = begin + block < split ? begin + block : split;
     Vec<A> part[count] = {};
-    for (int64_t i = begin; i < end; i += lanes) body(i, part);
+    for (int64_t i = begin; i < end; i += lanes) body(i, InBody{}, part);
     for (int j = 0; j < count; ++j) total[j] += part[j];
   }
+  for (int64_t i = split; i < classes; i += lanes) body(i, InTail{}, total);
   for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
 }
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
 template <class A, class Source, bool smoothed, class D>
-KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Buffers<A>& row, A max, bool add,
+KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add,
                      const D& divergence) {
   constexpr int lanes = Simd<A>::lanes;
   const int64_t classes = problem.classes;
   RowPair<A, Source> pair{{max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
   if (Source::normalised) pair.target = {max_classes(row.teacher, classes), scales.inverse_temperature, A(0), A(0)};
 
-  A weights[2];
-  sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
-    const Vec<A> student = pair.student.weight(load(row.student + i));
-    const Vec<A> teacher = Source::weight(load(row.teacher + i), pair.target);
+  // The commonest divergence of two softmaxes follows from sums of the weights alone: sum p ((t - z) / T) less the
+  // difference of the log-sums.
+  constexpr bool from_weights = D::is_forward && Source::normalised && !smoothed;
+  A weights[3];
+  sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
+    const Vec<A> z = load(row.student.in(place) + i), t = load(row.teacher.in(place) + i);
+    const Vec<A> student = pair.student.weight(z), teacher = Source::weight(t, pair.target);
     store(row.student_weight + i, student);
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
+    if (from_weights)
+      part[2] += select(teacher == A(0), Vec<A>{}, teacher * ((t - pair.target.max) - (z - pair.student.max)));
   });
   pair.student.inverse_sum = A(1) / weights[0];
   pair.student.log_sum = std::log(weights[0]);
@@ -69,78 +100,94 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     pair.target.inverse_sum = A(1) / weights[1];
     pair.target.log_sum = std::log(weights[1]);
   }
+  // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
+  const bool weighs = problem.kl_weight != 0;
+  const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
+  const A student_scale = scales.soft_gradient * scales.inverse_temperature;
+
+  const A divergence_from_weights = weights[2] * scales.inverse_temperature * pair.target.inverse_sum -
+                                    (pair.target.log_sum - pair.student.log_sum);
+
+  if (from_weights && weighs && !for_teacher) {
+    const A ratio = pair.ratio(), scale = student_scale * pair.target.inverse_sum;
+    if (for_student)
+      each_vector<A>(classes, [&](int64_t i, auto place) {
+        const Vec<A> gradient = (load(row.student_weight + i) * ratio - load(row.teacher_weight + i)) * scale;
+        A* to = row.grad_student.in(place) + i;
+        store(to, add ? gradient + load(to) : gradient);
+      });
+    return divergence_from_weights;
+  }
 
   // The padding is no class: it gets no smoothing either.
   const A eps = static_cast<A>(problem.target_eps);
   Vec<A> last_eps{};
   if (smoothed)
     for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
-  const auto terms_at = [&](int64_t i) {
-    return pair.terms(smoothed, load(row.student + i), load(row.student_weight + i), load(row.teacher + i),
+  const auto terms_at = [&](int64_t i, auto place) {
+    return pair.terms(smoothed, load(row.student.in(place) + i), load(row.student_weight + i), load(row.teacher.in(place) + i),
                       load(row.teacher_weight + i), i + lanes < classes ? splat(eps) : last_eps);
   };
 
   A by_log_q_sum = -((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * A(classes) : A(0)));
-  A by_log_made_sum = -1;
+  A by_log_made_sum = 0;
   if (!D::minus_p || (row.grad_teacher && Source::normalised)) {
     A sums[2];
-    sum_classes(classes, sums, [&](int64_t i, Vec<A>* part) {
-      const Terms<Vec<A>> c = terms_at(i);
+    sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
+      const Terms<Vec<A>> c = terms_at(i, place);
       part[0] += divergence.by_log_q(c);
       part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
     });
     if (!D::minus_p) by_log_q_sum = sums[0];
-    if (!D::minus_q || smoothed) by_log_made_sum = sums[1];
+    by_log_made_sum = sums[1];
   }
 
-  // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
-  const bool weighs = problem.kl_weight != 0;
-  const A student_scale = scales.soft_gradient * scales.inverse_temperature;
   A value[1];
-  sum_classes(classes, value, [&](int64_t i, Vec<A>* part) {
-    const Terms<Vec<A>> c = terms_at(i);
+  sum_classes(classes, value, [&](int64_t i, auto place, Vec<A>* part) {
+    const Terms<Vec<A>> c = terms_at(i, place);
     part[0] += divergence.value(c);
-    if (row.grad_student) {
-      const Vec<A> gradient = weighs ? (divergence.by_log_q(c) - c.q * by_log_q_sum) * student_scale : Vec<A>{};
-      store(row.grad_student + i, add ? gradient + load(row.grad_student + i) : gradient);
+    if (for_student) {
+      const Vec<A> gradient = weighs ? pair.student_gradient(c, divergence, by_log_q_sum) * student_scale : Vec<A>{};
+      store(row.grad_student.in(place) + i, add ? gradient + load(row.grad_student.in(place) + i) : gradient);
     }
-    if (row.grad_teacher)
-      store(row.grad_teacher + i,
+    if (for_teacher)
+      store(row.grad_teacher.in(place) + i,
             weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient : Vec<A>{});
   });
-  return value[0];
+  return from_weights ? divergence_from_weights : value[0];
 }
 
 // -(1 - s) log q_y - s mean(log q) at temperature 1; its gradient is written to row.grad_student.
 template <class A>
-KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, const Buffers<A>& row, A max) {
+KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max) {
   const int64_t classes = problem.classes;
   const A smoothing = static_cast<A>(problem.label_smoothing);
   A weights[1];
-  sum_classes(classes, weights, [&](int64_t i, Vec<A>* part) {
-    const Vec<A> student = exp_product(load(row.student + i) - max, A(1));
+  sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
+    const Vec<A> student = exp_product(load(row.student.in(place) + i) - max, A(1));
     store(row.student_weight + i, student);
     part[0] += student;
   });
-  A log_target = smoothing < A(1) ? (A(1) - smoothing) * (row.student[scales.label] - max) : A(0);
+  A log_target = smoothing < A(1) ? (A(1) - smoothing) * (*class_at(row.student, scales.label, classes) - max) : A(0);
   if (smoothing > A(0)) {
     double sum = 0;
-    for (int64_t i = 0; i < classes; ++i) sum += row.student[i] - max;
+    for (int64_t i = 0; i < classes; ++i) sum += *class_at(row.student, i, classes) - max;
     log_target += smoothing * static_cast<A>(sum / static_cast<double>(classes));
   }
   if (row.grad_student && problem.ce_weight == 0) {
-    std::memset(row.grad_student, 0, classes * sizeof(A));
+    fill_zero(row.grad_student, classes);
   } else if (row.grad_student) {
     const A scale = scales.hard_gradient, inverse_sum = A(1) / weights[0], rest = smoothing / static_cast<A>(classes);
-    for (int64_t i = 0; i < classes; i += Simd<A>::lanes)
-      store(row.grad_student + i, (load(row.student_weight + i) * inverse_sum - rest) * scale);
-    row.grad_student[scales.label] -= (A(1) - smoothing) * scale;
+    each_vector<A>(classes, [&](int64_t i, auto place) {
+      store(row.grad_student.in(place) + i, (load(row.student_weight + i) * inverse_sum - rest) * scale);
+    });
+    *class_at(row.grad_student, scales.label, classes) -= (A(1) - smoothing) * scale;
   }
   return std::log(weights[0]) - log_target;
 }
 
 template <class A>
-using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Buffers<A>&, A max, bool add);
+using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Lines<A>&, A max, bool add);
 
 template <class A, class Source, bool smoothed>
 SoftRow<A> pick_divergence(Divergence divergence) {
@@ -180,8 +227,6 @@ SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
   }
 }
 
-#include "cpu/row_io-inl.h"
-
 // Numbers of scratch memory a thread needs: four tiles and two rows of weights.
 inline int64_t scratch_numbers(const SoftenedKL& problem) {
   return (4 * tile_rows(problem) + 2) * padded_classes(problem);
@@ -208,15 +253,15 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
     student.load(first, count);
     teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {
-      const Buffers<A> row{student.row(first, r), teacher.row(first, r),      weights, weights + padded,
-                           grad_student.row(first, r), grad_teacher.row(first, r)};
+      const Lines<A> row{student.row(first, r),      teacher.row(first, r), grad_student.row(first, r),
+                         grad_teacher.row(first, r), weights,               weights + padded};
       const RowScales<A> scales = row_scales<A>(problem, first + r);
       const A max = max_classes(row.student, classes);
       A hard = 0, soft = 0;
       if (scales.has_hard) hard = hard_row(problem, scales, row, max);
-      else if (!scales.has_soft && row.grad_student) std::memset(row.grad_student, 0, classes * sizeof(A));
+      else if (!scales.has_soft && row.grad_student) fill_zero(row.grad_student, classes);
       if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, max, scales.has_hard);
-      else if (row.grad_teacher) std::memset(row.grad_teacher, 0, classes * sizeof(A));
+      else if (row.grad_teacher) fill_zero(row.grad_teacher, classes);
       row_losses[first + r] = soft;
       row_losses[problem.rows() + first + r] = hard;
     }

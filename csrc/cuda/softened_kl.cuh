@@ -142,7 +142,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
 
   // Sweep 2.
   A by_log_q_sum = -((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes));
-  A by_log_made_sum = -1;
+  A by_log_made_sum = 0;
   if (!D::minus_p || (problem.grad_teacher.data && Source::normalised)) {
     BlockedSums<A, 2> by_log;
     storage.for_each(problem, position, scales.has_soft, team,
@@ -160,7 +160,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     A sums[2] = {by_log.total[0], by_log.total[1]};
     team.sum(sums);
     if (!D::minus_p) by_log_q_sum = sums[0];
-    if (!D::minus_q || smoothed) by_log_made_sum = sums[1];
+    by_log_made_sum = sums[1];
   }
 
   // Sweep 3.
@@ -177,7 +177,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
         const Terms<A> c = terms(z[e], t[e]);
         chunk[0] += divergence.value(c);
         if (problem.kl_weight != 0) {  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
-          grad_student[e] = (divergence.by_log_q(c) - c.q * by_log_q_sum) * (scales.soft_gradient * inverse_temperature);
+          grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * (scales.soft_gradient * inverse_temperature);
           grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
         }
       }
