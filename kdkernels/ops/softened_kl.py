@@ -165,7 +165,9 @@ def _scaled(gradient: Tensor, upstream: Tensor, options: tuple, in_place: bool) 
     if in_place and _is_plain(gradient):
         if upstream.dim():
             upstream = upstream.expand(gradient.shape[:dim] + gradient.shape[dim + 1 :])
-        _SCALE(gradient, upstream, dim)
+        # Where the number can be read without waiting, a look at it is cheaper than a call.
+        if upstream.dim() or not upstream.is_cpu or upstream.item() != 1.0:
+            _SCALE(gradient, upstream, dim)
         return gradient
     if upstream.dim():
         upstream = upstream.unsqueeze(dim)
