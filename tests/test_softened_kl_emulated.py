@@ -10,113 +10,10 @@ import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems
 
 EXAMPLES = 200 if emulated.VARIANT == "sanitized" else 800
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-
-# Arithmetic precision (half an ulp of 1), and per storage dtype the same and half its smallest number.
-PRECISION = {"float32": 2.0**-24, "float64": 2.0**-53}
-STORED = {
-    "float32": (2.0**-24, 2.0**-150, 3.4e38),
-    "float64": (2.0**-53, 0, 1e308),
-    "float16": (2.0**-11, 2.0**-25, 65504),
-    "bfloat16": (2.0**-8, 2.0**-134, 3.3e38),
-}
-FLOATS = sorted(STORED)
-
-# One class, binary, around one chunk of 8, common sizes, around 127 chunks (the last that registers hold), and what a
-# block shares.
-CLASSES = [1, 2, 7, 8, 9, 10, 24, 25, 100, 256, 1000, 1001, 1008, 1016, 1017, 1025, 2500]
-
-
-def encode(values, dtype):
-    return emulated.module().float_to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
-
-
-def decode(array):
-    return (emulated.module().bfloat16_to_float(array) if array.dtype == np.uint16 else array).astype(np.float64)
-
-
-def lay_out(array, order, front, step):
-    """The same [outer, C, inner] values in a larger buffer of NaN: axes in this order in memory, starting `front`
-    elements late, elements of the last axis `step` apart."""
-    moved = array.transpose(order)
-    width = moved.shape[-1] * step
-    buffer = np.empty((*moved.shape[:-1], front + width + 1), array.dtype)
-    buffer.view(np.uint8)[...] = 0xFF
-    view = buffer[..., front : front + width : step]
-    view[...] = moved
-    return view.transpose(np.argsort(order))
-
-
-def as_rows(array):
-    """[outer, C, inner] -> [rows, C]"""
-    return np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
-
-
-def make_logits(rng, shape, spread, absent):
-    logits = (rng.normal(size=shape) * spread).astype(np.float32)
-    hidden = rng.random(shape) < absent
-    hidden[:, :1] = False  # a row without any class is another test
-    return np.where(hidden, -np.inf, logits).astype(np.float32)
-
-
-def make_teacher(rng, shape, spread, absent, source):
-    logits = make_logits(rng, shape, spread, absent)
-    if source == "logits":
-        return logits
-    log_p = np.moveaxis(oracle.log_softmax(np.moveaxis(logits, 1, -1).astype(np.float64)), -1, 1)
-    return (log_p if source == "log_probs" else np.exp(log_p)).astype(np.float32)
-
-
-@st.composite
-def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
-    """(student, teacher, options): logits [outer, C, inner] in their memory layout, options by the oracle's names."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    outer, inner, groups = draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 1, 2, 5])), 1
-    shape = (outer, draw(classes), inner)
-    rows = outer * inner
-    if rows and draw(st.booleans()):
-        groups = draw(st.sampled_from([g for g in range(1, outer + 1) if outer % g == 0]))
-    source = draw(st.sampled_from(oracle.SOURCES))
-    spread = draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
-    # No probability of exactly 0 beside those that underflow: where these meet, the KL is infinite in float64 alone.
-    spread = min(spread, 5.0) if source == "probs" else spread
-    absent = draw(st.sampled_from([0, 0, 0.3])) if spread < 100 else 0
-
-    options = {
-        "source": source,
-        "divergence": draw(st.sampled_from(oracle.DIVERGENCES)),
-        "reduction": draw(st.sampled_from(oracle.REDUCTIONS)),
-        "temperature": draw(st.sampled_from([1.0, 4.0, 0.5])),
-        "beta": draw(st.sampled_from([0.5, 0.1, 0.0, 1.0])),
-        "target_eps": draw(st.sampled_from([0.0, 0.0, 1e-7, 0.1])),
-        "scale_by_t2": draw(st.booleans()),
-        "kl_weight": draw(st.sampled_from([1.0, 0.3])),
-        "groups": groups,
-    }
-    student = make_logits(rng, shape, spread, absent)
-    teacher = make_teacher(rng, shape, spread, draw(st.sampled_from([0, absent])), source)
-    if draw(st.booleans()):
-        options["mask"] = rng.random(rows) < 0.7
-        np.moveaxis(teacher, 1, -1)[~options["mask"].reshape(outer, inner)] = np.nan  # never looked at
-    if draw(st.booleans()):
-        options["row_weight"] = rng.normal(size=rows).astype(np.float32)
-    if draw(st.booleans()):
-        options["row_temperature"] = rng.uniform(0.5, 5, rows).astype(np.float32)
-    if draw(st.booleans()):
-        ignore = options["ignore_index"] = draw(st.sampled_from([-100, -1, shape[1] // 2]))
-        options["ce_weight"] = draw(st.sampled_from([1.0, 0.5, 0.0]))
-        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
-        options["target"] = rng.integers(0, shape[1], rows)
-        options["target"][rng.random(rows) < 0.2] = ignore
-        if draw(st.integers(0, 9)) == 0:
-            options["target"][rng.random(rows) < 0.3] = draw(st.sampled_from([shape[1], -7, 2**40]))
-
-    layouts = st.tuples(st.permutations([0, 1, 2]), st.integers(0, 9), st.sampled_from([1, 1, 1, 2]))
-    plain = st.just(((0, 2, 1), 0, 1))
-    student, teacher = (encode(logits, draw(st.sampled_from(FLOATS))) for logits in (student, teacher))
-    return lay_out(student, *draw(plain | layouts)), lay_out(teacher, *draw(plain | layouts)), options
 
 
 @st.composite
@@ -134,35 +31,8 @@ def launches(draw):
 def solve(student, teacher, options, how=(0, {}), **more):
     """The emulated kernels' results."""
     seed, how = how
-    names = {"source": oracle.SOURCES, "divergence": oracle.DIVERGENCES, "reduction": oracle.REDUCTIONS}
-    numbers = {name: names[name].index(value) for name, value in options.items() if name in names}
     emulated.module().set_seed(seed)
-    return emulated.module().softened_kl(student, teacher, dim=1, **{**options, **numbers}, **how, **more)
-
-
-def name_of(array):
-    return "bfloat16" if array.dtype == np.uint16 else array.dtype.name
-
-
-def check(student, teacher, options, ours):
-    """Compares results with the oracle. Rows of infinite loss have whatever gradient."""
-    double = "float64" in (name_of(student), name_of(teacher))
-    precision = PRECISION["float64" if double else "float32"]
-    # A thread alone with a row adds up all classes one after another.
-    factor = 4
-    truth = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **options)
-    rows = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
-    for name in ("loss", "parts"):
-        if truth[name] is not None:
-            oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
-    for name, logits in (("grad_student", student), ("grad_teacher", teacher)):
-        if ours[name] is None:
-            continue
-        assert ours[name].shape == logits.shape and ours[name].dtype == logits.dtype
-        stored = STORED[name_of(logits)]
-        regular = ~np.isinf(rows["loss"].value)[:, None] & ~(np.abs(truth[name].value) >= 0.99 * stored[2])
-        ours_here = np.where(regular, as_rows(decode(ours[name])), 0)
-        oracle.close(ours_here, truth[name].where(regular), precision, *stored[:2], factor=factor)
+    return emulated.module().softened_kl(student, teacher, dim=1, **numbered(options), **how, **more)
 
 
 def matches_the_formulas(problem, launch, gradients):
@@ -172,9 +42,6 @@ def matches_the_formulas(problem, launch, gradients):
     except ValueError:  # not every form takes every problem
         ours = solve(student, teacher, options, (launch[0], {}), **gradients)
     check(student, teacher, options, ours)
-
-
-gradients = st.fixed_dictionaries({"grad_student": st.booleans(), "grad_teacher": st.booleans()})
 
 
 @settings(max_examples=EXAMPLES, **AT_LEISURE)
@@ -188,12 +55,6 @@ def test_matches_the_formulas(problem, launch, gradients):
 @given(problems(st.sampled_from(CLASSES + [4096, 5003, 20000]) | st.integers(1, 3000)), launches(), gradients)
 def test_matches_the_formulas_at_length(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
-
-
-def plain_problem(classes, rows=3, seed=0, dtype="float32"):
-    rng = np.random.default_rng(seed)
-    student, teacher = rng.normal(size=(2, rows, classes, 1)).astype(np.float32) * 3
-    return encode(student, dtype), encode(teacher, dtype)
 
 
 @pytest.mark.parametrize("divergence", oracle.DIVERGENCES)

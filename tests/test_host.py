@@ -1,0 +1,98 @@
+"""kdkernels._host: the CPU kernels on NumPy arrays with every instruction set, against the float64 formulas of oracle.py, and
+the launch plans of the CUDA kernels. No torch tensor is made.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from problems import check, gradients, numbered, plain_problem, problems
+
+host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
+
+
+@pytest.fixture(params=host.available_isas())
+def isa(request):
+    usual = host.cpu_isa()
+    host.set_isa(request.param)
+    yield request.param
+    host.set_isa(usual)
+
+
+def valid_labels(options, classes):
+    """The CPU refuses what the emulated CUDA kernels make NaN of."""
+    target = options.get("target")
+    if target is not None:
+        options["target"] = np.where((target < 0) | (target >= classes), options["ignore_index"], target)
+    return options
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(problems(), gradients)
+def test_matches_the_formulas(isa, problem, gradients):
+    student, teacher, options = problem
+    options = valid_labels(options, student.shape[1])
+    check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options), **gradients))
+
+
+@pytest.mark.parametrize("classes", [1, 15, 16, 17, 1000, 32000, 262144])
+def test_long_and_ragged_rows(isa, classes):
+    student, teacher = plain_problem(classes, rows=2)
+    options = {"target": np.array([0, classes - 1]), "ce_weight": 1.0, "label_smoothing": 0.1}
+    check(student, teacher, options, host.softened_kl(student, teacher, dim=1, grad_teacher=True, **options))
+
+
+def test_instruction_sets_have_names():
+    with pytest.raises(ValueError, match="instruction set must be one of base.* on this machine, got avx10"):
+        host.set_isa("avx10")
+
+
+@pytest.mark.parametrize(
+    "arguments, rule",
+    [
+        ({"target": np.array([0, 7])}, r"target contains 7, valid labels are 0\.\.4 \(or ignore_index=-100\)"),
+        ({"target": np.array([0])}, "target must have one value per row"),
+        ({"mask": np.array([True])}, "mask must have one value per row"),
+        ({"row_weight": np.ones(3)}, "row_weight must have one value per row"),
+        ({"groups": 3}, "groups must divide the first dimension"),
+        ({"dim": 2}, "at most one dimension on each side of dim"),
+    ],
+)
+def test_bad_arguments(arguments, rule):
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match=rule):
+        host.softened_kl(logits, logits, **arguments)
+
+
+def test_other_shapes_and_dtypes_are_refused():
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match="equal shapes"):
+        host.softened_kl(logits, logits[:, :4])
+    with pytest.raises(ValueError, match="at least 1 class"):
+        host.softened_kl(logits[:, :0], logits[:, :0])
+    with pytest.raises(TypeError, match="logits must be float32, .* got int64"):
+        host.softened_kl(logits.astype(np.int64), logits)
+
+
+@pytest.mark.parametrize(
+    "classes, dtype, sm, form, lanes",
+    [
+        (10, "bfloat16", 90, "held", 1),
+        (100, "float32", 90, "held", 4),
+        (1000, "float32", 90, "held", 32),
+        (32000, "bfloat16", 90, "staged", 512),
+        (32000, "bfloat16", 75, "streamed", 512),
+        (1000, "float64", 90, "strided", 32),
+    ],
+)
+def test_launch_plans(classes, dtype, sm, form, lanes):
+    plan = host.launch_plan("softened_kl", 8192, classes, dtype, sm)
+    assert (plan["form"], plan["lanes"]) == (form, lanes)
+    assert plan["blocks"] * plan["threads"] // plan["lanes"] >= 8192
+    assert plan["threads"] % 32 == 0 and plan["shared_bytes"] < 228 * 1024
+
+
+def test_launch_plans_of_nothing_known():
+    with pytest.raises(ValueError, match="family must be softened_kl, got kl"):
+        host.launch_plan("kl", 1, 1)
+    with pytest.raises(ValueError, match="dtype must be .* got int8"):
+        host.launch_plan("softened_kl", 1, 1, "int8")
