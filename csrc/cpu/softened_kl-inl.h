@@ -6,7 +6,7 @@
 //     1  largest logit of either row
 //     2  exp of both rows, kept, and their sums            the only sweep with an exponential
 //     3  sums the gradients need                           reverse KL, Jensen-Shannon, gradients of teacher logits
-//     4  loss and gradients
+//     4  loss and gradients                                forward KL of two softmaxes: its loss came with sweep 2
 //
 // A hard label adds two sweeps at temperature 1. Sums are taken in blocks, so that their rounding error grows with the
 // number of blocks and not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache.
@@ -71,6 +71,16 @@ KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) 
   for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
 }
 
+// scale * (q - p) in units of the target's sum of weights (RowPair::ratio).
+template <class A>
+KD_INLINE void gradient_from_weights(const Lines<A>& row, int64_t classes, A ratio, A scale, bool add) {
+  each_vector<A>(classes, [&](int64_t i, auto place) {
+    const Vec<A> gradient = (load(row.student_weight + i) * ratio - load(row.teacher_weight + i)) * scale;
+    A* to = row.grad_student.in(place) + i;
+    store(to, add ? gradient + load(to) : gradient);
+  });
+}
+
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
 template <class A, class Source, bool smoothed, class D>
 KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add,
@@ -104,19 +114,11 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   const bool weighs = problem.kl_weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
-
-  const A divergence_from_weights = weights[2] * scales.inverse_temperature * pair.target.inverse_sum -
-                                    (pair.target.log_sum - pair.student.log_sum);
-
+  const A value_from_weights = weights[2] * scales.inverse_temperature * pair.target.inverse_sum -
+                               (pair.target.log_sum - pair.student.log_sum);
   if (from_weights && weighs && !for_teacher) {
-    const A ratio = pair.ratio(), scale = student_scale * pair.target.inverse_sum;
-    if (for_student)
-      each_vector<A>(classes, [&](int64_t i, auto place) {
-        const Vec<A> gradient = (load(row.student_weight + i) * ratio - load(row.teacher_weight + i)) * scale;
-        A* to = row.grad_student.in(place) + i;
-        store(to, add ? gradient + load(to) : gradient);
-      });
-    return divergence_from_weights;
+    if (for_student) gradient_from_weights(row, classes, pair.ratio(), student_scale * pair.target.inverse_sum, add);
+    return value_from_weights;
   }
 
   // The padding is no class: it gets no smoothing either.
@@ -125,8 +127,9 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   if (smoothed)
     for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
   const auto terms_at = [&](int64_t i, auto place) {
-    return pair.terms(smoothed, load(row.student.in(place) + i), load(row.student_weight + i), load(row.teacher.in(place) + i),
-                      load(row.teacher_weight + i), i + lanes < classes ? splat(eps) : last_eps);
+    return pair.terms(smoothed, load(row.student.in(place) + i), load(row.student_weight + i),
+                      load(row.teacher.in(place) + i), load(row.teacher_weight + i),
+                      i + lanes < classes ? splat(eps) : last_eps);
   };
 
   A by_log_q_sum = -((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * A(classes) : A(0)));
@@ -154,7 +157,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
       store(row.grad_teacher.in(place) + i,
             weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient : Vec<A>{});
   });
-  return from_weights ? divergence_from_weights : value[0];
+  return from_weights ? value_from_weights : value[0];
 }
 
 // -(1 - s) log q_y - s mean(log q) at temperature 1; its gradient is written to row.grad_student.
