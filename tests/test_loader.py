@@ -37,6 +37,10 @@ def run(folder, *arguments, **environment):
 def without_libraries(tmp_path):
     """A copy of the package without its compiled parts."""
     shutil.copytree(PACKAGE, tmp_path / "kdkernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    # An editable install has a finder that would bring the missing parts from the checkout. Python runs this file last.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')]\n"
+    )
     return tmp_path
 
 
