@@ -29,18 +29,19 @@ class Estimate(NamedTuple):
         return Estimate(np.where(condition, self.value, 0), np.where(condition, self.scale, 0))
 
 
+def total(x):
+    """Sum over the classes. In float64 alone, many equal terms make many equal errors, more than a kernel's blocks do."""
+    return x.sum(-1, keepdims=True, dtype=np.longdouble).astype(np.float64)
+
+
 def log_softmax(logits):
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted - np.log(total(np.exp(shifted)))
 
 
 def times(p, factor):
     """p * factor, 0 where p is 0."""
     return p * np.where(p == 0, 0, factor)
-
-
-def total(x):
-    return x.sum(-1, keepdims=True)
 
 
 def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
@@ -83,7 +84,7 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
     spread = noise + (p + q) * total(noise)
     by_teacher = {"logits": spread / temperature, "log_probs": spread}.get(source, spread / np.where(p == 0, 1, p))
     return (
-        Estimate(value.sum(-1), noise.sum(-1)),
+        Estimate(total(value)[..., 0], noise.sum(-1)),
         Estimate(grad_student, spread / temperature),
         Estimate(grad_teacher, by_teacher),
     )
@@ -98,7 +99,7 @@ def hard_rows(student, target, smoothing):
     size = 1 + np.abs(np.where(np.isfinite(log_q), log_q, 0))
     noise = (wanted + np.exp(log_q) + UNDERFLOW) * size
     return (
-        Estimate(-times(wanted, log_q).sum(-1), noise.sum(-1) + size.max(-1)),
+        Estimate(-total(times(wanted, log_q))[..., 0], noise.sum(-1) + size.max(-1)),
         Estimate(np.exp(log_q) - wanted, noise),
     )
 
