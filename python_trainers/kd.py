@@ -11,7 +11,7 @@ labels and from the softened outputs of a large teacher:
 
 Reproduced: section 6, soft targets let a network learn from few examples. On digits, over 8 seeds (mean
 and sample standard deviation; ``python -m python_trainers.demo``): 81.9 +- 2.5 % without a teacher, 89.6
-+- 1.2 % with one. About 10 s for the teacher and 5 s for a student on one CPU core.
++- 1.2 % with one. Seconds per network on one CPU core.
 
 Deviations from the paper:
 1. Data and networks: 8x8 digits and small convolutional networks instead of MNIST, speech and JFT.

@@ -1,22 +1,21 @@
 """Small networks for 8x8 images: a teacher and two students of a sixtieth of its size, or less."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class _Classifier(nn.Module):
-    """Logits are ``head(forward_features(images))``."""
+    """Logits are ``head(forward_features(images))``; each network defines the two."""
 
     head: nn.Linear
+    forward_features: Callable[[Tensor], Tensor]  # [N, channels, height, width] -> [N, num_features]
 
     @property
     def num_features(self) -> int:
         """Width of the layer before the classifier."""
         return self.head.in_features
-
-    def forward_features(self, images: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, num_features]
-        """The layer before the classifier."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, classes]
         """Logits."""
