@@ -14,6 +14,35 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "int groups, int dim, bool grad_student, bool grad_teacher) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher)");
 
+  // The same rows against a target that follows from the label: `on` on it, `off` elsewhere; `relative`: the divergence
+  // from it, else the cross entropy. `teacher` (logits) or `confidence` (row shape) weigh the rows, by themselves or
+  // relative to their mean.
+  m.def(
+      "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, float on, float off, bool relative, "
+      "float temperature, float kl_weight, float ce_weight, bool normalise, int ignore_index, int reduction, int groups, "
+      "int dim, bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student)");
+
+  // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64
+  // scalar in host memory, where it can be drawn inside torch.compile), times temperature^2.
+  m.def(
+      "dkpp_loss(Tensor student, Tensor teacher, Tensor? permutation, Tensor? mask, Tensor? row_weight, float temperature, "
+      "Tensor? seed, int reduction, int groups, int dim, bool grad_student) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_student)");
+
+  // Divergence at a temperature of each row's own, from a teacher repaired where it mistakes the label. `mode`:
+  // TEMPERATURE_MODES of kdkernels/_names.py; row_temperature, where given, goes before it.
+  m.def(
+      "dynamic_temperature_kl(Tensor student, Tensor teacher, Tensor target, Tensor? mask, Tensor? row_weight, "
+      "Tensor? row_temperature, float temperature, float beta, float gamma, int mode, int adjust, float smoothing, "
+      "bool l1, float t_min, bool scale_by_t2, float ce_weight, int ignore_index, int reduction, int groups, int dim, "
+      "bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student, Tensor row_temperature)");
+
+  // The number per row that the batch's mean is taken of: STATISTICS of kdkernels/_names.py. `rows`: logits of the
+  // student, for confidence of the teacher.
+  m.def(
+      "row_statistics(Tensor rows, Tensor? teacher, Tensor? target, int statistic, float gamma, int adjust, "
+      "int ignore_index, int dim) -> Tensor");
+
   // Multiplies a gradient by the upstream gradient of its loss: a scalar, or one number per row. Does nothing where that
   // is 1, and finds out on the device.
   m.def("scale_gradient_(Tensor(a!) gradient, Tensor upstream, int dim) -> ()");

@@ -16,9 +16,9 @@ struct Divisors {
 KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
   Divisors divisor;
   if (problem.reduction == Reduction::none || problem.reduction == Reduction::sum) return divisor;
-  const int64_t all = problem.groups == 1 ? problem.rows() : problem.rows() / problem.groups;
+  const int64_t all = problem.group_rows();
   const int64_t* counts = static_cast<const int64_t*>(problem.counts);
-  const int64_t soft = problem.mask ? counts[group] : all;
+  const int64_t soft = problem.mask || problem.source == TargetSource::label ? counts[group] : all;
   const int64_t hard = problem.target ? counts[problem.groups + group] : all;
   divisor.soft = soft > 0 ? static_cast<double>(soft) : 1.0;
   divisor.hard = hard > 0 ? static_cast<double>(hard) : 1.0;
@@ -42,8 +42,8 @@ template <class A>
 KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
   RowScales<A> scales{};
   // A 64-bit division is dear, and one group the rule.
-  const Divisors divisor = divisors(problem, problem.groups == 1 ? 0 : row / (problem.rows() / problem.groups));
-  scales.has_soft = !problem.mask || problem.mask[row];
+  const Divisors divisor = divisors(problem, problem.groups == 1 ? 0 : row / problem.group_rows());
+  scales.has_soft = problem.counts_row(row);
   if (problem.target) {
     scales.label = problem.target[row];
     scales.has_hard = scales.label != problem.ignore_index;

@@ -19,12 +19,24 @@ enum class Dtype : int { float32, float16, bfloat16, float64 };
 
 constexpr int element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
-// Where the target distribution comes from. One struct per source in target_sources.h.
-enum class TargetSource : int { logits, log_probs, probs };
+// Where the target distribution comes from. One struct per source in target_sources-inl.h. The last three have a constant
+// teacher, or none, and are made for one purpose each:
+//
+//     label      no teacher: `label_on` on the label and `label_off` elsewhere; rows without a label do not count
+//     permuted   the teacher's probabilities, shuffled among all classes but its largest
+//     adjusted   the teacher's probabilities, repaired by `adjustment` where the largest is not the label's
+enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjusted };
 
 // Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, and -sum p log q. One struct per divergence in
-// divergences.h.
+// divergences-inl.h. Source label knows forward and cross_entropy, permuted cross_entropy, adjusted forward.
 enum class Divergence : int { forward, reverse, jsd, cross_entropy };
+
+// What becomes of a teacher that mistakes the label: nothing, its two logits exchanged ("probability shift"), or its row
+// replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.
+enum class Adjustment : int { none, exchange, label };
+
+// What a first pass over the rows finds, for the whole batch to be known before any row's loss is. Formulas: row_statistics.h.
+enum class RowStatistic : int { none, confidence, cosine, doubt };
 
 enum class Reduction : int { none, sum, batchmean, elementmean };
 
@@ -44,7 +56,7 @@ struct SoftenedKL {
   int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
 
   Rows student;       // logits
-  Rows teacher;       // what `source` says
+  Rows teacher;       // what `source` says; source label: absent, or what confidences are to be taken of
   Rows grad_student;  // dtype of student
   Rows grad_teacher;  // dtype of teacher
 
@@ -66,6 +78,26 @@ struct SoftenedKL {
   double label_smoothing = 0;  // in [0, 1]
   int64_t ignore_index = -100;
 
+  // Sources label and adjusted. The entropy is what turns the cross entropy with that target into its divergence (0: a
+  // cross entropy it stays).
+  double label_on = 1;
+  double label_off = 0;
+  double label_entropy = 0;
+  Adjustment adjustment = Adjustment::none;
+
+  // Source permuted: class c gets the probability of class permutation[row][c]. Null: drawn from `seed` and the row's
+  // number (permutation.h).
+  const int64_t* permutation = nullptr;  // [rows, classes], contiguous
+  uint64_t seed = 0;
+
+  // The first pass. Its results become weights (confidence) or temperatures (cosine, doubt) of the rows, in place.
+  RowStatistic statistic = RowStatistic::none;
+  void* row_statistic = nullptr;       // [rows], Float; then also row_weight or row_temperature
+  bool normalise_statistic = false;    // divided by its mean (confidence) or its sum
+  double statistic_power = 1;          // of cosine
+  double temperature_slope = 0;        // times how far a row's statistic is below the mean: added to `temperature`
+  double least_temperature = 0;        // clamps the result; -inf: not clamped
+
   // Float. Reduction::none: one number per row, else one per group. `parts` is [2, same]: soft then hard, before their
   // weights; null where absent.
   void* loss = nullptr;
@@ -76,6 +108,21 @@ struct SoftenedKL {
   // The arithmetic type: double as soon as one of the two is, float otherwise.
   KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
   KD_HOST_DEVICE int64_t rows() const { return outer * inner; }
+  KD_HOST_DEVICE int64_t group_rows() const { return groups == 1 ? rows() : rows() / groups; }
+  // The problem once the statistics are known. Source label reads no teacher then.
+  SoftenedKL after_statistics() const {
+    SoftenedKL rest = *this;
+    if (source == TargetSource::label) rest.teacher.data = nullptr;
+    return rest;
+  }
+
+  // Confidences that stand in row_statistic from the beginning.
+  KD_HOST_DEVICE bool has_statistics() const { return statistic == RowStatistic::confidence && !teacher.data; }
+  KD_HOST_DEVICE bool has_label(int64_t row) const { return target && target[row] != ignore_index; }
+  // Whether the soft term counts a row.
+  KD_HOST_DEVICE bool counts_row(int64_t row) const {
+    return (!mask || mask[row]) && (source != TargetSource::label || has_label(row));
+  }
 };
 
 }  // namespace kd

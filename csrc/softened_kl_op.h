@@ -2,9 +2,11 @@
 // allocation, layouts. The same for every device; what runs a problem is the template argument:
 //
 //     Device::softened_kl(problem, like)                                  `like`: a tensor on the device
+//     Device::row_statistics(problem, like)
 //     Device::scale_gradient(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, like)
 #pragma once
 #include <array>
+#include <cmath>
 #include <string>
 #include <tuple>
 
@@ -16,17 +18,6 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("softened_kl: " + message);
 }
 
-// A tensor with one value per row, contiguous; `keep` holds the copy alive where one was needed.
-template <class T>
-const T* per_row(const std::optional<Tensor>& tensor, int64_t rows, size_t element_size, std::optional<Tensor>& keep,
-                 const char* name) {
-  if (!tensor) return nullptr;
-  require(tensor->numel() == rows && tensor->element_size() == element_size,
-          std::string(name) + " must have one value per row, in the arithmetic type");
-  keep = tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor);
-  return static_cast<const T*>(keep->data_ptr());
-}
-
 // Strided logits are read where they lie; a layout that needs more than three strides is copied, and so is one whose
 // rows are strided both by class and by position (`keep` holds the copy).
 inline Rows readable_rows(const Tensor& logits, int64_t dim, Tensor& keep) {
@@ -35,6 +26,130 @@ inline Rows readable_rows(const Tensor& logits, int64_t dim, Tensor& keep) {
   keep = torch::stable::contiguous(logits);
   return *as_rows(keep, dim);
 }
+
+// Class numbers that a float holds exactly, as the kernels that look for the largest class on a GPU need it.
+constexpr int64_t most_ranked_classes = int64_t(1) << 24;
+
+// `relative`: the divergence from that target, not the cross entropy with it.
+inline void set_label_target(SoftenedKL& problem, double on, double off, bool relative) {
+  const auto information = [](double p) { return p > 0 ? -p * std::log(p) : 0.0; };
+  problem.label_on = on;
+  problem.label_off = off;
+  problem.label_entropy =
+      relative ? information(on) + static_cast<double>(problem.classes - 1) * information(off) : 0.0;
+}
+
+// One call: the problem, filled in step by step, with what has to stay alive until it is solved.
+class RowLoss {
+ public:
+  SoftenedKL problem;
+
+  RowLoss(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
+      : student_(student), teacher_(student), dim_(dim), groups_(groups) {
+    require(float_dtype(student).has_value(), "student must be a float tensor");
+    require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
+    require(student.size(dim) >= 1, "at least one class is needed");
+    require(groups >= 0 && (groups == 0 || (dim > 0 && student.size(0) % groups == 0)), "groups must divide dimension 0");
+    problem.outer = merge_dimensions(student, 0, dim).size;
+    problem.inner = merge_dimensions(student, dim + 1, student.dim()).size;
+    problem.classes = student.size(dim);
+    problem.groups = groups > 0 ? groups : 1;
+    problem.reduction = static_cast<Reduction>(reduction);
+    problem.student = readable_rows(student, dim, student_);
+  }
+
+  // Logits, or what the source says, of the student's shape.
+  void teacher(const Tensor& teacher) {
+    require(float_dtype(teacher).has_value(), "teacher must be a float tensor");
+    require(student_.dim() == teacher.dim(), "student and teacher must have equal shapes");
+    for (int64_t d = 0; d < teacher.dim(); ++d)
+      require(student_.size(d) == teacher.size(d), "student and teacher must have equal shapes");
+    problem.teacher = readable_rows(teacher, dim_, teacher_);
+  }
+
+  void target(const std::optional<Tensor>& target, int64_t ignore_index) {
+    has_target_ = target.has_value();
+    problem.target = per_row<int64_t>(target, sizeof(int64_t), "target");
+    problem.ignore_index = ignore_index;
+  }
+
+  void mask(const std::optional<Tensor>& mask) { problem.mask = per_row<bool>(mask, sizeof(bool), "mask"); }
+
+  // After the teacher: its dtype decides on the arithmetic type.
+  void row_weight(const std::optional<Tensor>& weight) { problem.row_weight = per_row<void>(weight, float_size(), "row_weight"); }
+  void row_temperature(const std::optional<Tensor>& temperature) {
+    problem.row_temperature = per_row<void>(temperature, float_size(), "row_temperature");
+  }
+
+  void permutation(const std::optional<Tensor>& permutation) {
+    if (!permutation) return;
+    require(permutation->numel() == student_.numel(), "permutation must have the shape of student");
+    problem.permutation = contiguous<int64_t>(*permutation, sizeof(int64_t), "permutation");
+  }
+
+  // A number per row that the problem computes for itself.
+  Tensor row_numbers() const { return allocate(student_, accumulated(), row_shape()); }
+
+  // Loss, parts and gradients, where asked for.
+  template <class Device>
+  std::array<Tensor, 4> solve(bool grad_student, bool grad_teacher) {
+    std::vector<int64_t> loss_shape;
+    if (problem.reduction == Reduction::none) loss_shape = row_shape();
+    else if (groups_ > 0) loss_shape = {groups_};
+    std::vector<int64_t> parts_shape = loss_shape;
+    if (has_target_) parts_shape.insert(parts_shape.begin(), 2);
+    else parts_shape = {0};
+
+    const Tensor loss = allocate(student_, accumulated(), loss_shape), parts = allocate(student_, accumulated(), parts_shape);
+    const Tensor student_gradient = gradient(student_, grad_student), teacher_gradient = gradient(teacher_, grad_teacher);
+    // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
+    const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
+    problem.loss = loss.data_ptr();
+    problem.parts = has_target_ ? parts.data_ptr() : nullptr;
+    problem.counts = workspace.data_ptr();
+    problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
+    if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_);
+    if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_);
+    Device::softened_kl(problem, student_);
+    return {loss, parts, student_gradient, teacher_gradient};
+  }
+
+  ScalarType accumulated() const { return problem.is_double() ? ScalarType::Double : ScalarType::Float; }
+
+ private:
+  size_t float_size() const { return problem.is_double() ? sizeof(double) : sizeof(float); }
+
+  std::vector<int64_t> row_shape() const {
+    std::vector<int64_t> shape;
+    for (int64_t d = 0; d < student_.dim(); ++d)
+      if (d != dim_) shape.push_back(student_.size(d));
+    return shape;
+  }
+
+  Tensor gradient(const Tensor& logits, bool wanted) const {
+    return wanted ? allocate_gradient(logits, dim_) : allocate(student_, logits.scalar_type(), {0});
+  }
+
+  template <class T>
+  const T* per_row(const std::optional<Tensor>& tensor, size_t element_size, const char* name) {
+    if (!tensor) return nullptr;
+    require(tensor->numel() == problem.rows(), std::string(name) + " must have one value per row");
+    return contiguous<T>(*tensor, element_size, name);
+  }
+
+  template <class T>
+  const T* contiguous(const Tensor& tensor, size_t element_size, const char* name) {
+    require(tensor.element_size() == element_size, std::string(name) + " must have the dtype of the op's schema");
+    if (tensor.is_contiguous()) return static_cast<const T*>(tensor.data_ptr());
+    kept_.push_back(torch::stable::contiguous(tensor));
+    return static_cast<const T*>(kept_.back().data_ptr());
+  }
+
+  Tensor student_, teacher_;  // or copies of them that can be read row by row
+  int64_t dim_, groups_;
+  bool has_target_ = false;
+  std::vector<Tensor> kept_;
+};
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
@@ -47,39 +162,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
     double temperature, int64_t source, int64_t divergence, double beta, double target_eps, bool scale_by_t2,
     double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t groups,
     int64_t dim, bool grad_student, bool grad_teacher) {
-  require(float_dtype(student) && float_dtype(teacher), "student and teacher must be float tensors");
-  require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
-  require(student.dim() == teacher.dim(), "student and teacher must have equal shapes");
-  for (int64_t d = 0; d < student.dim(); ++d)
-    require(student.size(d) == teacher.size(d), "student and teacher must have equal shapes");
-  require(student.size(dim) >= 1, "at least one class is needed");
-  require(groups >= 0 && (groups == 0 || (dim > 0 && student.size(0) % groups == 0)), "groups must divide dimension 0");
-
-  SoftenedKL problem;
-  std::vector<int64_t> row_shape;
-  for (int64_t d = 0; d < student.dim(); ++d)
-    if (d != dim) row_shape.push_back(student.size(d));
-  problem.outer = merge_dimensions(student, 0, dim).size;
-  problem.inner = merge_dimensions(student, dim + 1, student.dim()).size;
-  problem.classes = student.size(dim);
-  const int64_t rows = problem.rows();
-
-  Tensor student_kept, teacher_kept;
-  problem.student = readable_rows(student, dim, student_kept);
-  problem.teacher = readable_rows(teacher, dim, teacher_kept);
-  const bool is_double = problem.is_double();
-  const ScalarType accumulated = is_double ? ScalarType::Double : ScalarType::Float;
-  const size_t float_size = is_double ? sizeof(double) : sizeof(float);
-
-  std::optional<Tensor> kept[4];
-  problem.target = per_row<int64_t>(target, rows, sizeof(int64_t), kept[0], "target");
-  problem.mask = per_row<bool>(mask, rows, sizeof(bool), kept[1], "mask");
-  problem.row_weight = per_row<void>(row_weight, rows, float_size, kept[2], "row_weight");
-  problem.row_temperature = per_row<void>(row_temperature, rows, float_size, kept[3], "row_temperature");
-
+  RowLoss call(student, dim, groups, reduction);
+  call.teacher(teacher);
+  call.target(target, ignore_index);
+  call.mask(mask);
+  call.row_weight(row_weight);
+  call.row_temperature(row_temperature);
+  SoftenedKL& problem = call.problem;
   problem.source = static_cast<TargetSource>(source);
   problem.divergence = static_cast<Divergence>(divergence);
-  problem.reduction = static_cast<Reduction>(reduction);
   problem.temperature = temperature;
   problem.beta = beta;
   problem.target_eps = target_eps;
@@ -87,34 +178,126 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
   problem.kl_weight = kl_weight;
   problem.ce_weight = ce_weight;
   problem.label_smoothing = label_smoothing;
-  problem.ignore_index = ignore_index;
-  problem.groups = groups > 0 ? groups : 1;
-
-  std::vector<int64_t> loss_shape;
-  if (problem.reduction == Reduction::none) loss_shape = row_shape;
-  else if (groups > 0) loss_shape = {groups};
-  std::vector<int64_t> parts_shape = loss_shape;
-  if (target) parts_shape.insert(parts_shape.begin(), 2);
-  else parts_shape = {0};
-
-  const Tensor loss = allocate(student, accumulated, loss_shape);
-  const Tensor parts = allocate(student, accumulated, parts_shape);
-  const Tensor student_gradient =
-      grad_student ? allocate_gradient(student_kept, dim) : allocate(student, student.scalar_type(), {0});
-  const Tensor teacher_gradient =
-      grad_teacher ? allocate_gradient(teacher_kept, dim) : allocate(student, teacher.scalar_type(), {0});
-  // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
-  const Tensor workspace = allocate(student, ScalarType::Long, {2 * problem.groups + 2 * rows});
-
-  problem.loss = loss.data_ptr();
-  problem.parts = target ? parts.data_ptr() : nullptr;
-  problem.counts = workspace.data_ptr();
-  problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
-  if (grad_student) problem.grad_student = *as_rows(student_gradient, dim);
-  if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim);
-
-  Device::softened_kl(problem, student);
+  const auto [loss, parts, student_gradient, teacher_gradient] = call.template solve<Device>(grad_student, grad_teacher);
   return {loss, parts, student_gradient, teacher_gradient};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> label_loss_op(
+    const Tensor& student,                    // logits, `dim` is the class dimension
+    const Tensor& target,                     // row shape, int64
+    const std::optional<Tensor>& teacher,     // logits, same shape: their confidence weighs the rows
+    const std::optional<Tensor>& confidence,  // row shape, arithmetic type
+    double on, double off, bool relative, double temperature, double kl_weight, double ce_weight, bool normalise,
+    int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
+  RowLoss call(student, dim, groups, reduction);
+  SoftenedKL& problem = call.problem;
+  if (teacher) call.teacher(*teacher);
+  call.target(target, ignore_index);
+  problem.source = TargetSource::label;
+  set_label_target(problem, on, off, relative);
+  problem.temperature = temperature;
+  problem.scale_by_t2 = false;
+  problem.kl_weight = kl_weight;
+  problem.ce_weight = ce_weight;
+  std::optional<Tensor> statistic;
+  if (teacher || confidence) {
+    statistic = confidence ? torch::stable::clone(*confidence) : call.row_numbers();
+    call.row_weight(statistic);
+    problem.statistic = RowStatistic::confidence;
+    problem.row_statistic = statistic->data_ptr();
+    problem.normalise_statistic = normalise;
+  }
+  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
+  return {loss, parts, student_gradient};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> dkpp_loss_op(
+    const Tensor& student,                     // logits, `dim` is the class dimension
+    const Tensor& teacher,                     // logits, same shape
+    const std::optional<Tensor>& permutation,  // same shape, int64
+    const std::optional<Tensor>& mask,         // row shape, bool
+    const std::optional<Tensor>& row_weight,   // row shape, arithmetic type
+    double temperature,
+    const std::optional<Tensor>& seed,  // int64 scalar on the CPU
+    int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
+  RowLoss call(student, dim, groups, reduction);
+  SoftenedKL& problem = call.problem;
+  require(permutation || (seed && seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1),
+          "without a permutation a seed is needed, an int64 scalar on the CPU");
+  require(problem.classes <= most_ranked_classes, "at most 2^24 classes can be permuted");
+  call.teacher(teacher);
+  call.mask(mask);
+  call.row_weight(row_weight);
+  call.permutation(permutation);
+  problem.source = TargetSource::permuted;
+  problem.divergence = Divergence::cross_entropy;
+  problem.temperature = temperature;
+  if (seed) problem.seed = *static_cast<const uint64_t*>(seed->data_ptr());
+  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
+  return {loss, parts, student_gradient};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
+    const Tensor& student,                         // logits, `dim` is the class dimension
+    const Tensor& teacher,                         // logits, same shape
+    const Tensor& target,                          // row shape, int64
+    const std::optional<Tensor>& mask,             // row shape, bool
+    const std::optional<Tensor>& row_weight,       // row shape, arithmetic type
+    const std::optional<Tensor>& row_temperature,  // row shape, arithmetic type
+    double temperature, double beta, double gamma, int64_t mode, int64_t adjust, double smoothing, bool l1, double t_min,
+    bool scale_by_t2, double ce_weight, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim,
+    bool grad_student) {
+  RowLoss call(student, dim, groups, reduction);
+  SoftenedKL& problem = call.problem;
+  require(problem.classes <= most_ranked_classes, "at most 2^24 classes can be adjusted");
+  call.teacher(teacher);
+  call.target(target, ignore_index);
+  call.mask(mask);
+  call.row_weight(row_weight);
+  problem.source = TargetSource::adjusted;
+  problem.adjustment = static_cast<Adjustment>(adjust);
+  const double off = smoothing / static_cast<double>(problem.classes);
+  set_label_target(problem, 1 - smoothing + off, off, true);
+  problem.temperature = temperature;
+  problem.scale_by_t2 = scale_by_t2;
+  problem.ce_weight = ce_weight;
+  const Tensor temperatures = row_temperature ? torch::stable::clone(*row_temperature) : call.row_numbers();
+  if (!row_temperature && mode == 0) {
+    Tensor constant = temperatures;
+    torch::stable::fill_(constant, temperature);
+  } else if (!row_temperature) {
+    problem.statistic = mode == 1 ? RowStatistic::cosine : RowStatistic::doubt;
+    problem.row_statistic = temperatures.data_ptr();
+    problem.normalise_statistic = l1;
+    problem.statistic_power = gamma;
+    problem.temperature_slope = beta;
+    problem.least_temperature = t_min;
+  }
+  if (row_temperature || mode != 0) call.row_temperature(temperatures);
+  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
+  return {loss, parts, student_gradient, temperatures};
+}
+
+template <class Device>
+Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim` is the class dimension
+                         const std::optional<Tensor>& teacher,  // logits, same shape
+                         const std::optional<Tensor>& target,   // row shape, int64
+                         int64_t statistic, double gamma, int64_t adjust, int64_t ignore_index, int64_t dim) {
+  RowLoss call(rows, dim, 0, 0);
+  SoftenedKL& problem = call.problem;
+  call.teacher(teacher ? *teacher : rows);
+  call.target(target, ignore_index);
+  problem.source = TargetSource::adjusted;
+  problem.adjustment = static_cast<Adjustment>(adjust);
+  problem.statistic = static_cast<RowStatistic>(statistic + 1);
+  problem.statistic_power = gamma;
+  const Tensor statistics = call.row_numbers();
+  problem.row_statistic = statistics.data_ptr();
+  Device::row_statistics(problem, rows);
+  return statistics;
 }
 
 template <class Device>

@@ -1,10 +1,12 @@
-// The target sources, one struct each, with the same three functions:
+// The target sources, one struct each. Those that read probabilities or logits as they are have the same three functions:
 //
 //     weight       e(t), the unnormalised probability of a class; p = e * inverse_sum
 //     log_ratio    log p - log q of a class
 //     gradient     d loss / d t, from by_log_p (see divergences-inl.h)
 //
-// `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum.
+// `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum;
+// `asks_label`, that a label that is none spoils the soft term too. The others deal the weights of teacher logits out anew (`Permuted`, `Adjusted`) or need no teacher (`Label`); how a kernel
+// does that depends on where it keeps a row.
 // No include guard, for the reason given in divergences-inl.h; V further needs exp(x) and exp_product(x, y) = e^(x y).
 
 // A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum, log p = (x - max) / T - log_sum.
@@ -23,7 +25,7 @@ struct Softmax {
 
 // Teacher logits: p = softmax(t / T).
 struct LogitsTarget {
-  static constexpr bool normalised = true;
+  static constexpr bool normalised = true, asks_label = false;
   static constexpr float absent = -HUGE_VALF;  // t of no class at all
 
   template <class V, class A>
@@ -45,7 +47,7 @@ struct LogitsTarget {
 
 // Log-probabilities, already softened: p = exp(t).
 struct LogProbsTarget {
-  static constexpr bool normalised = false;
+  static constexpr bool normalised = false, asks_label = false;
   static constexpr float absent = -HUGE_VALF;
 
   template <class V, class A>
@@ -64,7 +66,7 @@ struct LogProbsTarget {
 
 // Probabilities, already softened: p = t. A class with p = 0 gets gradient 0.
 struct ProbsTarget {
-  static constexpr bool normalised = false;
+  static constexpr bool normalised = false, asks_label = false;
   static constexpr float absent = 0;
 
   template <class V, class A>
@@ -79,6 +81,19 @@ struct ProbsTarget {
   static KD_INLINE V gradient(V, V by_log_p, const Terms<V>& c, A, const Softmax<A>&) {
     return select(c.p == A(0), V{}, by_log_p / c.p);
   }
+};
+
+// Source adjusted: the softmax of the teacher, two classes exchanged or the whole row replaced.
+struct AdjustedTarget : LogitsTarget {
+  static constexpr bool asks_label = true;
+};
+
+// Source permuted.
+struct PermutedTarget : LogitsTarget {};
+
+// Source label. No teacher is read; its logits count as those of no class.
+struct LabelTarget : LogitsTarget {
+  static constexpr bool asks_label = true;
 };
 
 // One row's two distributions, from which the terms of its classes follow. `smoothed`: eps is added to p, and only then

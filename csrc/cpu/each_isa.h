@@ -12,7 +12,9 @@
 
 #include "cpu/isa.h"
 #include "elements.h"
+#include "permutation.h"
 #include "row_scales.h"
+#include "row_statistics.h"
 #include "softened_kl.h"
 
 #define KD_INLINE inline __attribute__((always_inline))

@@ -4,7 +4,7 @@
 // `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
 // line wide if that stays within the L1 cache, so that strided logits are read line by line.
 inline int64_t tile_rows(const SoftenedKL& problem) {
-  if (problem.student.class_stride == 1 && problem.teacher.class_stride == 1) return 1;
+  if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
   return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
 }
 
@@ -60,6 +60,7 @@ class RowAccess {
   }
 
   void load(int64_t first, int64_t count) const {
+    if (!rows_.data) return;
     each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = problem_.classes; c < padded_; ++c) scratch_[r * padded_ + c] = absent_;

@@ -8,7 +8,8 @@
 //     3  sums the gradients need                           reverse KL, Jensen-Shannon, gradients of teacher logits
 //     4  loss and gradients                                forward KL of two softmaxes: its loss came with sweep 2
 //
-// A hard label adds two sweeps at temperature 1. Sums are taken in blocks, so that their rounding error grows with the
+// A target that follows from the label alone takes two sweeps (cpu/label_rows-inl.h); so does the hard label, at
+// temperature 1. Sums are taken in blocks, so that their rounding error grows with the
 // number of blocks and not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache.
 // After highway's pattern: no intrinsics, no #if; included by cpu/softened_kl_kernel.cpp through cpu/each_isa.h.
 
@@ -20,8 +21,11 @@
 // One row of everything.
 template <class A>
 struct Lines {
+  int64_t number;
   Line<A> student, teacher, grad_student, grad_teacher;
   A *student_weight, *teacher_weight;  // scratch, padded
+  A* spare;         // source permuted: scratch, and
+  uint32_t* order;  // for each class that whose weight it gets
 };
 
 // body(i, place) for the vector of classes at each i.
@@ -71,6 +75,37 @@ KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) 
   for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
 }
 
+// How the target's weights are dealt out to the classes once they and their sum are known; the teacher's row itself stays
+// as it is. Returns what that adds to sum weight * (t - z), from which the forward KL of two softmaxes follows.
+struct AsTheyAre {
+  template <class A>
+  KD_INLINE A rearrange(const Lines<A>&, int64_t) const {
+    return 0;
+  }
+};
+
+// Two classes change places. sum weight * t does not notice.
+struct Exchanged {
+  int64_t one, other;
+
+  template <class A>
+  KD_INLINE A rearrange(const Lines<A>& row, int64_t classes) const {
+    const A excess = row.teacher_weight[one] - row.teacher_weight[other];
+    std::swap(row.teacher_weight[one], row.teacher_weight[other]);
+    return excess == A(0) ? A(0) : excess * (*class_at(row.student, one, classes) - *class_at(row.student, other, classes));
+  }
+};
+
+// Class c gets the weight of class order[c].
+struct Permuted {
+  template <class A>
+  KD_INLINE A rearrange(const Lines<A>& row, int64_t classes) const {
+    std::memcpy(row.spare, row.teacher_weight, classes * sizeof(A));
+    for (int64_t c = 0; c < classes; ++c) row.teacher_weight[c] = row.spare[row.order[c]];
+    return 0;
+  }
+};
+
 // scale * (q - p) in units of the target's sum of weights (RowPair::ratio).
 template <class A>
 KD_INLINE void gradient_from_weights(const Lines<A>& row, int64_t classes, A ratio, A scale, bool add) {
@@ -82,9 +117,9 @@ KD_INLINE void gradient_from_weights(const Lines<A>& row, int64_t classes, A rat
 }
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
-template <class A, class Source, bool smoothed, class D>
+template <class A, class Source, bool smoothed, class D, class Order = AsTheyAre>
 KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add,
-                     const D& divergence) {
+                     const D& divergence, const Order& order = {}) {
   constexpr int lanes = Simd<A>::lanes;
   const int64_t classes = problem.classes;
   RowPair<A, Source> pair{{max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
@@ -104,6 +139,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     if (from_weights)
       part[2] += select(teacher == A(0), Vec<A>{}, teacher * ((t - pair.target.max) - (z - pair.student.max)));
   });
+  weights[2] += order.rearrange(row, classes);
   pair.student.inverse_sum = A(1) / weights[0];
   pair.student.log_sum = std::log(weights[0]);
   if (Source::normalised) {
@@ -160,33 +196,63 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   return from_weights ? value_from_weights : value[0];
 }
 
-// -(1 - s) log q_y - s mean(log q) at temperature 1; its gradient is written to row.grad_student.
+#include "cpu/label_rows-inl.h"
+
+// The divergence from source label.
 template <class A>
-KD_INLINE A hard_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max) {
+KD_INLINE A label_soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
+  A value[1];
+  label_row(problem, scales.label, row, max, scales.inverse_temperature, {soft_term(problem, scales)}, add, value);
+  return value[0] - static_cast<A>(problem.label_entropy);
+}
+
+// The lowest class of the largest logit; 0 where there is none, in a row of NaN.
+template <class A>
+KD_INLINE int64_t largest_class(const Line<A>& row, int64_t classes) {
+  const A largest = max_classes(row, classes);
+  for (int64_t c = 0; c < classes; ++c)
+    if (*class_at(row, c, classes) == largest) return c;
+  return 0;
+}
+
+// Source adjusted.
+template <class A>
+KD_INLINE A adjusted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
+  const bool repairs = scales.has_hard && problem.adjustment != Adjustment::none;
+  const int64_t largest = repairs ? largest_class(row.teacher, problem.classes) : scales.label;
+  if (!repairs || largest == scales.label)
+    return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, ForwardKL<A>{});
+  if (problem.adjustment == Adjustment::label) return label_soft_row(problem, scales, row, max, add);
+  return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, ForwardKL<A>{},
+                                          Exchanged{largest, scales.label});
+}
+
+// The permutation of a row: as given, or drawn.
+template <class A>
+KD_INLINE void fill_order(const SoftenedKL& problem, const Lines<A>& row) {
   const int64_t classes = problem.classes;
-  const A smoothing = static_cast<A>(problem.label_smoothing);
-  A weights[1];
-  sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
-    const Vec<A> student = exp_product(load(row.student.in(place) + i) - max, A(1));
-    store(row.student_weight + i, student);
-    part[0] += student;
-  });
-  A log_target = smoothing < A(1) ? (A(1) - smoothing) * (*class_at(row.student, scales.label, classes) - max) : A(0);
-  if (smoothing > A(0)) {
-    double sum = 0;
-    for (int64_t i = 0; i < classes; ++i) sum += *class_at(row.student, i, classes) - max;
-    log_target += smoothing * static_cast<A>(sum / static_cast<double>(classes));
+  if (problem.permutation) {
+    for (int64_t c = 0; c < classes; ++c)
+      row.order[c] = static_cast<uint32_t>(problem.permutation[row.number * classes + c]);
+    return;
   }
-  if (row.grad_student && problem.ce_weight == 0) {
-    fill_zero(row.grad_student, classes);
-  } else if (row.grad_student) {
-    const A scale = scales.hard_gradient, inverse_sum = A(1) / weights[0], rest = smoothing / static_cast<A>(classes);
-    each_vector<A>(classes, [&](int64_t i, auto place) {
-      store(row.grad_student.in(place) + i, (load(row.student_weight + i) * inverse_sum - rest) * scale);
-    });
-    *class_at(row.grad_student, scales.label, classes) -= (A(1) - smoothing) * scale;
+  const Shuffle shuffle(problem.seed, row.number, classes - 1);
+  for (int64_t rank = 0; rank < classes - 1; ++rank) row.order[rank] = static_cast<uint32_t>(rank);
+  for (int number = 0; number < shuffle.rounds; ++number) {
+    const Shuffle::Round round = shuffle.round(number);
+    for (int64_t rank = 0; rank < classes - 1; ++rank) row.order[rank] = shuffle.moved(row.order[rank], round);
   }
-  return std::log(weights[0]) - log_target;
+  // Ranks to classes; backwards, so that none is overwritten before it is read.
+  const int64_t kept = largest_class(row.teacher, classes);
+  for (int64_t c = classes - 1; c >= 0; --c)
+    row.order[c] = static_cast<uint32_t>(c == kept ? kept : class_of(row.order[rank_of(c, kept)], kept));
+}
+
+// Source permuted.
+template <class A>
+KD_INLINE A permuted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
+  fill_order(problem, row);
+  return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, CrossEntropy<A>{}, Permuted{});
 }
 
 template <class A>
@@ -226,20 +292,57 @@ SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
   switch (problem.source) {
     case TargetSource::logits: return pick_smoothing<A, LogitsTarget>(problem);
     case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem);
-    default: return pick_smoothing<A, ProbsTarget>(problem);
+    case TargetSource::probs: return pick_smoothing<A, ProbsTarget>(problem);
+    case TargetSource::label:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return label_soft_row(problem, scales, row, max, add);
+      };
+    case TargetSource::permuted:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return permuted_row(problem, scales, row, max, add);
+      };
+    default:
+      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
+        return adjusted_row(problem, scales, row, max, add);
+      };
   }
 }
 
-// Numbers of scratch memory a thread needs: four tiles and two rows of weights.
+// Numbers of scratch memory a thread needs: four tiles, two rows of weights, two of a permutation.
 inline int64_t scratch_numbers(const SoftenedKL& problem) {
-  return (4 * tile_rows(problem) + 2) * padded_classes(problem);
+  const int64_t rows = problem.source == TargetSource::permuted ? 4 : 2;
+  return (4 * tile_rows(problem) + rows) * padded_classes(problem);
+}
+
+// Both terms of one row.
+template <class A>
+KD_INLINE void solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, SoftRow<A> soft_row,
+                         A& soft, A& hard) {
+  const A max = max_classes(row.student, problem.classes);
+  if (problem.source == TargetSource::label && scales.has_soft && scales.inverse_temperature == A(1)) {
+    // Both look at the same softmax.
+    A both[2];
+    label_row(problem, scales.label, row, max, A(1), {soft_term(problem, scales), hard_term(problem, scales)}, false, both);
+    soft = scales.soft * (both[0] - static_cast<A>(problem.label_entropy));
+    hard = both[1];
+    return;
+  }
+  if (scales.has_hard) {
+    A value[1];
+    label_row(problem, scales.label, row, max, A(1), {hard_term(problem, scales)}, false, value);
+    hard = value[0];
+  } else if (!scales.has_soft && row.grad_student) {
+    fill_zero(row.grad_student, problem.classes);
+  }
+  if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, max, scales.has_hard);
+  else if (row.grad_teacher) fill_zero(row.grad_teacher, problem.classes);
 }
 
 // Rows [begin, end): their losses go to problem.row_losses, their gradients to where they belong. `scratch` has
 // scratch_numbers(problem) numbers.
 template <class A>
 void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
-  const int64_t classes = problem.classes, padded = padded_classes(problem), tile = tile_rows(problem);
+  const int64_t padded = padded_classes(problem), tile = tile_rows(problem);
   const SoftRow<A> soft_row = pick_soft_row<A>(problem);
   const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
   A* row_losses = static_cast<A*>(problem.row_losses);
@@ -256,17 +359,19 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
     student.load(first, count);
     teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {
-      const Lines<A> row{student.row(first, r),      teacher.row(first, r), grad_student.row(first, r),
-                         grad_teacher.row(first, r), weights,               weights + padded};
-      const RowScales<A> scales = row_scales<A>(problem, first + r);
-      const A max = max_classes(row.student, classes);
+      const Lines<A> row{first + r,
+                         student.row(first, r),
+                         teacher.row(first, r),
+                         grad_student.row(first, r),
+                         grad_teacher.row(first, r),
+                         weights,
+                         weights + padded,
+                         weights + 2 * padded,
+                         reinterpret_cast<uint32_t*>(weights + 3 * padded)};
       A hard = 0, soft = 0;
-      if (scales.has_hard) hard = hard_row(problem, scales, row, max);
-      else if (!scales.has_soft && row.grad_student) fill_zero(row.grad_student, classes);
-      if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, max, scales.has_hard);
-      else if (row.grad_teacher) fill_zero(row.grad_teacher, classes);
-      row_losses[first + r] = soft;
-      row_losses[problem.rows() + first + r] = hard;
+      solve_row(problem, row_scales<A>(problem, row.number), row, soft_row, soft, hard);
+      row_losses[row.number] = soft;
+      row_losses[problem.rows() + row.number] = hard;
     }
     grad_student.store(first, count);
     grad_teacher.store(first, count);
@@ -280,3 +385,5 @@ void solve_rows_float(const SoftenedKL& problem, int64_t begin, int64_t end, voi
 void solve_rows_double(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
   solve_rows(problem, begin, end, static_cast<double*>(scratch));
 }
+
+#include "cpu/row_statistics-inl.h"

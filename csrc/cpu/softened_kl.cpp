@@ -21,6 +21,8 @@ struct Cpu {
     softened_kl_cpu(problem, torch_threads);
   }
 
+  static void row_statistics(const SoftenedKL& problem, const Tensor&) { row_statistics_cpu(problem, torch_threads); }
+
   static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
                              Dtype upstream_dtype, bool per_row, const Tensor&) {
     scale_gradient_cpu(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, torch_threads);
@@ -35,6 +37,10 @@ void set_cpu_isa(std::string name) { set_isa(name); }
 
 STABLE_TORCH_LIBRARY_IMPL(kdkernels, CPU, m) {
   m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cpu>));
+  m.impl("label_loss", TORCH_BOX(&kd::label_loss_op<kd::Cpu>));
+  m.impl("dkpp_loss", TORCH_BOX(&kd::dkpp_loss_op<kd::Cpu>));
+  m.impl("dynamic_temperature_kl", TORCH_BOX(&kd::dynamic_temperature_kl_op<kd::Cpu>));
+  m.impl("row_statistics", TORCH_BOX(&kd::row_statistics_op<kd::Cpu>));
   m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cpu>));
 }
 

@@ -1,4 +1,4 @@
-// Softened KL on the CPU: counts, rows on all threads (cpu/softened_kl-inl.h, for each instruction set), reduction.
+// Softened KL on the CPU: counts, statistics, rows on all threads (cpu/softened_kl-inl.h, for each instruction set), reduction.
 #define KD_ISA_SOURCE "cpu/softened_kl-inl.h"
 #include "cpu/each_isa.h"
 
@@ -8,6 +8,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace kd {
 namespace {
@@ -19,22 +20,54 @@ struct CacheLine {
   alignas(64) unsigned char bytes[64];
 };
 
-// Rows counted by the soft and the hard term of each group. Bad labels are found here, before any row is computed.
+void check_labels(const SoftenedKL& problem) {
+  for (int64_t row = 0; row < problem.rows(); ++row)
+    if (problem.has_label(row) && (problem.target[row] < 0 || problem.target[row] >= problem.classes))
+      throw std::invalid_argument("target contains " + std::to_string(problem.target[row]) + ", valid labels are 0.." +
+                                  std::to_string(problem.classes - 1) + " (or ignore_index=" +
+                                  std::to_string(problem.ignore_index) + ")");
+}
+
+// Rows counted by the soft and the hard term of each group.
 void count_rows(const SoftenedKL& problem) {
   int64_t* soft = static_cast<int64_t*>(problem.counts);
   int64_t* hard = soft + problem.groups;
-  const int64_t group_rows = problem.rows() / problem.groups;
   for (int64_t g = 0; g < problem.groups; ++g) {
     soft[g] = hard[g] = 0;
-    for (int64_t row = g * group_rows; row < (g + 1) * group_rows; ++row) {
-      soft[g] += !problem.mask || problem.mask[row];
-      if (!problem.target || problem.target[row] == problem.ignore_index) continue;
-      ++hard[g];
-      if (problem.target[row] < 0 || problem.target[row] >= problem.classes)
-        throw std::invalid_argument("target contains " + std::to_string(problem.target[row]) + ", valid labels are 0.." +
-                                    std::to_string(problem.classes - 1) + " (or ignore_index=" +
-                                    std::to_string(problem.ignore_index) + ")");
+    for (int64_t row = g * problem.group_rows(); row < (g + 1) * problem.group_rows(); ++row) {
+      soft[g] += problem.counts_row(row);
+      hard[g] += problem.has_label(row);
     }
+  }
+}
+
+void check_permutation(const SoftenedKL& problem) {
+  std::vector<int64_t> seen_in(problem.classes, -1);
+  for (int64_t row = 0; row < problem.rows(); ++row)
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      const int64_t from = problem.permutation[row * problem.classes + c];
+      if (from < 0 || from >= problem.classes || seen_in[from] == row)
+        throw std::invalid_argument("permutation must hold each class 0.." + std::to_string(problem.classes - 1) +
+                                    " once in every row, but row " + std::to_string(row) + " holds " +
+                                    std::to_string(from) + (from < 0 || from >= problem.classes ? "" : " twice"));
+      seen_in[from] = row;
+    }
+}
+
+// Statistics to weights or temperatures of rows. Summed in the order of the rows, as reduce_rows does.
+template <class A>
+void apply_statistics(const SoftenedKL& problem) {
+  A* statistic = static_cast<A*>(problem.row_statistic);
+  for (int64_t g = 0; g < problem.groups; ++g) {
+    const int64_t begin = g * problem.group_rows(), end = begin + problem.group_rows();
+    double sum = 0, count = 0;
+    for (int64_t row = begin; row < end; ++row)
+      if (problem.counts_row(row)) {
+        sum += statistic[row];
+        ++count;
+      }
+    for (int64_t row = begin; row < end; ++row)
+      statistic[row] = static_cast<A>(applied_statistic(problem, problem.counts_row(row), statistic[row], sum, count));
   }
 }
 
@@ -54,7 +87,7 @@ void reduce_rows(const SoftenedKL& problem) {
   }
   for (int64_t g = 0; g < groups; ++g) {
     double soft_sum = 0, hard_sum = 0;
-    for (int64_t row = g * (rows / groups); row < (g + 1) * (rows / groups); ++row) {
+    for (int64_t row = g * problem.group_rows(); row < (g + 1) * problem.group_rows(); ++row) {
       soft_sum += soft[row];
       hard_sum += hard[row];
     }
@@ -69,20 +102,42 @@ void reduce_rows(const SoftenedKL& problem) {
   }
 }
 
-}  // namespace
-
-void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for) {
-  count_rows(problem);
-  const bool is_double = problem.is_double();
+// body(begin, end, scratch) on all threads, over all rows.
+template <class Body>
+void each_range(const SoftenedKL& problem, const ParallelFor& parallel_for, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, grain_elements / problem.classes);
   parallel_for(problem.rows(), grain, [&](int64_t begin, int64_t end) {
-    const int64_t numbers = base::scratch_numbers(problem);
-    const size_t bytes = numbers * (is_double ? sizeof(double) : sizeof(float));
+    const size_t bytes = base::scratch_numbers(problem) * (problem.is_double() ? sizeof(double) : sizeof(float));
     const std::unique_ptr<CacheLine[]> scratch(new CacheLine[bytes / sizeof(CacheLine) + 1]);
-    if (is_double) KD_CALL_ISA(solve_rows_double, problem, begin, end, scratch.get());
-    else KD_CALL_ISA(solve_rows_float, problem, begin, end, scratch.get());
+    body(begin, end, scratch.get());
   });
-  if (is_double) reduce_rows<double>(problem);
+}
+
+}  // namespace
+
+void row_statistics_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for) {
+  check_labels(problem);
+  each_range(problem, parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
+    if (problem.is_double()) KD_CALL_ISA(row_statistics_double, problem, begin, end, scratch);
+    else KD_CALL_ISA(row_statistics_float, problem, begin, end, scratch);
+  });
+}
+
+void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for) {
+  check_labels(problem);
+  count_rows(problem);
+  if (problem.permutation) check_permutation(problem);
+  if (problem.statistic != RowStatistic::none) {
+    if (!problem.has_statistics()) row_statistics_cpu(problem, parallel_for);
+    if (problem.is_double()) apply_statistics<double>(problem);
+    else apply_statistics<float>(problem);
+  }
+  const SoftenedKL rest = problem.after_statistics();
+  each_range(rest, parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
+    if (rest.is_double()) KD_CALL_ISA(solve_rows_double, rest, begin, end, scratch);
+    else KD_CALL_ISA(solve_rows_float, rest, begin, end, scratch);
+  });
+  if (problem.is_double()) reduce_rows<double>(problem);
   else reduce_rows<float>(problem);
 }
 

@@ -4,8 +4,8 @@
 //     for_each(problem, position, computed, team, body)    body(first, student, teacher) for every chunk of this thread
 //
 // A chunk is 8 neighbouring classes from `first` on, which may begin before class 0 and end after the last: what is no
-// class reads as a logit of -inf or a probability of 0. With `computed` false no memory is read. Included by
-// cuda/softened_kl.cuh.
+// class reads as a logit of -inf or a probability of 0, and so does all of a teacher that is absent. With `computed` false
+// no memory is read. Included by cuda/softened_kl.cuh.
 
 // Where a row begins in each tensor, and how many classes of its first chunk lie before class 0, so that chunks start at
 // 16-byte boundaries of the student.
@@ -114,6 +114,25 @@ KD_DEVICE void read_arithmetic(const T* row, const Rows& rows, int64_t first, in
   KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to[e] = static_cast<A>(from_bits(numbers[e], rows.dtype));
 }
 
+// A chunk of a row, whatever its dtype.
+template <class A>
+KD_DEVICE void read_row(const Rows& rows, const RowPosition& position, int64_t first, int64_t classes, float absent,
+                        A (&to)[chunk_classes]) {
+  with_bits<A>(rows.dtype, [&](auto* type) {
+    read_arithmetic(position.begin(rows, type), rows, first, classes, absent, to);
+  });
+}
+
+// One class, wherever the row's chunks are.
+template <class A>
+KD_DEVICE A read_class(const Rows& rows, const RowPosition& position, int64_t c) {
+  A value = 0;
+  with_bits<A>(rows.dtype, [&](auto* type) {
+    value = static_cast<A>(from_bits(position.begin(rows, type)[c * rows.class_stride], rows.dtype));
+  });
+  return value;
+}
+
 // Up to `count` chunks per thread, in registers. The dtype is asked once per tensor, so that all loads are in flight
 // together.
 template <class A, int count>
@@ -124,7 +143,7 @@ struct Held {
   template <class Source, class Team>
   KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
     load_tensor(problem.student, problem.classes, position, computed, team, -HUGE_VALF, student);
-    load_tensor(problem.teacher, problem.classes, position, computed, team, Source::absent, teacher);
+    load_tensor(problem.teacher, problem.classes, position, computed && problem.teacher.data, team, Source::absent, teacher);
   }
 
   template <class Team, class Body>
@@ -167,12 +186,8 @@ struct Streamed {
     for (int64_t chunk = team.rank(); chunk < position.chunks; chunk += team.size()) {
       const int64_t first = position.first_class(chunk);
       A student[chunk_classes], teacher[chunk_classes];
-      with_bits<A>(problem.student.dtype, [&](auto* type) {
-        read_arithmetic(position.begin(problem.student, type), problem.student, first, classes, -HUGE_VALF, student);
-      });
-      with_bits<A>(problem.teacher.dtype, [&](auto* type) {
-        read_arithmetic(position.begin(problem.teacher, type), problem.teacher, first, classes, absent, teacher);
-      });
+      read_row(problem.student, position, first, classes, -HUGE_VALF, student);
+      read_row(problem.teacher, position, first, problem.teacher.data ? classes : 0, absent, teacher);
       body(first, student, teacher);
     }
   }
@@ -185,7 +200,8 @@ struct Staged {
   KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
     const int64_t classes = computed ? problem.classes : 0;
     stage(problem.student, position, classes, team, -HUGE_VALF, simt::dynamic_shared<unsigned char>());
-    stage(problem.teacher, position, classes, team, Source::absent, teacher_stage(problem, position));
+    stage(problem.teacher, position, problem.teacher.data ? classes : 0, team, Source::absent,
+          teacher_stage(problem, position));
   }
 
   template <class Team, class Body>

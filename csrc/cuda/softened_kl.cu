@@ -23,7 +23,13 @@ int compute_capability(int device) {
 struct Cuda {
   static void softened_kl(const SoftenedKL& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    softened_kl_cuda(problem, plan_problem(problem, compute_capability(like.get_device_index())), current_stream(like));
+    const int sm = compute_capability(like.get_device_index());
+    softened_kl_cuda(problem, plan_problem(problem.after_statistics(), sm), sm, current_stream(like));
+  }
+
+  static void row_statistics(const SoftenedKL& problem, const Tensor& like) {
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    row_statistics_cuda(problem, compute_capability(like.get_device_index()), current_stream(like));
   }
 
   static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
@@ -38,5 +44,9 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(kdkernels, CUDA, m) {
   m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cuda>));
+  m.impl("label_loss", TORCH_BOX(&kd::label_loss_op<kd::Cuda>));
+  m.impl("dkpp_loss", TORCH_BOX(&kd::dkpp_loss_op<kd::Cuda>));
+  m.impl("dynamic_temperature_kl", TORCH_BOX(&kd::dynamic_temperature_kl_op<kd::Cuda>));
+  m.impl("row_statistics", TORCH_BOX(&kd::row_statistics_op<kd::Cuda>));
   m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cuda>));
 }

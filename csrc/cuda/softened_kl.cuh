@@ -8,6 +8,8 @@
 //     2  sums the gradients need                             reverse KL, Jensen-Shannon, gradients of teacher logits
 //     3  loss and gradients, written straight to where they belong
 //
+// Sources that rearrange the teacher's weights find its largest class between the sweeps (cuda/row_target.cuh).
+//
 // so that with a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once.
 // Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order. Rows of one
 // warp may differ in mask and label, and a warp's last rows may not exist: all threads take part in every reduction and
@@ -20,7 +22,9 @@
 #include "cuda/simt.cuh"
 #include "cuda/team.cuh"
 #include "elements.h"
+#include "permutation.h"
 #include "row_scales.h"
+#include "row_statistics.h"
 #include "softened_kl.h"
 
 namespace kd {
@@ -41,6 +45,7 @@ KD_DEVICE double log(double x) { return ::log(x); }
 #include "target_sources-inl.h"
 
 #include "cuda/row_storage.cuh"
+#include "cuda/row_target.cuh"
 
 // Sums of one thread, added chunk by chunk in blocks of 64 chunks: a thread alone with a long row would otherwise add
 // thousands of numbers one after another, and as many rounding errors.
@@ -96,6 +101,8 @@ struct RunningSoftmax {
   }
 };
 
+#include "cuda/row_statistics.cuh"
+
 template <class A, class Source, class D, class Team, class Storage>
 KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& team, Storage& storage, const D& divergence) {
   const int64_t classes = problem.classes;
@@ -134,6 +141,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   RowPair<A, Source> pair{{max, inverse_temperature, log(totals[0]), A(1) / totals[0]}, {A(0), A(1), A(0), A(1)}};
   if (Source::normalised) pair.target = {teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]};
 
+  const RowTarget<A, Source> target(problem, scales, row, position, team, storage);
+
   const A eps = static_cast<A>(problem.target_eps);
   const bool smoothed = problem.target_eps > 0;
   const auto terms = [&](A z, A t) {
@@ -166,14 +175,25 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   // Sweep 3.
   const A smoothing = static_cast<A>(problem.label_smoothing);
   const A inverse_cold = A(1) / totals[2];
+  const A label_off = static_cast<A>(problem.label_off), label_excess = static_cast<A>(problem.label_on - problem.label_off);
   BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of logits: the latter two relative to the maximum
   storage.for_each(problem, position, computed, team,
-                   [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
-    A grad_student[chunk_classes], grad_teacher[chunk_classes], chunk[3] = {0, 0, 0};
+                   [&](int64_t first, const A(&z)[chunk_classes], const A(&raw)[chunk_classes]) {
+    A grad_student[chunk_classes], grad_teacher[chunk_classes], chunk[3] = {0, 0, 0}, t[chunk_classes];
+    target.read(first, raw, t);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       grad_student[e] = grad_teacher[e] = 0;
       if (first + e < 0 || first + e >= classes) continue;
-      if (scales.has_soft) {
+      const bool is_label = scales.has_hard && first + e == scales.label;
+      const A relative = z[e] - max;
+      if (is_label) chunk[1] = relative;
+      chunk[2] += relative;
+      if (scales.has_soft && target.is_label()) {
+        const A wanted = is_label ? label_off + label_excess : label_off;
+        if (problem.kl_weight != 0)
+          grad_student[e] = (pair.student.weight(z[e]) * pair.student.inverse_sum - wanted) *
+                            (scales.soft_gradient * inverse_temperature);
+      } else if (scales.has_soft) {
         const Terms<A> c = terms(z[e], t[e]);
         chunk[0] += divergence.value(c);
         if (problem.kl_weight != 0) {  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
@@ -182,10 +202,6 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
         }
       }
       if (scales.has_hard) {
-        const bool is_label = first + e == scales.label;
-        const A relative = z[e] - max;
-        if (is_label) chunk[1] = relative;
-        if (smoothing > A(0)) chunk[2] += relative;
         const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
         if (problem.ce_weight != 0) grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
         if (scales.bad_label) grad_student[e] = NAN;
@@ -208,8 +224,16 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     if (smoothing > A(0)) hard -= smoothing * (losses[2] / static_cast<A>(classes));
     if (scales.bad_label) hard = NAN;
   }
+  A soft = losses[0];
+  if (target.is_label()) {
+    soft = pair.student.log_sum - static_cast<A>(problem.label_entropy);
+    // A class of target 0 adds nothing, even where its logit is -inf.
+    if (label_excess != A(0)) soft -= label_excess * losses[1] * inverse_temperature;
+    if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
+  }
+  if (scales.bad_label && Source::asks_label) soft = NAN;
   A* to = static_cast<A*>(problem.row_losses);
-  to[row] = scales.has_soft ? scales.soft * losses[0] : A(0);
+  to[row] = scales.has_soft ? scales.soft * soft : A(0);
   to[problem.rows() + row] = hard;
 }
 
@@ -232,12 +256,12 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) block_rows_kernel(SoftenedKL prob
 // counts[0, g], counts[1, g]: rows of group g that the soft and the hard term count. A block per group.
 KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL problem) {
   const BlockTeam<double> team;
-  const int64_t group = simt::block_index(), group_rows = problem.rows() / problem.groups;
+  const int64_t group = simt::block_index(), group_rows = problem.group_rows();
   double counts[2] = {0, 0};  // exact up to 2^53 rows
   for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
     const int64_t row = group * group_rows + i;
-    counts[0] += !problem.mask || problem.mask[row];
-    counts[1] += problem.target && problem.target[row] != problem.ignore_index;
+    counts[0] += problem.counts_row(row);
+    counts[1] += problem.has_label(row);
   }
   team.sum(counts);
   if (team.rank() != 0) return;
@@ -250,7 +274,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL pro
 template <class A>
 KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL problem) {
   const BlockTeam<double> team;
-  const int64_t group = simt::block_index(), rows = problem.rows(), group_rows = rows / problem.groups;
+  const int64_t group = simt::block_index(), rows = problem.rows(), group_rows = problem.group_rows();
   const A* row_losses = static_cast<const A*>(problem.row_losses);
   double sums[2] = {0, 0};
   for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
@@ -329,15 +353,24 @@ void launch_divergence(const SoftenedKL& problem, const RowPlan& plan, void* str
   }
 }
 
+// Sources with one divergence, or with those that differ by a constant.
+template <class A>
+void launch_source(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+  switch (problem.source) {
+    case TargetSource::logits: return launch_divergence<A, LogitsTarget>(problem, plan, stream);
+    case TargetSource::log_probs: return launch_divergence<A, LogProbsTarget>(problem, plan, stream);
+    case TargetSource::probs: return launch_divergence<A, ProbsTarget>(problem, plan, stream);
+    case TargetSource::label: return launch_rows<A, LabelTarget>(problem, plan, stream, ForwardKL<A>{});
+    case TargetSource::permuted: return launch_rows<A, PermutedTarget>(problem, plan, stream, CrossEntropy<A>{});
+    case TargetSource::adjusted: return launch_rows<A, AdjustedTarget>(problem, plan, stream, ForwardKL<A>{});
+  }
+}
+
 template <class A>
 void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
   if ((problem.mask || problem.target) && problem.reduction != Reduction::none && problem.reduction != Reduction::sum)
     simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
-  switch (problem.source) {
-    case TargetSource::logits: launch_divergence<A, LogitsTarget>(problem, plan, stream); break;
-    case TargetSource::log_probs: launch_divergence<A, LogProbsTarget>(problem, plan, stream); break;
-    case TargetSource::probs: launch_divergence<A, ProbsTarget>(problem, plan, stream); break;
-  }
+  launch_source<A>(problem, plan, stream);
   if (problem.reduction == Reduction::none)
     simt::launch(weigh_rows_kernel<A>, blocks_for(problem.rows(), reduce_threads), reduce_threads, 0, stream, problem);
   else
@@ -345,14 +378,28 @@ void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream
 }
 
 inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
-  const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
+  const bool unit_stride = problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1);
   return plan_rows(problem.rows(), problem.classes, element_size(problem.student.dtype),
                    element_size(problem.teacher.dtype), problem.is_double(), unit_stride, sm);
 }
 
-inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
-  if (problem.is_double()) launch_problem<double>(problem, plan, stream);
-  else launch_problem<float>(problem, plan, stream);
+// The first pass alone: the statistic of every row, as it is before the batch is known.
+inline void row_statistics_cuda(const SoftenedKL& problem, int sm, void* stream) {
+  const RowPlan plan = plan_problem(problem, sm);
+  if (problem.is_double()) launch_statistics<double>(problem, plan, stream);
+  else launch_statistics<float>(problem, plan, stream);
+}
+
+// `plan`: of the rows once the statistics are known.
+inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, int sm, void* stream) {
+  const SoftenedKL rest = problem.after_statistics();
+  if (problem.statistic != RowStatistic::none) {
+    if (!problem.has_statistics()) row_statistics_cuda(problem, sm, stream);
+    if (problem.is_double()) simt::launch(apply_statistics_kernel<double>, problem.groups, reduce_threads, 0, stream, problem);
+    else simt::launch(apply_statistics_kernel<float>, problem.groups, reduce_threads, 0, stream, problem);
+  }
+  if (problem.is_double()) launch_problem<double>(rest, plan, stream);
+  else launch_problem<float>(rest, plan, stream);
 }
 
 inline void scale_gradient_cuda(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner,

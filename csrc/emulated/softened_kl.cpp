@@ -65,8 +65,8 @@ py::dict softened_kl(const kd::python::Options& options, const std::string& form
       options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
   const kd::SoftenedKL& problem = numpy.problem;
   const kd::RowPlan plan =
-      form == "auto" ? kd::plan_problem(problem, sm) : forced_plan(problem, form, lanes, threads);
-  kd::softened_kl_cuda(problem, plan, nullptr);
+      form == "auto" ? kd::plan_problem(problem.after_statistics(), sm) : forced_plan(problem, form, lanes, threads);
+  kd::softened_kl_cuda(problem, plan, sm, nullptr);
   outputs.check();
   py::dict results = numpy.results();
   results["form"] = kd::form_names[static_cast<int>(plan.form)];

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -78,6 +79,7 @@ struct Options {
   py::object row_weight, row_temperature;
   int64_t groups, dim;
   bool grad_student, grad_teacher;
+  py::dict source_options;  // of the sources label, permuted and adjusted, and of statistics; `confidence` stands for a teacher
 };
 
 // The problem, with what it points to. Memory for outputs and workspaces comes from `allocate(name, bytes)`, which keeps
@@ -123,6 +125,8 @@ class NumpyProblem {
     problem.label_smoothing = options.label_smoothing;
     problem.ignore_index = options.ignore_index;
 
+    read_source_options(options.source_options, allocate);
+
     const size_t float_size = problem.is_double() ? sizeof(double) : sizeof(float);
     losses_ = problem.reduction == Reduction::none ? rows : options.groups;
     problem.loss = allocate("loss", losses_ * float_size);
@@ -133,17 +137,53 @@ class NumpyProblem {
     if (options.grad_teacher) problem.grad_teacher = gradient(teacher, allocate("grad_teacher", teacher.nbytes()));
   }
 
-  // {loss, parts, grad_student, grad_teacher}, copied; None where there is none.
+  // {loss, parts, grad_student, grad_teacher, row_statistic}, copied; None where there is none.
   py::dict results() const {
     py::dict results;
     results["loss"] = numbers(problem.loss, {losses_});
     results["parts"] = numbers(problem.parts, {2, losses_});
     results["grad_student"] = copied(options_.student, problem.grad_student);
     results["grad_teacher"] = copied(options_.teacher, problem.grad_teacher);
+    results["row_statistic"] = numbers(problem.row_statistic, {problem.rows()});
     return results;
   }
 
  private:
+  void read_source_options(const py::dict& given, const Allocate& allocate) {
+    py::dict rest = py::reinterpret_borrow<py::dict>(given.attr("copy")());
+    const auto take = [&](const char* name, auto value) {
+      return rest.contains(name) ? rest.attr("pop")(name).template cast<decltype(value)>() : value;
+    };
+    problem.label_on = take("label_on", problem.label_on);
+    problem.label_off = take("label_off", problem.label_off);
+    problem.label_entropy = take("label_entropy", problem.label_entropy);
+    problem.adjustment = static_cast<Adjustment>(take("adjustment", 0));
+    problem.seed = take("seed", problem.seed);
+    problem.statistic = static_cast<RowStatistic>(take("statistic", 0));
+    problem.normalise_statistic = take("normalise_statistic", problem.normalise_statistic);
+    problem.statistic_power = take("statistic_power", problem.statistic_power);
+    problem.temperature_slope = take("temperature_slope", problem.temperature_slope);
+    problem.least_temperature = take("least_temperature", problem.least_temperature);
+    const py::object permutation = take("permutation", py::object(py::none())), confidence = take("confidence", py::object(py::none()));
+    if (py::len(rest)) throw std::invalid_argument("unknown source options: " + py::str(rest).cast<std::string>());
+
+    if (!permutation.is_none()) {
+      const py::array_t<int64_t, py::array::c_style> array(permutation);
+      if (array.size() != problem.rows() * problem.classes) throw std::invalid_argument("permutation must be [rows, classes]");
+      kept_.push_back(array);
+      problem.permutation = array.data();
+    }
+    if (problem.statistic == RowStatistic::none) return;
+    const size_t bytes = problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float));
+    problem.row_statistic = allocate("row_statistic", bytes);
+    if (!confidence.is_none()) {
+      std::memcpy(problem.row_statistic, per_row(confidence, "confidence"), bytes);
+      problem.teacher.data = nullptr;
+    }
+    if (problem.statistic == RowStatistic::confidence) problem.row_weight = problem.row_statistic;
+    else problem.row_temperature = problem.row_statistic;
+  }
+
   // Per-row numbers in the arithmetic type, kept alive here.
   const void* per_row(const py::object& values, const char* name) {
     if (values.is_none()) return nullptr;
@@ -187,10 +227,10 @@ void def_softened_kl(py::module_& m, py::dict (*solve)(const Options&, Extra...)
                                 double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index,
                                 const Target& target, const Mask& mask, const py::object& row_weight,
                                 const py::object& row_temperature, int64_t groups, int64_t dim, bool grad_student,
-                                bool grad_teacher, Extra... more) {
+                                bool grad_teacher, const py::dict& source_options, Extra... more) {
     return solve({student, teacher, source, divergence, reduction, temperature, beta, target_eps, scale_by_t2,
                   kl_weight, ce_weight, label_smoothing, ignore_index, target, mask, row_weight, row_temperature,
-                  groups, dim, grad_student, grad_teacher},
+                  groups, dim, grad_student, grad_teacher, source_options},
                  more...);
   };
   const py::none none;
@@ -198,7 +238,7 @@ void def_softened_kl(py::module_& m, py::dict (*solve)(const Options&, Extra...)
         "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true,
         "kl_weight"_a = 1.0, "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100,
         "target"_a = none, "mask"_a = none, "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1,
-        "dim"_a = -1, "grad_student"_a = true, "grad_teacher"_a = false, extra..., doc);
+        "dim"_a = -1, "grad_student"_a = true, "grad_teacher"_a = false, "source_options"_a = py::dict(), extra..., doc);
 }
 
 }  // namespace kd::python

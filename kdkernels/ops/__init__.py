@@ -1,10 +1,14 @@
-"""What torch has to know about the compiled ops beside their kernels. One file per family.
+"""What torch has to know about the compiled ops beside their kernels. One file per op.
 
-Importing a family's file registers it, which the library with the schemas must precede; without that library
-the reference runs and there is nothing to register.
+Importing a file registers its op, which the library with the schemas must precede; without that library the
+reference runs and there is nothing to register.
 """
 
 from .. import _loader
 
 if _loader.serves("cpu"):
+    from . import dkpp_loss as dkpp_loss
+    from . import dynamic_temperature_kl as dynamic_temperature_kl
+    from . import label_loss as label_loss
+    from . import row_statistics as row_statistics
     from . import softened_kl as softened_kl

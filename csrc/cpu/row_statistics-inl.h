@@ -1,0 +1,70 @@
+// The first pass on the CPU: the statistic of each row (row_statistics.h). Included by cpu/softened_kl-inl.h.
+
+// sum exp(x - max x).
+template <class A>
+KD_INLINE A sum_of_exp(const Line<A>& row, int64_t classes) {
+  const A max = max_classes(row, classes);
+  A sums[1];
+  sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
+    part[0] += exp_product(load(row.in(place) + i) - max, A(1));
+  });
+  return sums[0];
+}
+
+template <class A>
+KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line<A>& student, const Line<A>& teacher) {
+  const int64_t classes = problem.classes;
+  A sums[3];
+  sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
+    if (place) return;  // the padding of the tail is -inf
+    const Vec<A> z = load(student.in(place) + i), t = load(teacher.in(place) + i);
+    part[0] += z * t;
+    part[1] += z * z;
+    part[2] += t * t;
+  });
+  for (int64_t c = body_classes(classes); c < classes; ++c) {
+    const A z = student.tail[c], t = teacher.tail[c];
+    sums[0] += z * t;
+    sums[1] += z * z;
+    sums[2] += t * t;
+  }
+  if (problem.adjustment == Adjustment::exchange && problem.has_label(number)) {
+    const int64_t largest = largest_class(teacher, classes), label = problem.target[number];
+    if (largest != label)
+      sums[0] -= (*class_at(student, largest, classes) - *class_at(student, label, classes)) *
+                 (*class_at(teacher, largest, classes) - *class_at(teacher, label, classes));
+  }
+  return cosine_statistic(problem, sums[0], sums[1], sums[2]);
+}
+
+// Rows [begin, end) to problem.row_statistic; 0 where a row does not count. `scratch` as for solve_rows.
+template <class A>
+void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
+  const int64_t classes = problem.classes, tile = tile_rows(problem);
+  const bool of_student = problem.statistic != RowStatistic::confidence;
+  const bool of_teacher = problem.statistic != RowStatistic::doubt;
+  const A absent = -std::numeric_limits<A>::infinity();
+  const RowAccess<A> student(problem, of_student ? problem.student : Rows{}, absent, scratch);
+  const RowAccess<A> teacher(problem, of_teacher ? problem.teacher : Rows{}, absent, scratch + tile * padded_classes(problem));
+  A* statistic = static_cast<A*>(problem.row_statistic);
+  for (int64_t first = begin, count; first < end; first += count) {
+    count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
+    student.load(first, count);
+    teacher.load(first, count);
+    for (int64_t r = 0; r < count; ++r) {
+      A& result = statistic[first + r];
+      if (!problem.counts_row(first + r)) result = 0;
+      else if (problem.statistic == RowStatistic::confidence) result = A(1) / sum_of_exp(teacher.row(first, r), classes);
+      else if (problem.statistic == RowStatistic::doubt) result = doubt_statistic(sum_of_exp(student.row(first, r), classes));
+      else result = cosine_of_rows(problem, first + r, student.row(first, r), teacher.row(first, r));
+    }
+  }
+}
+
+void row_statistics_float(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+  row_statistics(problem, begin, end, static_cast<float*>(scratch));
+}
+
+void row_statistics_double(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+  row_statistics(problem, begin, end, static_cast<double*>(scratch));
+}

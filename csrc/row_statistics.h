@@ -1,0 +1,46 @@
+// The first pass of losses whose rows depend on the whole batch: a number per row, its mean, and what a row makes of both.
+// Host and device.
+//
+//     confidence   max softmax(teacher)                         becomes a weight of the row's loss
+//     cosine       (1 - cos(student, teacher)) ^ power          become a temperature, low where they are large
+//     doubt        1 / (max softmax(student) + 1e-3)
+//
+// Confidence: Furlanello et al. 2018, equation 10. The others: Wen, Lai, Qian 2021 (focal-loss style and confidence
+// weighted by the student's maximum), with the small constants that public implementations share.
+#pragma once
+#include <cmath>
+
+#include "host_device.h"
+#include "softened_kl.h"
+
+namespace kd {
+
+// The inner product and the squares are those of the whole rows.
+template <class A>
+KD_HOST_DEVICE A cosine_statistic(const SoftenedKL& problem, A product, A student_square, A teacher_square) {
+  const A small = A(1e-4);  // keeps a row of zeros from being divided by 0
+  const A cosine = product / ((std::sqrt(student_square) + small) * (std::sqrt(teacher_square) + small));
+  const A base = cosine < A(1) ? A(1) - cosine : A(0) * cosine;  // rounding may pass 1; NaN stays NaN
+  return problem.statistic_power == 1 ? base : std::pow(base, static_cast<A>(problem.statistic_power));
+}
+
+// `sum_of_exp`: of exp(z - max z).
+template <class A>
+KD_HOST_DEVICE A doubt_statistic(A sum_of_exp) {
+  return A(1) / (A(1) / sum_of_exp + A(1e-3));
+}
+
+// A row's weight or temperature from its statistic and those of its group. A row that does not count has the weight 0 and
+// the temperature of the batch.
+KD_HOST_DEVICE double applied_statistic(const SoftenedKL& problem, bool counted, double statistic, double sum, double count) {
+  if (problem.statistic == RowStatistic::confidence) {
+    if (!counted) return 0;
+    return problem.normalise_statistic && sum > 0 ? statistic * (count / sum) : statistic;
+  }
+  if (!counted) return problem.temperature;
+  const double unit = problem.normalise_statistic && sum > 0 ? sum : 1.0;
+  const double temperature = problem.temperature + (sum / count - statistic) / unit * problem.temperature_slope;
+  return temperature < problem.least_temperature ? problem.least_temperature : temperature;
+}
+
+}  // namespace kd
