@@ -1,6 +1,6 @@
 """Times a family of losses against eager PyTorch, torch.compile and a copy of the bytes that cannot be avoided.
 
-    python -m benchmarks [softened_kl] [--quick] [--device cpu|cuda] [--dtype float32|bfloat16] [--threads N] [--json PATH]
+    python -m benchmarks [FAMILY] [--quick] [--device cpu|cuda] [--dtype float32|bfloat16] [--threads N] [--json PATH]
 
 Prints the machine and a Markdown table; times are medians of forward + backward, ratios are taken round by round.
 """
@@ -19,9 +19,10 @@ import torch
 
 import kdkernels as kd
 
+from .row_losses import contenders
 from .timing import alternate, peak_bytes, ratio, spread
 
-FAMILIES = ["softened_kl"]
+FAMILIES = ["softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl"]
 SECONDS = 8.0  # per row of the table
 
 
@@ -46,10 +47,11 @@ def processor() -> str:
 def measure(family: str, device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
     module = importlib.import_module(f"benchmarks.bench_{family}")
     results = []
-    for loss in module.LOSSES:
-        for rows, classes in module.shapes(device, quick):
+    shapes = module.QUICK_SHAPES if quick else module.CUDA_SHAPES if device == "cuda" else module.CPU_SHAPES
+    for loss, (ours, eager, tensors_moved) in module.LOSSES.items():
+        for rows, classes in shapes:
             torch._dynamo.reset()
-            calls = module.contenders(loss, rows, classes, dtype, device)
+            calls = contenders(ours, eager, tensors_moved, rows, classes, dtype, device)
             times = alternate(calls, device, seconds=1.0 if quick else SECONDS)
             gradient = rows * classes * dtype.itemsize
             results.append(
@@ -87,17 +89,17 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def run(family: str, device: str, dtype: torch.dtype, quick: bool) -> dict:
+def run(families: list[str], device: str, dtype: torch.dtype, quick: bool) -> dict:
     facts = machine(device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    results = measure(family, device, dtype, quick)
+    results = [result for family in families for result in measure(family, device, dtype, quick)]
     print(table(results))
     return {"machine": facts, "results": results}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("family", nargs="?", choices=FAMILIES, default=FAMILIES[0])
+    parser.add_argument("family", nargs="?", choices=FAMILIES, help="one of them (default: all)")
     parser.add_argument("--quick", action="store_true", help="small shapes, a second each")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -106,7 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report = run(options.family, options.device, getattr(torch, options.dtype), options.quick)
+    families = [options.family] if options.family else FAMILIES
+    report = run(families, options.device, getattr(torch, options.dtype), options.quick)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -51,7 +51,7 @@ def main() -> int:
     else:
         print("== compute-sanitizer is not on PATH: skipped", flush=True)
 
-    reports = [benchmarks.run("softened_kl", "cuda", dtype, quick=False) for dtype in (torch.bfloat16, torch.float32)]
+    reports = [benchmarks.run(benchmarks.FAMILIES, "cuda", dtype, quick=False) for dtype in (torch.bfloat16, torch.float32)]
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"steps": steps, "build": kd.build_info(), "benchmarks": reports}, indent=1) + "\n")

@@ -20,6 +20,11 @@ def main() -> None:
             mask = torch.tensor([True, False, True, True, False], device="cuda")
             loss = kd.kd_loss(student, teacher, target, label_smoothing=0.1, mask=mask)
             (2 * loss).backward()
+            kd.virtual_teacher_loss(student, target).backward()
+            kd.cwtm_loss(student, target, teacher).backward()
+            kd.dkpp_loss(student, teacher).backward()
+            for mode, adjust in (("flsw", "ps"), ("cwsm", "lsr")):
+                kd.dynamic_temperature_kl(student, teacher, target, mode=mode, adjust=adjust, beta=1e-3).backward()
         # Classes strided: one thread per row.
         student, teacher = (torch.randn(2, 19, 7, 5, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
         kd.softened_kl(student, teacher, dim=1, reduction="none").sum().backward()

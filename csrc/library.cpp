@@ -34,8 +34,9 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def(
       "dynamic_temperature_kl(Tensor student, Tensor teacher, Tensor target, Tensor? mask, Tensor? row_weight, "
       "Tensor? row_temperature, float temperature, float beta, float gamma, int mode, int adjust, float smoothing, "
-      "bool l1, float t_min, bool scale_by_t2, float ce_weight, int ignore_index, int reduction, int groups, int dim, "
-      "bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student, Tensor row_temperature)");
+      "bool l1, float t_min, bool scale_by_t2, float ce_weight, bool return_parts, int ignore_index, int reduction, "
+      "int groups, int dim, bool grad_student) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor row_temperature)");
 
   // The number per row that the batch's mean is taken of: STATISTICS of kdkernels/_names.py. `rows`: logits of the
   // student, for confidence of the teacher.

@@ -29,7 +29,8 @@ KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
 template <class A>
 struct RowScales {
   bool has_soft;          // the row is not masked out
-  bool has_hard;          // the row has a label that is not ignored
+  bool has_label;         // the row has a label that is not ignored
+  bool has_hard;          // and its hard term is wanted
   bool bad_label;         // a label outside [0, classes): the row becomes NaN
   int64_t label;
   A inverse_temperature;
@@ -46,8 +47,9 @@ KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
   scales.has_soft = problem.counts_row(row);
   if (problem.target) {
     scales.label = problem.target[row];
-    scales.has_hard = scales.label != problem.ignore_index;
-    scales.bad_label = scales.has_hard && (scales.label < 0 || scales.label >= problem.classes);
+    scales.has_label = scales.label != problem.ignore_index;
+    scales.has_hard = scales.has_label && problem.hard;
+    scales.bad_label = scales.has_label && (scales.label < 0 || scales.label >= problem.classes);
   }
   A temperature = static_cast<A>(problem.temperature);
   if (problem.row_temperature) {

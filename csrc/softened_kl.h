@@ -75,6 +75,7 @@ struct SoftenedKL {
   bool scale_by_t2 = true;
   double kl_weight = 1;
   double ce_weight = 0;
+  bool hard = true;            // false: nobody asks for the hard term
   double label_smoothing = 0;  // in [0, 1]
   int64_t ignore_index = -100;
 

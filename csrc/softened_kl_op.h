@@ -97,7 +97,7 @@ class RowLoss {
     if (problem.reduction == Reduction::none) loss_shape = row_shape();
     else if (groups_ > 0) loss_shape = {groups_};
     std::vector<int64_t> parts_shape = loss_shape;
-    if (has_target_) parts_shape.insert(parts_shape.begin(), 2);
+    if (has_target_ && problem.hard) parts_shape.insert(parts_shape.begin(), 2);
     else parts_shape = {0};
 
     const Tensor loss = allocate(student_, accumulated(), loss_shape), parts = allocate(student_, accumulated(), parts_shape);
@@ -105,7 +105,7 @@ class RowLoss {
     // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
     const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
     problem.loss = loss.data_ptr();
-    problem.parts = has_target_ ? parts.data_ptr() : nullptr;
+    problem.parts = has_target_ && problem.hard ? parts.data_ptr() : nullptr;
     problem.counts = workspace.data_ptr();
     problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
     if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_);
@@ -248,8 +248,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     const std::optional<Tensor>& row_weight,       // row shape, arithmetic type
     const std::optional<Tensor>& row_temperature,  // row shape, arithmetic type
     double temperature, double beta, double gamma, int64_t mode, int64_t adjust, double smoothing, bool l1, double t_min,
-    bool scale_by_t2, double ce_weight, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim,
-    bool grad_student) {
+    bool scale_by_t2, double ce_weight, bool return_parts, int64_t ignore_index, int64_t reduction, int64_t groups,
+    int64_t dim, bool grad_student) {
   RowLoss call(student, dim, groups, reduction);
   SoftenedKL& problem = call.problem;
   require(problem.classes <= most_ranked_classes, "at most 2^24 classes can be adjusted");
@@ -264,6 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
   problem.temperature = temperature;
   problem.scale_by_t2 = scale_by_t2;
   problem.ce_weight = ce_weight;
+  problem.hard = return_parts || ce_weight != 0;
   const Tensor temperatures = row_temperature ? torch::stable::clone(*row_temperature) : call.row_numbers();
   if (!row_temperature && mode == 0) {
     Tensor constant = temperatures;

@@ -63,6 +63,12 @@ def class_dimension(function: str, logits: Tensor, dim: int) -> int:
     return dim % rank
 
 
+def logits_alone(function: str, student: Any, dim: int) -> int:
+    """A student without a teacher; returns `dim` counted from the front."""
+    float_tensor(function, "student", student)
+    return class_dimension(function, student, dim)
+
+
 def pair(function: str, student: Any, teacher: Any, dim: int) -> int:
     """Student and teacher, row against row; returns `dim` counted from the front."""
     float_tensor(function, "student", student)
@@ -81,12 +87,17 @@ def temperature(function: str, value: Any, logits: Tensor, dim: int) -> None:
             bad = value[~((value > 0) & (value < inf))][0].item()
             raise ValueError(f"{function}: temperature must be finite and > 0 in every row, got {bad}")
         return
-    number(function, "temperature", value)
-    if not 0 < value < inf:
-        raise ValueError(f"{function}: temperature must be finite and > 0, got {value}")
+    positive(function, "temperature", value)
 
 
-def one_of(function: str, name: str, value: Any, names: dict[str, int]) -> int:
+def several_classes(function: str, logits: Tensor, dim: int) -> None:
+    if logits.shape[dim] < 2:
+        raise ValueError(
+            f"{function}: at least 2 classes are needed, got logits {list(logits.shape)} with dim={dim}"
+        )
+
+
+def one_of(function: str, name: str, value: Any, names: dict[Any, int]) -> int:
     """The integer behind a name."""
     try:
         return names[value]
@@ -105,6 +116,12 @@ def not_negative(function: str, name: str, value: Any) -> None:
     number(function, name, value)
     if not 0 <= value < inf:
         raise ValueError(f"{function}: {name} must be finite and >= 0, got {value}")
+
+
+def positive(function: str, name: str, value: Any) -> None:
+    number(function, name, value)
+    if not 0 < value < inf:
+        raise ValueError(f"{function}: {name} must be finite and > 0, got {value}")
 
 
 def number(function: str, name: str, value: Any) -> None:
@@ -138,6 +155,69 @@ def row_mask(function: str, mask: Any, logits: Tensor, dim: int) -> None:
 def row_weight(function: str, weight: Any, logits: Tensor, dim: int) -> None:
     float_tensor(function, "row_weight", weight)
     row_tensor(function, "row_weight", weight, logits, dim)
+
+
+def confidence(
+    function: str, value: Any, logits: Tensor, target: Tensor, dim: int, ignore_index: int
+) -> None:
+    """Probabilities, in the rows whose label is not ignored."""
+    float_tensor(function, "confidence", value)
+    row_tensor(function, "confidence", value, logits, dim)
+    if not _readable(value) or not _readable(target) or not value.numel():
+        return
+    lowest, highest = value.aminmax()
+    if lowest.item() >= 0 and highest.item() <= 1:  # neither, where there is a NaN
+        return
+    bad = ~((value >= 0) & (value <= 1)) & (target != ignore_index)
+    if bool(bad.any()):
+        raise ValueError(f"{function}: confidence must be in [0, 1] in every row, got {value[bad][0].item()}")
+
+
+def permutation(function: str, value: Any, logits: Tensor) -> None:
+    """A class for each class, whether each occurs once: see `permutes_classes`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: permutation must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not torch.int64:
+        remedy = "; convert it with permutation.long()" if value.dtype in _INTEGERS else ""
+        raise TypeError(f"{function}: permutation must be int64 classes, got {_dtype(value)}{remedy}")
+    if value.shape != logits.shape:
+        raise ValueError(
+            f"{function}: permutation must have the shape of the logits, {list(logits.shape)}, "
+            f"got {list(value.shape)}"
+        )
+    same_device(function, "permutation", value, logits)
+
+
+def permutes_classes(function: str, permutation: Tensor, dim: int) -> None:
+    """For the reference, and for what the compiled CPU op, which checks its permutations itself, refused."""
+    if not _readable(permutation):
+        return
+    rows = permutation.movedim(dim, -1)
+    classes = rows.shape[-1]
+    bad = (rows.sort().values != torch.arange(classes)).any(-1)
+    if bool(bad.any()):
+        row = bad.flatten().nonzero()[0].item()
+        raise ValueError(
+            f"{function}: permutation must hold each class 0..{classes - 1} once in every row, "
+            f"row {row} does not"
+        ) from None
+
+
+def host_generator(function: str, value: Any) -> None:
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{function}: generator must be a torch.Generator, got {type(value).__name__}")
+    if value.device.type != "cpu":
+        raise ValueError(
+            f"{function}: generator must be on the CPU, where drawing does not stall the device, "
+            f"got one on {value.device}"
+        )
+
+
+def process_group(function: str, value: Any) -> None:
+    if not isinstance(value, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"{function}: group must be a torch.distributed.ProcessGroup, got {type(value).__name__}"
+        )
 
 
 def labels(function: str, target: Any, logits: Tensor, dim: int, ignore_index: Any) -> None:

@@ -3,3 +3,8 @@
 TEACHER_KINDS = {"logits": 0, "log_probs": 1, "probs": 2}
 DIVERGENCES = {"forward": 0, "reverse": 1, "jsd": 2, "cross_entropy": 3}
 REDUCTIONS = {"none": 0, "sum": 1, "batchmean": 2, "mean": 2, "elementmean": 3}
+TEMPERATURE_MODES = {"const": 0, "flsw": 1, "cwsm": 2}
+ADJUSTMENTS = {"none": 0, "ps": 1, "lsr": 2}
+STATISTICS = {"confidence": 0, "flsw": 1, "cwsm": 2}
+NORMALIZATIONS = {None: False, "l1": True}
+CONVENTIONS = {"paper": 0, "others": 1}  # no op asks: it is told the two probabilities

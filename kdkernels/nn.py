@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import functional
 
-__all__ = ["KDLoss", "SoftCrossEntropy", "SoftenedKL"]
+__all__ = [
+    "CWTMLoss",
+    "DKPPLoss",
+    "DynamicTemperatureKL",
+    "KDLoss",
+    "LabelSmoothingLoss",
+    "SoftCrossEntropy",
+    "SoftenedKL",
+    "VirtualTeacherLoss",
+]
 
 
 class _Loss(nn.Module):
@@ -142,5 +152,187 @@ class KDLoss(_Loss):
         row_weight: Tensor | None = None,  # row shape, float
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.kd_loss(
+            student, teacher, target, mask=mask, row_weight=row_weight, **self.options()
+        )
+
+
+class VirtualTeacherLoss(_Loss):
+    """`kdkernels.virtual_teacher_loss` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        correct_prob: float = 0.99,
+        temperature: float = 20.0,
+        student_temperature: float = 1.0,
+        ce_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+        return_parts: bool = False,
+    ):
+        super().__init__(
+            correct_prob=correct_prob,
+            temperature=temperature,
+            student_temperature=student_temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        target: Tensor,  # row shape, int64
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return functional.virtual_teacher_loss(student, target, **self.options())
+
+
+class LabelSmoothingLoss(_Loss):
+    """`kdkernels.label_smoothing_loss` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        smoothing: float = 0.1,
+        convention: str = "paper",
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+    ):
+        super().__init__(
+            smoothing=smoothing,
+            convention=convention,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        target: Tensor,  # row shape, int64
+    ) -> Tensor:
+        return functional.label_smoothing_loss(student, target, **self.options())
+
+
+class CWTMLoss(_Loss):
+    """`kdkernels.cwtm_loss` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        normalise: bool = True,
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+        group: torch.distributed.ProcessGroup | None = None,
+    ):
+        super().__init__(
+            normalise=normalise,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            group=group,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        target: Tensor,  # row shape, int64
+        teacher: Tensor | None = None,  # the shape of student
+        *,
+        confidence: Tensor | None = None,  # row shape, float
+    ) -> Tensor:
+        return functional.cwtm_loss(student, target, teacher, confidence=confidence, **self.options())
+
+
+class DKPPLoss(_Loss):
+    """`kdkernels.dkpp_loss` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        reduction: str = "batchmean",
+        dim: int = -1,
+    ):
+        super().__init__(temperature=temperature, reduction=reduction, dim=dim)
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        *,
+        permutation: Tensor | None = None,  # the same shape, int64
+        generator: torch.Generator | None = None,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+    ) -> Tensor:
+        return functional.dkpp_loss(
+            student,
+            teacher,
+            permutation=permutation,
+            generator=generator,
+            mask=mask,
+            row_weight=row_weight,
+            **self.options(),
+        )
+
+
+class DynamicTemperatureKL(_Loss):
+    """`kdkernels.dynamic_temperature_kl` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        mode: str = "flsw",
+        adjust: str = "none",
+        smoothing: float = 0.1,
+        normalize: str | None = None,
+        t_min: float | None = 1.0,
+        scale_by_t2: bool = True,
+        ce_weight: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+        return_parts: bool = False,
+        group: torch.distributed.ProcessGroup | None = None,
+    ):
+        super().__init__(
+            temperature=temperature,
+            beta=beta,
+            gamma=gamma,
+            mode=mode,
+            adjust=adjust,
+            smoothing=smoothing,
+            normalize=normalize,
+            t_min=t_min,
+            scale_by_t2=scale_by_t2,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+            group=group,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        target: Tensor,  # row shape, int64
+        *,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return functional.dynamic_temperature_kl(
             student, teacher, target, mask=mask, row_weight=row_weight, **self.options()
         )

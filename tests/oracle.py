@@ -1,4 +1,4 @@
-"""The mathematics of csrc/softened_kl.h in float64 NumPy, written from the formulas and not from any kernel.
+"""The mathematics of the row losses (csrc/softened_kl.h) in float64 NumPy, written from the formulas and not from any kernel.
 
 Classes are the last axis. Beside each value stands its rounding scale: what one rounding error of the arithmetic type,
 made in every logarithm and every product, can move it by. A kernel in float32 is right if it stays within a small number
@@ -12,7 +12,7 @@ import numpy as np
 SOURCES = ("logits", "log_probs", "probs")
 DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
 REDUCTIONS = ("none", "sum", "batchmean", "elementmean")
-UNDERFLOW = 1e-36  # probabilities near the end of float32 have few digits left
+UNDERFLOW = 2.0**-101  # float32 kernels take probabilities below 2^-125 for 0: in units of its precision
 
 
 class Estimate(NamedTuple):
@@ -178,6 +178,162 @@ def softened_kl(
         "grad_student": soft[1] * (kl_weight * per_row(soft_divisor)) + hard[1] * (ce_weight * per_row(hard_divisor)),
         "grad_teacher": soft[2] * (kl_weight * per_row(soft_divisor)),
     }
+
+
+def label_target(target, classes, on, off, ignore_index=-100):
+    """[rows, C] probabilities; which rows count; and 1 per row, NaN where the label is out of range."""
+    counted = target != ignore_index
+    valid = (target >= 0) & (target < classes)
+    u = np.where(np.arange(classes) == target[:, None], on, np.full((len(target), classes), off, np.float64))
+    return u, counted, np.where(counted & ~valid, np.nan, 1.0)
+
+
+@np.errstate(all="ignore")
+def label_loss(
+    student,  # [rows, C]
+    target,  # [rows]
+    *,
+    teacher=None,  # [rows, C]
+    confidence=None,  # [rows]
+    on=1.0,
+    off=0.0,
+    relative=True,
+    temperature=1.0,
+    kl_weight=1.0,
+    ce_weight=0.0,
+    normalise=False,
+    ignore_index=-100,
+    reduction="batchmean",
+    groups=1,
+):
+    """As softened_kl, without the gradient of a teacher."""
+    student = np.asarray(student, np.float64)
+    u, counted, weight = label_target(target, student.shape[1], on, off, ignore_index)
+    if teacher is not None:
+        confidence = np.exp(log_softmax(np.asarray(teacher, np.float64)).max(-1))
+    if confidence is not None:
+        confidence = np.where(counted, confidence, 0)
+        if normalise:
+            by_group = counted.reshape(groups, -1), confidence.reshape(groups, -1)
+            mean = by_group[1].sum(1) / np.maximum(by_group[0].sum(1), 1)
+            confidence = confidence / np.repeat(np.where(mean > 0, mean, 1), len(target) // groups)
+        weight = weight * confidence
+    return softened_kl(
+        student,
+        u,
+        source="probs",
+        divergence="forward" if relative else "cross_entropy",
+        reduction=reduction,
+        temperature=temperature,
+        scale_by_t2=False,
+        kl_weight=kl_weight,
+        ce_weight=ce_weight,
+        ignore_index=ignore_index,
+        target=target,
+        mask=counted,
+        row_weight=weight,
+        groups=groups,
+    )
+
+
+def mix(x):
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+def random_permutation(kept, classes, seed):
+    """csrc/permutation.h for one class after the other, in Python's integers; kept [rows]."""
+    count, permutation = classes - 1, np.empty((len(kept), classes), np.int64)
+    for row, fixed in enumerate(kept):
+        key = mix(mix(mix(mix(seed % 2**32) ^ seed >> 32) ^ row % 2**32) ^ row >> 32)
+        others = [c for c in range(classes) if c != fixed]
+        numbers = range(1, 1 + (4 * count.bit_length() + 8 if count > 1 else 0))
+        randoms = [mix((key + number * 0x9E3779B9) % 2**32) for number in numbers]
+        rounds = [(random * count >> 32, mix(random)) for random in randoms]
+        permutation[row, fixed] = fixed
+        for x, c in enumerate(others):
+            for offset, salt in rounds:
+                partner = (offset - x) % count
+                if mix(max(x, partner) ^ salt) >= 2**31:
+                    x = partner
+            permutation[row, c] = others[x]
+    return permutation
+
+
+def dkpp_loss(student, teacher, permutation=None, seed=0, **options):
+    """As softened_kl, its gradient of the teacher not being one."""
+    teacher = np.asarray(teacher, np.float64)
+    if permutation is None:
+        permutation = random_permutation(teacher.argmax(-1), teacher.shape[1], seed)
+    shuffled = np.take_along_axis(teacher, permutation, -1)
+    return softened_kl(student, shuffled, divergence="cross_entropy", **options)
+
+
+@np.errstate(all="ignore")
+def dynamic_temperature_kl(
+    student,  # [rows, C]
+    teacher,  # [rows, C]
+    target,  # [rows]
+    *,
+    temperature=4.0,
+    beta=1.0,
+    gamma=1.0,
+    mode="flsw",
+    adjust="none",
+    smoothing=0.1,
+    l1=False,
+    t_min=-np.inf,
+    mask=None,  # [rows]
+    row_temperature=None,  # [rows]: in place of the computed ones
+    ignore_index=-100,
+    groups=1,
+    **options,  # of softened_kl
+):
+    """As softened_kl, without the gradient of the teacher and with the temperatures: row_temperature [rows]."""
+    student, teacher = np.asarray(student, np.float64), np.array(teacher, np.float64)
+    rows, classes = student.shape
+    counted = np.ones(rows, bool) if mask is None else mask
+    largest = teacher.argmax(-1)
+    wrong = np.flatnonzero((target != ignore_index) & (largest != target))
+    if adjust == "ps":
+        one, other = (wrong, largest[wrong]), (wrong, target[wrong])
+        teacher[one], teacher[other] = teacher[other], teacher[one]
+
+    if row_temperature is None and mode != "const":
+        if mode == "flsw":
+            length = [np.sqrt((x * x).sum(-1)) + 1e-4 for x in (student, teacher)]
+            hardness = np.maximum(1 - (student * teacher).sum(-1) / (length[0] * length[1]), 0) ** gamma
+        else:
+            hardness = 1 / (np.exp(log_softmax(student)).max(-1) + 1e-3)
+        hardness = np.where(counted, hardness, 0).reshape(groups, -1)
+        total = hardness.sum(1, keepdims=True)
+        mean = total / counted.reshape(groups, -1).sum(1, keepdims=True)
+        slopes = beta / np.where(total > 0, total, 1) if l1 else beta
+        row_temperature = np.maximum((temperature + (mean - hardness) * slopes).reshape(-1), t_min)
+        row_temperature = np.where(counted, row_temperature, temperature)
+    elif row_temperature is None:
+        row_temperature = np.full(rows, temperature, np.float64)
+
+    log_target = log_softmax(teacher / row_temperature[:, None])
+    if adjust == "lsr":
+        off = smoothing / classes
+        u, _, _ = label_target(target, classes, 1 - smoothing + off, off)
+        log_target[wrong] = np.log(u[wrong])
+    found = softened_kl(
+        student,
+        log_target,
+        source="log_probs",
+        target=target,
+        mask=mask,
+        row_temperature=row_temperature,
+        ignore_index=ignore_index,
+        groups=groups,
+        **options,
+    )
+    return {**found, "row_temperature": row_temperature}
 
 
 def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=4):

@@ -14,6 +14,11 @@ PAIRS = {
     kd.nn.SoftenedKL: kd.softened_kl,
     kd.nn.SoftCrossEntropy: kd.soft_cross_entropy,
     kd.nn.KDLoss: kd.kd_loss,
+    kd.nn.VirtualTeacherLoss: kd.virtual_teacher_loss,
+    kd.nn.LabelSmoothingLoss: kd.label_smoothing_loss,
+    kd.nn.CWTMLoss: kd.cwtm_loss,
+    kd.nn.DKPPLoss: kd.dkpp_loss,
+    kd.nn.DynamicTemperatureKL: kd.dynamic_temperature_kl,
 }
 OTHER = {
     "temperature": 3.0,
@@ -29,6 +34,17 @@ OTHER = {
     "reduction": "sum",
     "dim": 1,
     "return_parts": True,
+    "correct_prob": 0.9,
+    "student_temperature": 2.0,
+    "smoothing": 0.3,
+    "convention": "others",
+    "normalise": False,
+    "gamma": 0.5,
+    "mode": "cwsm",
+    "adjust": "lsr",
+    "normalize": "l1",
+    "t_min": 0.5,
+    "group": None,  # of two processes: test_row_losses_group.py
 }
 
 
@@ -55,26 +71,32 @@ def test_same_signature_as_the_reference(function):
 
 @pytest.mark.parametrize("module, function", PAIRS.items())
 def test_same_result(module, function):
-    student, teacher = draw(4, 6, 3), draw(4, 6, 3, seed=1).softmax(1)
-    rest = (labels(4, 3, classes=6),) if module is kd.nn.KDLoss else ()
+    given = {
+        "student": draw(4, 6, 3),
+        "teacher": draw(4, 6, 3, seed=1).softmax(1),
+        "target": labels(4, 3, classes=6),
+        "mask": labels(4, 3, classes=2) > 0,
+        "row_weight": draw(4, 3, seed=2).abs(),
+        "permutation": draw(4, 6, 3, seed=3).argsort(1),
+    }
+    given = {name: given[name] for name in inspect.signature(module.forward).parameters if name in given}
     options = {name: OTHER[name] for name in inspect.signature(module).parameters}
-    rows = dict(mask=labels(4, 3, classes=2) > 0, row_weight=draw(4, 3, seed=2).abs())
     loss = module(**options)
-    torch.testing.assert_close(
-        loss(student, teacher, *rest, **rows), function(student, teacher, *rest, **options, **rows)
-    )
+    torch.testing.assert_close(loss(**given), function(**given, **options))
     assert not list(loss.parameters()) and not loss.state_dict()
     for name, value in options.items():
         assert f"{name}={value!r}" in repr(loss)
 
-    loss.temperature = 5.0  # a schedule may change an option
-    options["temperature"] = 5.0
-    torch.testing.assert_close(loss(student, teacher, *rest), function(student, teacher, *rest, **options))
+    loss.reduction = options["reduction"] = "none"  # a schedule may change an option
+    torch.testing.assert_close(loss(**given), function(**given, **options))
 
 
-@pytest.mark.parametrize("name", ["kdkernels.functional.softened_kl", "kdkernels.nn"])
+FAMILIES = ("softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl")
+
+
+@pytest.mark.parametrize("name", ["kdkernels.nn", *(f"kdkernels.functional.{name}" for name in FAMILIES)])
 def test_examples_of_the_docstrings(name):
-    # By sys.modules: the function hides its module of the same name.
+    # By sys.modules: a function hides its module of the same name.
     module = sys.modules[name]
     results = doctest.testmod(module, extraglobs={"torch": torch})
     assert results.attempted and not results.failed

@@ -1,13 +1,12 @@
 // Terms whose target knows nothing but the label: the hard label of every loss, virtual teachers, smoothed labels.
 //
 // With `on` on the label and `off` on each of the others, sum p = 1, the cross entropy of softmax(z / T) needs three numbers
-// of a row: log sum exp(z / T), z_label and sum z. No target is built. Included by cpu/softened_kl-inl.h.
+// of a row: log sum exp(z / T), z_label and the sum of the other z. No target is built. Included by cpu/softened_kl-inl.h.
 
 // A target of that kind and what its gradient is multiplied by; !weighs: nothing, not even NaN, comes of it.
 template <class A>
 struct LabelTerm {
-  A excess;  // on - off
-  A off;
+  A on, off;
   A gradient;
   bool weighs;
 };
@@ -29,20 +28,26 @@ KD_INLINE void label_row(const SoftenedKL& problem, int64_t label, const Lines<A
   for (int64_t c = body_classes(classes); c < classes; ++c) sums[1] += row.student.tail[c] - max;
 
   const A log_sum = std::log(sums[0]);
-  const A label_logit = (*class_at(row.student, label, classes) - max) * inverse_temperature;
+  const A label_logit = *class_at(row.student, label, classes) - max;
+  A others = sums[1] - label_logit;
+  if (label_logit == -std::numeric_limits<A>::infinity()) {  // which nothing can be taken from
+    others = 0;
+    for (int64_t c = 0; c < classes; ++c)
+      if (c != label) others += *class_at(row.student, c, classes) - max;
+  }
   A scale = 0, off = 0, excess = 0;
   bool weighs = false;
   for (int j = 0; j < count; ++j) {
     const LabelTerm<A>& term = terms[j];
     cross_entropy[j] = log_sum;
     // A class of target 0 adds nothing, even where its logit is -inf.
-    if (term.excess != A(0)) cross_entropy[j] -= term.excess * label_logit;
-    if (term.off != A(0)) cross_entropy[j] -= term.off * inverse_temperature * sums[1];
+    if (term.on != A(0)) cross_entropy[j] -= term.on * inverse_temperature * label_logit;
+    if (term.off != A(0)) cross_entropy[j] -= term.off * inverse_temperature * others;
     if (!term.weighs) continue;
     weighs = true;
     scale += term.gradient;
     off += term.gradient * term.off;
-    excess += term.gradient * term.excess;
+    excess += term.gradient * (term.on - term.off);
   }
   if (!row.grad_student) return;
   if (!weighs) {
@@ -63,12 +68,11 @@ KD_INLINE void label_row(const SoftenedKL& problem, int64_t label, const Lines<A
 template <class A>
 KD_INLINE LabelTerm<A> hard_term(const SoftenedKL& problem, const RowScales<A>& scales) {
   const A off = static_cast<A>(problem.label_smoothing / static_cast<double>(problem.classes));
-  return {A(1) - static_cast<A>(problem.label_smoothing), off, scales.hard_gradient, problem.ce_weight != 0};
+  return {A(1) - static_cast<A>(problem.label_smoothing) + off, off, scales.hard_gradient, problem.ce_weight != 0};
 }
 
 // Source label, and rows of source adjusted that are replaced by it.
 template <class A>
 KD_INLINE LabelTerm<A> soft_term(const SoftenedKL& problem, const RowScales<A>& scales) {
-  return {static_cast<A>(problem.label_on - problem.label_off), static_cast<A>(problem.label_off), scales.soft_gradient,
-          problem.kl_weight != 0};
+  return {static_cast<A>(problem.label_on), static_cast<A>(problem.label_off), scales.soft_gradient, problem.kl_weight != 0};
 }

@@ -120,21 +120,37 @@ KD_INLINE VecD log(VecD x) {
   return x;
 }
 
-// Halves onto halves: few steps that wait for each other.
+// Halves onto halves: few steps that wait for each other, all of them in registers.
+template <class A, int lanes>
+struct Halves {
+  typedef A V __attribute__((vector_size(lanes * sizeof(A))));
+  typedef A Half __attribute__((vector_size(lanes / 2 * sizeof(A))));
+
+  template <class Combine>
+  static KD_INLINE A reduce(V v, const Combine& combine) {
+    Half low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return Halves<A, lanes / 2>::reduce(combine(low, high), combine);
+  }
+};
+
+template <class A>
+struct Halves<A, 2> {
+  typedef A V __attribute__((vector_size(2 * sizeof(A))));
+
+  template <class Combine>
+  static KD_INLINE A reduce(V v, const Combine& combine) {
+    return combine(v[0], v[1]);
+  }
+};
+
 template <class A>
 KD_INLINE A sum_lanes(Vec<A> v) {
-  A lanes[Simd<A>::lanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = Simd<A>::lanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return Halves<A, Simd<A>::lanes>::reduce(v, [](auto low, auto high) { return low + high; });
 }
 
 template <class A>
 KD_INLINE A max_lanes(Vec<A> v) {
-  A lanes[Simd<A>::lanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = Simd<A>::lanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
-  return lanes[0];
+  return Halves<A, Simd<A>::lanes>::reduce(v, [](auto low, auto high) { return high > low ? high : low; });
 }

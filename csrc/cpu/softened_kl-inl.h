@@ -209,16 +209,31 @@ KD_INLINE A label_soft_row(const SoftenedKL& problem, const RowScales<A>& scales
 // The lowest class of the largest logit; 0 where there is none, in a row of NaN.
 template <class A>
 KD_INLINE int64_t largest_class(const Line<A>& row, int64_t classes) {
-  const A largest = max_classes(row, classes);
-  for (int64_t c = 0; c < classes; ++c)
-    if (*class_at(row, c, classes) == largest) return c;
-  return 0;
+  using Lanes = typename Simd<A>::I;
+  Vec<A> most = splat(-std::numeric_limits<A>::infinity());
+  Lanes first = {}, here = {};  // in each lane: the vector of its largest, and the one at hand
+  each_vector<A>(classes, [&](int64_t i, auto place) {
+    const Vec<A> v = load(row.in(place) + i);
+    const Lanes higher = v > most;
+    most = select(higher, v, most);
+    first = higher ? here : first;
+    here += 1;
+  });
+  int64_t index = classes;
+  A largest = -std::numeric_limits<A>::infinity();
+  for (int lane = 0; lane < Simd<A>::lanes; ++lane) {
+    const int64_t c = static_cast<int64_t>(first[lane]) * Simd<A>::lanes + lane;
+    if (!(most[lane] > largest) && !(most[lane] == largest && c < index)) continue;
+    largest = most[lane];
+    index = c;
+  }
+  return index < classes ? index : 0;
 }
 
 // Source adjusted.
 template <class A>
 KD_INLINE A adjusted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
-  const bool repairs = scales.has_hard && problem.adjustment != Adjustment::none;
+  const bool repairs = scales.has_label && problem.adjustment != Adjustment::none;
   const int64_t largest = repairs ? largest_class(row.teacher, problem.classes) : scales.label;
   if (!repairs || largest == scales.label)
     return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, ForwardKL<A>{});

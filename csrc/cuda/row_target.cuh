@@ -79,7 +79,7 @@ struct RowTarget<A, AdjustedTarget> {
   KD_DEVICE RowTarget(const SoftenedKL& problem, const RowScales<A>& scales, int64_t, const RowPosition& position,
                       const Team& team, Storage& storage) {
     if (problem.adjustment == Adjustment::none) return;
-    const bool repairs = scales.has_soft && scales.has_hard && !scales.bad_label;
+    const bool repairs = scales.has_soft && scales.has_label && !scales.bad_label;
     const auto largest = largest_class<A>(problem, repairs, scales.label, position, team, storage, &logit_of_other);
     if (!repairs || largest.index == scales.label) return;
     replaced = problem.adjustment == Adjustment::label;

@@ -175,8 +175,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   // Sweep 3.
   const A smoothing = static_cast<A>(problem.label_smoothing);
   const A inverse_cold = A(1) / totals[2];
-  const A label_off = static_cast<A>(problem.label_off), label_excess = static_cast<A>(problem.label_on - problem.label_off);
-  BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of logits: the latter two relative to the maximum
+  const A label_on = static_cast<A>(problem.label_on), label_off = static_cast<A>(problem.label_off);
+  BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of the other logits: these two relative to the maximum
   storage.for_each(problem, position, computed, team,
                    [&](int64_t first, const A(&z)[chunk_classes], const A(&raw)[chunk_classes]) {
     A grad_student[chunk_classes], grad_teacher[chunk_classes], chunk[3] = {0, 0, 0}, t[chunk_classes];
@@ -184,12 +184,12 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       grad_student[e] = grad_teacher[e] = 0;
       if (first + e < 0 || first + e >= classes) continue;
-      const bool is_label = scales.has_hard && first + e == scales.label;
+      const bool is_label = scales.has_label && first + e == scales.label;
       const A relative = z[e] - max;
-      if (is_label) chunk[1] = relative;
-      chunk[2] += relative;
+      if (is_label) chunk[1] += relative;
+      else chunk[2] += relative;
       if (scales.has_soft && target.is_label()) {
-        const A wanted = is_label ? label_off + label_excess : label_off;
+        const A wanted = is_label ? label_on : label_off;
         if (problem.kl_weight != 0)
           grad_student[e] = (pair.student.weight(z[e]) * pair.student.inverse_sum - wanted) *
                             (scales.soft_gradient * inverse_temperature);
@@ -204,8 +204,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
       if (scales.has_hard) {
         const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
         if (problem.ce_weight != 0) grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
-        if (scales.bad_label) grad_student[e] = NAN;
       }
+      if (scales.bad_label) grad_student[e] = NAN;
     }
     row_losses.add(chunk);
     if (!exists) return;
@@ -220,15 +220,16 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   A hard = 0;
   if (scales.has_hard) {
     hard = log(totals[2]);
-    if (smoothing < A(1)) hard -= (A(1) - smoothing) * losses[1];
-    if (smoothing > A(0)) hard -= smoothing * (losses[2] / static_cast<A>(classes));
+    const A rest = smoothing / static_cast<A>(classes);
+    hard -= (A(1) - smoothing + rest) * losses[1];
+    if (rest != A(0)) hard -= rest * losses[2];
     if (scales.bad_label) hard = NAN;
   }
   A soft = losses[0];
   if (target.is_label()) {
     soft = pair.student.log_sum - static_cast<A>(problem.label_entropy);
     // A class of target 0 adds nothing, even where its logit is -inf.
-    if (label_excess != A(0)) soft -= label_excess * losses[1] * inverse_temperature;
+    if (label_on != A(0)) soft -= label_on * losses[1] * inverse_temperature;
     if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
   }
   if (scales.bad_label && Source::asks_label) soft = NAN;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
-from ..reference.softened_kl import reduce_rows
+from ..reference.rows import reduce_rows
 
 _LOGITS = TEACHER_KINDS["logits"]
 _FORWARD = DIVERGENCES["forward"]

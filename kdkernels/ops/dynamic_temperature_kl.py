@@ -30,6 +30,7 @@ def _reference(
     t_min: float,
     scale_by_t2: bool,
     ce_weight: float,
+    return_parts: bool,
     ignore_index: int,
     reduction: str,
     dim: int,

@@ -49,6 +49,7 @@ class RowLoss:
         self.first_row_output = 2 + differentiable if row_outputs else None
         self.target = names.index("target") if "target" in names else None
         self.teacher = names.index("teacher") if "teacher" in names else None
+        self.parts = names.index("return_parts") if "return_parts" in names else None
         self.constants = (None,) * (len(names) - differentiable)
         self._reference = reference
 
@@ -63,6 +64,9 @@ class RowLoss:
             return self.without_gradients(self.op(*arguments))
         if torch._C._are_functorch_transforms_active():
             return self.without_gradients(_Transformed.apply(self, *arguments))
+        if True not in arguments[-self.differentiable :]:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.without_gradients(self.op(*arguments))
         return _Eager.apply(self, arguments, *arguments[: self.differentiable])
 
     def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
@@ -86,14 +90,13 @@ class RowLoss:
         logits = [student] if self.teacher is None else [student, arguments[self.teacher]]
         is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in logits)
         dtype = torch.float64 if is_double else torch.float32
-        has_parts = self.target is not None and arguments[self.target] is not None
         gradients = [
             _gradient_like(tensor, dim) if want else tensor.new_empty(0)
             for tensor, want in zip(arguments, wanted)
         ]
         return (
             student.new_empty(shape, dtype=dtype),
-            student.new_empty((2, *shape) if has_parts else (0,), dtype=dtype),
+            student.new_empty((2, *shape) if self.has_parts(arguments) else (0,), dtype=dtype),
             *gradients,
             *[student.new_empty(rows, dtype=dtype)] * (self.first_row_output is not None),
         )
@@ -101,6 +104,15 @@ class RowLoss:
     def layout(self, arguments: tuple) -> tuple:
         """reduction, groups, dim and the wanted gradients."""
         return arguments[-3 - self.differentiable :]
+
+    def has_parts(self, arguments: tuple) -> bool:
+        asked = self.parts is None or arguments[self.parts]
+        return bool(asked and self.target is not None and arguments[self.target] is not None)
+
+    def upstream_shape(self, options: tuple) -> tuple[int, int]:
+        """Number of losses along dimension 0 (0: one, or one per row) and the class dimension."""
+        reduction, groups, dim, *_ = self.layout(options)
+        return 0 if reduction == _NONE else groups, dim
 
     # First derivative
 
@@ -133,7 +145,7 @@ class RowLoss:
             return tuple(next(found) if want else None for want in wanted)
         if in_place := _is_plain(upstream):
             ctx.gradients = None
-        groups, dim = ctx.options[-2 - self.differentiable : -self.differentiable]
+        groups, dim = self.upstream_shape(ctx.options)
         return tuple(
             _scaled(gradient, upstream, groups, dim, in_place) if want else None
             for gradient, want in zip(gradients, wanted)
@@ -169,15 +181,14 @@ class RowLoss:
         if groups:  # mapped twice: the first dimension is a mapped one already, and both become one
             tensors = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
             dim -= 1
-        problems = 0 if reduction == _NONE else size * max(groups, 1)
+        problems = size * max(groups, 1)
         loss, parts, *others = self.whole(*tensors, *options, reduction, problems, dim + 1, *wanted)
         given = [*wanted, *[True] * (len(others) - len(wanted))]
         if groups:
             loss = loss.unflatten(0, (size, groups))
             parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts
             others = [o.unflatten(0, (size, groups)) if has else o for o, has in zip(others, given)]
-        has_parts = self.target is not None and arguments[self.target] is not None
-        out_dims = (0, 1 if has_parts else None, *[0 if has else None for has in given])
+        out_dims = (0, 1 if self.has_parts(arguments) else None, *[0 if has else None for has in given])
         return (loss, parts, *others), out_dims
 
 
@@ -223,15 +234,28 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
+def _is_one(upstream: Tensor | None) -> bool:
+    """Whether it is the number 1, as far as that can be seen without waiting for a device."""
+    return (
+        upstream is not None
+        and upstream.is_cpu
+        and upstream.dim() == 0
+        and _is_plain(upstream)
+        and upstream.item() == 1.0
+    )
+
+
+def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
+    return gradient if wanted else None
+
+
 def _scaled(gradient: Tensor, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
     if groups:  # one number per leading index
         upstream = upstream.reshape(groups, *[1] * (gradient.dim() - 2))
     if in_place and _is_plain(gradient):
         if upstream.dim():
             upstream = upstream.expand(gradient.shape[:dim] + gradient.shape[dim + 1 :])
-        # Where the number can be read without waiting, a look at it is cheaper than a call.
-        if upstream.dim() or not upstream.is_cpu or upstream.item() != 1.0:
-            _SCALE(gradient, upstream, dim)
+        _SCALE(gradient, upstream, dim)
         return gradient
     if upstream.dim():
         upstream = upstream.unsqueeze(dim)
@@ -245,12 +269,21 @@ class _Eager(torch.autograd.Function):
     def forward(ctx, loss, arguments, *differentiable):
         with torch._C._AutoDispatchBelowAutograd():
             output = loss.op(*arguments)
-        loss.setup_context(ctx, arguments, output)
+        result = loss.without_gradients(output)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*result[1:])
+        ctx.save_for_backward(*arguments[: loss.tensors])  # for the rare paths alone
         ctx.loss = loss
-        return loss.without_gradients(output)
+        ctx.options = arguments[loss.tensors :]
+        ctx.gradients = output[2 : 2 + loss.differentiable]
+        return result
 
     @staticmethod
     def backward(ctx, upstream, *_):
+        if _is_one(upstream) and ctx.gradients is not None and not torch.is_grad_enabled():
+            # The commonest case, in as few steps of Python as it takes: at small batches they are the time it takes.
+            gradients, ctx.gradients = ctx.gradients, None
+            return (None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
         return (None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[2:]))
 
 
@@ -284,7 +317,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(loss, wanted, options, upstream, *tensors):
-        groups, dim = options[-2 - loss.differentiable : -loss.differentiable]
+        groups, dim = loss.upstream_shape(options)
         return tuple(
             _scaled(gradient, upstream, groups, dim, in_place=False)
             for gradient, want in zip(tensors, wanted)

@@ -4,6 +4,18 @@ The readable definition of each loss, the oracle of the tests, what runs where n
 device, and the path of second and higher derivatives. Arguments are taken as already checked.
 """
 
+from .dkpp_loss import dkpp_loss
+from .dynamic_temperature_kl import dynamic_temperature_kl
+from .label_loss import cwtm_loss, label_smoothing_loss, virtual_teacher_loss
 from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 
-__all__ = ["kd_loss", "soft_cross_entropy", "softened_kl"]
+__all__ = [
+    "cwtm_loss",
+    "dkpp_loss",
+    "dynamic_temperature_kl",
+    "kd_loss",
+    "label_smoothing_loss",
+    "soft_cross_entropy",
+    "softened_kl",
+    "virtual_teacher_loss",
+]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .rows import arithmetic, hard_losses, log_softmax, reduce_rows, zero_loss
 
 
 def softened_kl(
@@ -37,7 +38,7 @@ def softened_kl(
     dim: int = -1,
 ) -> Tensor:
     dim %= student.dim()
-    dtype = _arithmetic(student, teacher)
+    dtype = arithmetic(student, teacher)
     temperature = _row_temperature(temperature, mask, dtype)
     if mask is not None:
         # Hidden rows become harmless numbers first: a NaN there must not reach the gradient either.
@@ -46,7 +47,7 @@ def softened_kl(
         teacher = teacher.masked_fill(hidden.unsqueeze(dim), 0)
 
     along_rows = temperature.unsqueeze(dim) if isinstance(temperature, Tensor) else temperature
-    log_q = _log_softmax(student.to(dtype), along_rows, dim)
+    log_q = log_softmax(student.to(dtype), along_rows, dim)
     p, log_p = _target(teacher.to(dtype), teacher_kind, along_rows, target_eps, dim)
     losses = _class_terms(divergence, beta, p, log_p, log_q.exp(), log_q).sum(dim)
 
@@ -101,7 +102,7 @@ def kd_loss(
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     dim %= student.dim()
-    dtype = _arithmetic(student, teacher)
+    dtype = arithmetic(student, teacher)
     _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
 
     def soft() -> Tensor:
@@ -117,41 +118,16 @@ def kd_loss(
         )
 
     def hard() -> Tensor:
-        losses = _hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
+        losses = hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
         # Under "elementmean" too the hard term is a mean over rows: it has one value per row, not per class.
         return reduce_rows(losses, target != ignore_index, None, reduction, classes=1)
 
     kl = soft() if kl_weight or return_parts else None
     ce = hard() if ce_weight or return_parts else None
     # A term of weight 0 adds exactly 0, even where it is infinite.
-    loss = kl_weight * kl if kl_weight else _zero(student, teacher, target, reduction, dtype)
+    loss = kl_weight * kl if kl_weight else zero_loss(target, reduction, student, teacher)
     loss = loss + ce_weight * ce if ce_weight else loss
     return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
-
-
-def reduce_rows(
-    losses: Tensor,  # row shape
-    mask: Tensor | None,  # row shape: the rows that count; no such row gives 0
-    row_weight: Tensor | None,  # row shape
-    reduction: str,
-    classes: int,
-) -> Tensor:
-    if row_weight is not None:
-        weight = row_weight if mask is None else row_weight.masked_fill(~mask, 0)
-        losses = losses * weight.to(losses.dtype)
-    if mask is not None:
-        losses = losses.masked_fill(~mask, 0)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    rows = max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
-    mean = losses.sum() / rows
-    return mean / classes if reduction == "elementmean" else mean
-
-
-def _arithmetic(student: Tensor, teacher: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
 def _row_temperature(temperature: float | Tensor, mask: Tensor | None, dtype: torch.dtype) -> float | Tensor:
@@ -163,13 +139,6 @@ def _row_temperature(temperature: float | Tensor, mask: Tensor | None, dtype: to
     return temperature if mask is None else temperature.masked_fill(~mask, 1)
 
 
-def _log_softmax(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
-    # Shifted before the division: the difference of two large logits is exact, their quotients are not. The
-    # shift is no part of the function's derivative.
-    shifted = logits - logits.amax(dim, keepdim=True).detach()
-    return (shifted / temperature).log_softmax(dim)
-
-
 def _target(
     teacher: Tensor, kind: str, temperature: float | Tensor, eps: float, dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -177,7 +146,7 @@ def _target(
     if kind == "probs":
         p = teacher + eps
         return p, _log(p)
-    log_p = _log_softmax(teacher, temperature, dim) if kind == "logits" else teacher
+    log_p = log_softmax(teacher, temperature, dim) if kind == "logits" else teacher
     if eps == 0:
         return log_p.exp(), log_p
     p = log_p.exp() + eps
@@ -217,28 +186,3 @@ def _log_mixture(gap: Tensor, share: float) -> Tensor:
         torch.log((1 - share) + share * decay),
     )
     return torch.where(near, torch.log1p(share * torch.expm1(torch.where(near, gap, 0))), far)
-
-
-def _hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index: int, dim: int) -> Tensor:
-    """Cross entropy per row at temperature 1; some finite number in ignored rows."""
-    classes = student.shape[dim]
-    ignored = target == ignore_index
-    valid = (target >= 0) & (target < classes)
-    log_q = _log_softmax(student.masked_fill(ignored.unsqueeze(dim), 0), 1, dim)
-    label = torch.where(valid & ~ignored, target, 0)
-    losses = -log_q.gather(dim, label.unsqueeze(dim)).squeeze(dim)
-    if smoothing == 1:  # not 0 * losses: that is NaN where a label's class is impossible
-        losses = -log_q.mean(dim)
-    elif smoothing > 0:
-        losses = (1 - smoothing) * losses - smoothing * log_q.mean(dim)
-    # A label out of range, on a device that cannot raise, makes its row NaN: loss and gradient.
-    return losses * torch.where(valid | ignored, 1.0, nan).to(losses.dtype)
-
-
-def _zero(student: Tensor, teacher: Tensor, target: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
-    """0 in the shape of the loss, with gradient 0 to both logits whatever they hold."""
-    zero = sum(
-        logits.masked_fill(torch.ones_like(logits, dtype=torch.bool), 0).sum()
-        for logits in (student, teacher)
-    )
-    return zero.to(dtype).expand(target.shape if reduction == "none" else ())

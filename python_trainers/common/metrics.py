@@ -33,9 +33,7 @@ class Means:
 def accuracy(model: nn.Module, images: Images, accelerator: Accelerator, batch_size: int = 1024) -> float:
     """Share of ``images`` whose largest logit is the label, in [0, 1]; each process looks at its part."""
     model.eval()
-    ranks = accelerator.num_processes
-    pixels, labels = (part[accelerator.process_index :: ranks] for part in (images.pixels, images.labels))
-    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
-    for batch, target in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (model(batch).argmax(-1) == target).sum()
+    correct = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    for pixels, labels in images.batches(batch_size, accelerator):
+        correct += (model(pixels).argmax(-1) == labels).sum()
     return accelerator.reduce(correct, reduction="sum").item() / len(images)

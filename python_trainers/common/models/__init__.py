@@ -1,27 +1,75 @@
-"""Networks by name.
+"""Networks by name: those of ``NETWORKS`` and three families with numbers or torchvision's name in theirs.
 
-Every network has ``forward_features(images) -> [N, num_features]``, the layer before the classifier, and
-``head``, the classifier; its logits are ``head(forward_features(images))``.
+Each is a :class:`Network`, which says how to reach inside; docs/models.md lists them with their papers.
 """
 
-from torch import nn
+import re
 
-from python_trainers.common.errors import require
-from python_trainers.common.models.small import SmallConvNet, SmallMLP, SmallResNet
+import torch
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "small_resnet": SmallResNet,
-    "small_convnet": SmallConvNet,
-    "small_mlp": SmallMLP,
+from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.models import (
+    densenet,
+    mobilenetv2,
+    resnet,
+    shufflenet,
+    small,
+    vgg,
+    wide_resnet,
+)
+from python_trainers.common.models.names import listing
+from python_trainers.common.models.network import Factory, ImageShape, Network, output_shape
+from python_trainers.common.models.torchvision_networks import torchvision_network
+
+NETWORKS: dict[str, Factory] = {
+    **small.NETWORKS,
+    **resnet.NETWORKS,
+    **wide_resnet.NETWORKS,
+    **vgg.NETWORKS,
+    **mobilenetv2.NETWORKS,
+    **shufflenet.NETWORKS,
+    **densenet.NETWORKS,
 }
+FAMILIES = ("wrn_DEPTH_WIDTH", "densenet_DEPTH_GROWTH", "torchvision:NAME")
 
 
 def require_network(name: str) -> None:
-    """Refuse a name that is not in ``NETWORKS``."""
-    require(name in NETWORKS, f"unknown network {name!r}; there is: {', '.join(NETWORKS)}")
+    """Refuse a name that no network has."""
+    _factory(name)
 
 
-def build_network(name: str, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A freshly initialised network for images of ``image_shape`` (channels, height, width)."""
-    require_network(name)
-    return NETWORKS[name](image_shape, classes)
+def build_network(name: str, image_shape: ImageShape, classes: int) -> Network:
+    """A freshly initialised network for images of ``image_shape`` (channels, height, width).
+
+    Weights are drawn from torch's global generator. Raises ``TrainerError`` for an unknown name and for
+    images that the network cannot take.
+    """
+    factory = _factory(name)
+    shape = "x".join(map(str, image_shape))
+    require(
+        len(image_shape) == 3 and min(image_shape) >= 1,
+        f"images must have a shape of (channels, height, width), each >= 1, got {shape}",
+    )
+    require(classes >= 1, f"classes must be >= 1, got {classes}")
+    network = factory(image_shape, classes)
+    try:
+        output_shape(network, torch.empty(2, *image_shape, device="meta"))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainerError(
+            f"network {name!r} cannot take images of {shape} (channels x height x width): {reason}; "
+            "take other images or another network"
+        ) from error
+    return network
+
+
+def _factory(name: str) -> Factory:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        return wide_resnet.wide_resnet(depth=int(match[1]), width=int(match[2]))
+    if match := re.fullmatch(r"densenet_(\d+)_(\d+)", name):
+        return densenet.densenet(depth=int(match[1]), growth=int(match[2]))
+    if name.startswith("torchvision:"):
+        return torchvision_network(name.removeprefix("torchvision:"))
+    raise TrainerError(f"unknown network {name!r}; there is: {listing(name, [*NETWORKS, *FAMILIES])}")

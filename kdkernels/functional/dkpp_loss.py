@@ -1,0 +1,120 @@
+"""Dark knowledge with permuted predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, ops, reference
+from .._names import REDUCTIONS
+from ..reference.dkpp_loss import draw_seed
+from ..reference.rows import arithmetic, reduce_rows
+
+
+def dkpp_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape and device, logits
+    *,
+    permutation: Tensor | None = None,  # the same shape, int64
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    r"""Soft cross entropy with the teacher's probabilities shuffled, all but the largest of each row.
+
+    The target keeps the teacher's confidence, entropy and sorted values; which class is like which is lost.
+    With `q = softmax(student / T)`, `p = softmax(teacher / T)` and a permutation `phi` per row::
+
+        - w T^2 sum_c p_phi(c) log q_c
+
+    For logits `[N, C]` that is::
+
+        p = F.softmax(teacher / T, -1).gather(-1, permutation)
+        T * T * F.cross_entropy(student / T, p)
+
+    in one sweep over memory. With `permutation=None` nothing is stored: a class finds its `phi(c)` from a
+    seed, its row's number and itself.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
+        teacher: logits, same shape and device, any of those dtypes; a constant.
+        permutation: class c gets the teacher's probability of class `permutation[..., c]` (along `dim`);
+            int64, each of 0..C-1 once per row, applied as it is. Another is a ValueError on the CPU; on CUDA,
+            where asking would stall, a class out of range makes its row NaN. None draws one per row and
+            call, uniform among those that keep the first of the teacher's largest logits where it is.
+        generator: on the CPU; one seed is drawn from it, or from torch's default generator. Inside
+            `torch.compile` only the default one serves, and inside `torch.vmap` give the permutation.
+        temperature: T, finite and > 0; 1 is the paper's.
+        mask: bool, row shape. False rows are not computed and not counted.
+        row_weight: float, row shape. Multiplies a row's loss and does not change the count.
+        reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
+            or `"elementmean"` (sum / (counted rows * C)).
+        dim: the class dimension.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born-Again Neural Networks", ICML 2018,
+        https://arxiv.org/abs/1805.04770, equation 11. Temperature is an extension.
+
+    >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 1.0, 4.0]])
+    >>> dkpp_loss(student, teacher, permutation=torch.tensor([[1, 0, 2]]))
+    tensor(0.5180)
+    """
+    dim = _checks.pair("dkpp_loss", student, teacher, dim)
+    if permutation is not None:
+        _checks.permutation("dkpp_loss", permutation, student)
+    if generator is not None:
+        _checks.host_generator("dkpp_loss", generator)
+    _checks.positive("dkpp_loss", "temperature", temperature)
+    reduction_code = _checks.one_of("dkpp_loss", "reduction", reduction, REDUCTIONS)
+    if mask is not None:
+        _checks.row_mask("dkpp_loss", mask, student, dim)
+    if row_weight is not None:
+        _checks.row_weight("dkpp_loss", row_weight, student, dim)
+
+    if not _backend.use_library(student.device.type):
+        return reference.dkpp_loss(
+            student,
+            teacher,
+            permutation=permutation,
+            generator=generator,
+            temperature=temperature,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
+    learned_weight = row_weight is not None and row_weight.requires_grad
+    weight = None if learned_weight else row_weight
+    if weight is not None:
+        weight = weight.to(arithmetic(student, teacher))
+    try:
+        loss, _ = ops.dkpp_loss.dkpp_loss(
+            student,
+            teacher,
+            None if permutation is None else permutation.movedim(dim, -1),
+            mask,
+            weight,
+            temperature,
+            draw_seed(generator) if permutation is None else None,
+            REDUCTIONS["none"] if learned_weight else reduction_code,
+            0,
+            dim,
+            torch.is_grad_enabled() and student.requires_grad,
+        )
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad permutation; how its exception arrives depends on the version of torch.
+        if permutation is not None:
+            _checks.permutes_classes("dkpp_loss", permutation, dim)
+        raise
+    return reduce_rows(loss, mask, row_weight, reduction, student.shape[dim]) if learned_weight else loss

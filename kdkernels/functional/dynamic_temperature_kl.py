@@ -1,0 +1,210 @@
+"""Distillation with repaired targets and a temperature per row."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, ops, reference
+from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, STATISTICS, TEMPERATURE_MODES
+from ..reference.row_statistics import row_temperatures
+from ..reference.rows import arithmetic, reduce_rows
+from .label_loss import label_smoothing_loss
+
+
+def dynamic_temperature_kl(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape and device, logits
+    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    *,
+    temperature: float = 4.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    mode: str = "flsw",
+    adjust: str = "none",
+    smoothing: float = 0.1,
+    normalize: str | None = None,
+    t_min: float | None = 1.0,
+    scale_by_t2: bool = True,
+    ce_weight: float = 0.0,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,  # row shape, bool; the KL term only
+    row_weight: Tensor | None = None,  # row shape, float; the KL term only
+    reduction: str = "batchmean",
+    dim: int = -1,
+    return_parts: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    r"""Knowledge adjustment (KA) and dynamic temperature distillation (DTD): hard rows get a sharper target,
+    and a teacher that mistakes the label is corrected.
+
+    With a hardness `w_i` per row, its mean over the batch, and `A` the adjustment::
+
+        T_i = max(temperature + (mean w - w_i) * beta, t_min)
+        T_i^2 * KL(A(softmax(teacher_i / T_i)) || softmax(student_i / T_i)) + ce_weight * CE(student, target)
+
+    `mode` chooses the hardness::
+
+        "flsw"     w = (1 - cos(student, teacher)) ^ gamma, of the raw logits, in [0, 2^gamma]
+        "cwsm"     w = 1 / (max softmax(student) + 1e-3), in [1, C] about
+        "const"    T_i = temperature
+
+    and `adjust` what becomes of a target whose largest entry is not the label's::
+
+        "none"     nothing
+        "ps"       the two entries are exchanged
+        "lsr"      1 - s + s / C on the label, s / C elsewhere, whatever T_i, s = smoothing
+
+    Hardness and temperatures are constants, and so is the teacher: `softmax(student_i / T_i)` alone is
+    differentiated.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0,
+            but the cosine of `"flsw"` needs finite logits.
+        teacher: logits, same shape and device, any of those dtypes. `"flsw"` looks at what `"ps"` made of
+            them.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
+            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes its row NaN in whatever depends on it.
+        temperature: finite and > 0; the mean of the T_i where none is clamped.
+        beta: slope, finite and >= 0; 0 is a constant temperature. Of order 1 for `"flsw"`, 4 / C for
+            `"cwsm"`, and ten times that or more with `normalize="l1"`.
+        gamma: exponent of `"flsw"`, finite and >= 0.
+        mode, adjust: above.
+        smoothing: s, in [0, 1]. The targets of `"lsr"` do not depend on T_i, but their rows are multiplied by
+            its square like all others: at a temperature of 20 they outweigh them.
+        normalize: `"l1"` divides each w_i by the sum over the batch first.
+        t_min: lower bound of the T_i, finite and > 0. None: not clamped, and a row with T_i <= 0 is NaN. Then
+            T_i > 0 is certain only for `temperature > beta * 2^gamma` (`"flsw"`) or
+            `temperature > beta * C / (1 + 0.001 C)` (`"cwsm"`), or for `temperature > beta` with
+            `normalize="l1"`.
+        scale_by_t2: multiply each row by T_i^2, which keeps the size of its gradient.
+        ce_weight: of the cross entropy at temperature 1, finite and >= 0; 0 is the paper's.
+        ignore_index: label of rows that are not adjusted and drop out of the cross entropy and its count.
+            Their KL remains.
+        mask: bool, row shape. The KL of False rows is not computed and not counted, neither in the loss nor
+            in the mean of w.
+        row_weight: float, row shape. Multiplies a row's KL and does not change the count.
+        reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own
+            counted rows, the latter dividing the KL by C as well; `"sum"` and `"none"` (row shape) apply to
+            both terms.
+        dim: the class dimension.
+        return_parts: also return `{"kl", "ce", "temperature"}`, detached and on the device: each term before
+            its weight, reduced like the loss, and the T_i in row shape (`temperature` where `mask` is False).
+        group: processes over whose rows the mean of w is taken; by default over those of this call.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Wen, Lai, Qian, "Preparing Lessons: Improve Knowledge Distillation with Better Supervision",
+        Neurocomputing 454, 2021, https://arxiv.org/abs/1911.07471, sections 3.2 and 3.3.
+
+    >>> student, teacher = torch.tensor([[1.0, 2.0], [2.0, 0.0]]), torch.tensor([[1.0, 3.0], [0.0, 1.0]])
+    >>> loss, parts = dynamic_temperature_kl(student, teacher, torch.tensor([1, 0]), return_parts=True)
+    >>> loss, parts["temperature"]
+    (tensor(0.6172), tensor([4.4949, 3.5051]))
+    """
+    dim = _checks.pair("dynamic_temperature_kl", student, teacher, dim)
+    _checks.labels("dynamic_temperature_kl", target, student, dim, ignore_index)
+    _checks.positive("dynamic_temperature_kl", "temperature", temperature)
+    _checks.not_negative("dynamic_temperature_kl", "beta", beta)
+    _checks.not_negative("dynamic_temperature_kl", "gamma", gamma)
+    mode_code = _checks.one_of("dynamic_temperature_kl", "mode", mode, TEMPERATURE_MODES)
+    adjust_code = _checks.one_of("dynamic_temperature_kl", "adjust", adjust, ADJUSTMENTS)
+    _checks.unit_interval("dynamic_temperature_kl", "smoothing", smoothing)
+    l1 = _checks.one_of("dynamic_temperature_kl", "normalize", normalize, NORMALIZATIONS)
+    if t_min is not None:
+        _checks.positive("dynamic_temperature_kl", "t_min", t_min)
+    _checks.not_negative("dynamic_temperature_kl", "ce_weight", ce_weight)
+    reduction_code = _checks.one_of("dynamic_temperature_kl", "reduction", reduction, REDUCTIONS)
+    if mask is not None:
+        _checks.row_mask("dynamic_temperature_kl", mask, student, dim)
+    if row_weight is not None:
+        _checks.row_weight("dynamic_temperature_kl", row_weight, student, dim)
+    if group is not None:
+        _checks.process_group("dynamic_temperature_kl", group)
+
+    if not _backend.use_library(student.device.type):
+        return reference.dynamic_temperature_kl(
+            student,
+            teacher,
+            target,
+            temperature=temperature,
+            beta=beta,
+            gamma=gamma,
+            mode=mode,
+            adjust=adjust,
+            smoothing=smoothing,
+            normalize=normalize,
+            t_min=t_min,
+            scale_by_t2=scale_by_t2,
+            ce_weight=ce_weight,
+            ignore_index=ignore_index,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+            group=group,
+        )
+
+    learned_weight = row_weight is not None and row_weight.requires_grad
+    weight = None if learned_weight else row_weight
+    if weight is not None:
+        weight = weight.to(arithmetic(student, teacher))
+    try:
+        row_temperature = None
+        if group is not None and mode != "const":
+            hardness = ops.row_statistics.row_statistics(
+                student.detach(), teacher, target, STATISTICS[mode], gamma, adjust_code, ignore_index, dim
+            )
+            hardness = hardness.to(arithmetic(student, teacher))
+            row_temperature = row_temperatures(hardness, mask, temperature, beta, normalize, t_min, group)
+        loss, parts, row_temperature = ops.dynamic_temperature_kl.dynamic_temperature_kl(
+            student,
+            teacher,
+            target,
+            mask,
+            weight,
+            row_temperature,
+            temperature,
+            beta,
+            gamma,
+            mode_code,
+            adjust_code,
+            smoothing,
+            l1,
+            -inf if t_min is None else t_min,
+            scale_by_t2,
+            0.0 if learned_weight else ce_weight,
+            return_parts,
+            ignore_index,
+            REDUCTIONS["none"] if learned_weight else reduction_code,
+            0,
+            dim,
+            torch.is_grad_enabled() and student.requires_grad,
+        )
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
+        _checks.label_range("dynamic_temperature_kl", target, student.shape[dim], ignore_index)
+        raise
+    if not learned_weight:
+        if not return_parts:
+            return loss
+        return loss, {"kl": parts[0], "ce": parts[1], "temperature": row_temperature}
+    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
+    kl = reduce_rows(loss, mask, row_weight, reduction, student.shape[dim])
+    if not (ce_weight or return_parts):
+        return kl
+    ce = label_smoothing_loss(
+        student, target, smoothing=0.0, ignore_index=ignore_index, reduction=reduction, dim=dim
+    )
+    loss = kl + ce_weight * ce if ce_weight else kl
+    parts = {"kl": kl.detach(), "ce": ce.detach(), "temperature": row_temperature}
+    return (loss, parts) if return_parts else loss

@@ -1,0 +1,341 @@
+"""Losses whose target follows from the label alone: no teacher, or none but its confidence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, ops, reference
+from .._names import CONVENTIONS, REDUCTIONS, STATISTICS
+from ..reference.label_loss import over_rows, smoothed_label, virtual_teacher
+from ..reference.row_statistics import confidence_weights
+from ..reference.rows import arithmetic
+
+_CONFIDENCE = STATISTICS["confidence"]
+
+
+def virtual_teacher_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    *,
+    correct_prob: float = 0.99,
+    temperature: float = 20.0,
+    student_temperature: float = 1.0,
+    ce_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "batchmean",
+    dim: int = -1,
+    return_parts: bool = False,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    r"""Teacher-free distillation: cross entropy plus the divergence from a teacher made by hand.
+
+    That teacher gives the label `a = correct_prob` and every other class `(1 - a) / (C - 1)`; these
+    probabilities are softened as if they were logits. With `u = softmax(p / temperature)` of them::
+
+        ce_weight * CE(student, target) + kl_weight * KL(u || softmax(student / student_temperature))
+
+    There is no T^2. For logits `[N, C]` that is::
+
+        p = torch.full_like(student, (1 - a) / (C - 1)).scatter(1, target[:, None], a)
+        log_q = F.log_softmax(student / student_temperature, -1)
+        kl = F.kl_div(log_q, F.softmax(p / temperature, -1), reduction="batchmean")
+        ce_weight * F.cross_entropy(student, target) + kl_weight * kl
+
+    in one sweep over memory, without any tensor of targets.
+
+    Arguments:
+        student: logits `[..., C]`, C >= 2; float32, float16, bfloat16 or float64.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
+            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes its row NaN.
+        correct_prob: a, in [0, 1]. The paper asks for 0.9 and more; 0.99 is its code's.
+        temperature: of the virtual teacher, finite and > 0. The paper uses 20 on ImageNet.
+        student_temperature: finite and > 0. 1 is the code's for CIFAR-100; the paper's equation 9 has
+            `temperature` here too.
+        ce_weight, kl_weight: finite and >= 0; the paper's are 1 - alpha and alpha. A term of weight 0 adds
+            exactly 0, even where it is infinite.
+        ignore_index: label of rows that drop out of both terms and of their count.
+        reduction: `"batchmean"` (mean over the rows that are not ignored, alias `"mean"`), `"sum"`, `"none"`
+            (row shape) or `"elementmean"`, which divides the mean divergence by C as well, as the code does.
+        dim: the class dimension.
+        return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight,
+            reduced like the loss.
+
+    Returns:
+        float32, or float64 for float64 logits: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization",
+        CVPR 2020, https://arxiv.org/abs/1909.11723, equation 9.
+
+    >>> virtual_teacher_loss(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]), correct_prob=0.9)
+    tensor(0.7025)
+    """
+    dim = _checks.logits_alone("virtual_teacher_loss", student, dim)
+    _checks.several_classes("virtual_teacher_loss", student, dim)
+    _checks.labels("virtual_teacher_loss", target, student, dim, ignore_index)
+    _checks.unit_interval("virtual_teacher_loss", "correct_prob", correct_prob)
+    _checks.positive("virtual_teacher_loss", "temperature", temperature)
+    _checks.positive("virtual_teacher_loss", "student_temperature", student_temperature)
+    _checks.not_negative("virtual_teacher_loss", "ce_weight", ce_weight)
+    _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
+    reduction_code = _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
+
+    if not _backend.use_library(student.device.type):
+        return reference.virtual_teacher_loss(
+            student,
+            target,
+            correct_prob=correct_prob,
+            temperature=temperature,
+            student_temperature=student_temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+        )
+
+    on, off = virtual_teacher(student.shape[dim], correct_prob, temperature)
+    loss, parts = _run(
+        "virtual_teacher_loss",
+        student,
+        target,
+        None,
+        None,
+        on,
+        off,
+        True,
+        student_temperature,
+        kl_weight,
+        ce_weight,
+        False,
+        ignore_index,
+        reduction_code,
+        dim,
+    )
+    return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
+
+
+def label_smoothing_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    *,
+    smoothing: float = 0.1,
+    convention: str = "paper",
+    ignore_index: int = -100,
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    r"""Cross entropy with the label smoothed: `-sum_c u_c log softmax(student)_c`.
+
+    With `s = smoothing`, u is on the label and on each other class::
+
+        "paper"     1 - s + s / C        s / C
+        "others"    1 - s                s / (C - 1)
+
+    The first is `F.cross_entropy(student, target, label_smoothing=s)` for logits `[N, C]`; the second is the
+    first at `s * C / (C - 1)`, and what the code of teacher-free distillation compares itself with.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64. `"others"` needs C >= 2, unless s
+            is 0.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
+            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes its row NaN.
+        smoothing: s, in [0, 1]; 0 is plain cross entropy.
+        convention: `"paper"` or `"others"`.
+        ignore_index: label of rows that drop out of the loss and of its count.
+        reduction: `"batchmean"` (mean over the rows that are not ignored, alias `"mean"`), `"sum"` or
+            `"none"` (row shape). A row has one value: `"elementmean"` is `"batchmean"`.
+        dim: the class dimension.
+
+    Returns:
+        float32, or float64 for float64 logits: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision",
+        CVPR 2016, https://arxiv.org/abs/1512.00567, section 7.
+
+    >>> label_smoothing_loss(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]))
+    tensor(0.5076)
+    """
+    dim = _checks.logits_alone("label_smoothing_loss", student, dim)
+    _checks.labels("label_smoothing_loss", target, student, dim, ignore_index)
+    _checks.unit_interval("label_smoothing_loss", "smoothing", smoothing)
+    _checks.one_of("label_smoothing_loss", "convention", convention, CONVENTIONS)
+    if convention == "others" and smoothing:
+        _checks.several_classes("label_smoothing_loss", student, dim)
+    reduction_code = _checks.one_of("label_smoothing_loss", "reduction", over_rows(reduction), REDUCTIONS)
+
+    if not _backend.use_library(student.device.type):
+        return reference.label_smoothing_loss(
+            student,
+            target,
+            smoothing=smoothing,
+            convention=convention,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    on, off = smoothed_label(student.shape[dim], smoothing, convention)
+    return _run(
+        "label_smoothing_loss",
+        student,
+        target,
+        None,
+        None,
+        on,
+        off,
+        False,
+        1.0,
+        1.0,
+        0.0,
+        False,
+        ignore_index,
+        reduction_code,
+        dim,
+    )[0]
+
+
+def cwtm_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    teacher: Tensor | None = None,  # the shape and device of student, logits
+    *,
+    confidence: Tensor | None = None,  # row shape, float in [0, 1]
+    normalise: bool = True,
+    ignore_index: int = -100,
+    reduction: str = "batchmean",
+    dim: int = -1,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor:
+    r"""Cross entropy with the labels, each row weighted by the teacher's confidence ("by teacher max").
+
+    With `c = max softmax(teacher)` per row, right or wrong, a row's loss is `w * CE(student, target)`,
+    `w = c / mean(c)`. For logits `[N, C]` that is::
+
+        c = F.softmax(teacher, -1).amax(-1)
+        (c / c.sum() * F.cross_entropy(student, target, reduction="none")).sum()
+
+    in one sweep over each tensor of logits, without any tensor of probabilities. Equal confidences make it
+    the mean cross entropy.
+
+    Arguments:
+        student: logits `[..., C]`; float32, float16, bfloat16 or float64.
+        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
+            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes its row NaN.
+        teacher: logits, same shape and device, any of those dtypes; a constant. Either this or `confidence`.
+        confidence: the teacher's largest probabilities as they were stored, in [0, 1], a constant.
+        normalise: divide confidences by their mean over the rows that are not ignored; else `w = c`, which
+            makes the loss, and so the learning rate, smaller by about the mean confidence. If all
+            confidences are 0, so is the loss.
+        ignore_index: label of rows that drop out of the loss, of its count and of the mean confidence.
+        reduction: `"batchmean"` (mean over the rows that are not ignored: the paper's sum with weights of sum
+            1; alias `"mean"`), `"sum"` or `"none"` (row shape). A row has one value: `"elementmean"` is
+            `"batchmean"`.
+        dim: the class dimension.
+        group: processes over whose rows the mean confidence is taken; by default over those of this call.
+
+    Returns:
+        float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born-Again Neural Networks", ICML 2018,
+        https://arxiv.org/abs/1805.04770, equation 10.
+
+    >>> student, target = torch.tensor([[1.0, 2.0], [2.0, 0.0]]), torch.tensor([1, 1])
+    >>> cwtm_loss(student, target, confidence=torch.tensor([0.9, 0.6]))
+    tensor(1.0387)
+    """
+    if (teacher is None) == (confidence is None):
+        given = "neither" if teacher is None else "both"
+        raise ValueError(f"cwtm_loss: one of teacher and confidence must be given, got {given}")
+    if teacher is None:
+        dim = _checks.logits_alone("cwtm_loss", student, dim)
+    else:
+        dim = _checks.pair("cwtm_loss", student, teacher, dim)
+    _checks.labels("cwtm_loss", target, student, dim, ignore_index)
+    if confidence is not None:
+        _checks.confidence("cwtm_loss", confidence, student, target, dim, ignore_index)
+    reduction_code = _checks.one_of("cwtm_loss", "reduction", over_rows(reduction), REDUCTIONS)
+    if group is not None:
+        _checks.process_group("cwtm_loss", group)
+
+    if not _backend.use_library(student.device.type):
+        return reference.cwtm_loss(
+            student,
+            target,
+            teacher,
+            confidence=confidence,
+            normalise=normalise,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            group=group,
+        )
+
+    if confidence is not None:
+        confidence = confidence.detach().to(arithmetic(student))
+    if group is not None and normalise:
+        if confidence is None:
+            confidence = ops.row_statistics.row_statistics(
+                teacher, None, target, _CONFIDENCE, 0.0, 0, ignore_index, dim
+            )
+            confidence, teacher = confidence.to(arithmetic(student, teacher)), None
+        confidence = confidence_weights(confidence, target != ignore_index, group)
+        normalise = False
+    return _run(
+        "cwtm_loss",
+        student,
+        target,
+        teacher,
+        confidence,
+        1.0,
+        0.0,
+        False,
+        1.0,
+        1.0,
+        0.0,
+        normalise,
+        ignore_index,
+        reduction_code,
+        dim,
+    )[0]
+
+
+def _run(
+    function: str,
+    student: Tensor,
+    target: Tensor,
+    *arguments: Tensor | None | float | int | bool,  # the rest of the op's, up to `reduction`; and dim
+) -> tuple[Tensor, Tensor]:
+    """Loss and parts from the compiled op."""
+    *arguments, ignore_index, reduction_code, dim = arguments
+    try:
+        return ops.label_loss.label_loss(
+            student,
+            target,
+            *arguments,
+            ignore_index,
+            reduction_code,
+            0,
+            dim,
+            torch.is_grad_enabled() and student.requires_grad,
+        )
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
+        _checks.label_range(function, target, student.shape[dim], ignore_index)
+        raise

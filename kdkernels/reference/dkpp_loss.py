@@ -1,0 +1,50 @@
+"""Dark knowledge with permuted predictions: the teacher's distribution, all but its maximum shuffled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .permutation import random_permutation
+from .softened_kl import soft_cross_entropy
+
+
+def dkpp_loss(
+    student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
+    teacher: Tensor,  # the same shape, logits; constant
+    *,
+    permutation: Tensor | None = None,  # the same shape, int64; None: drawn
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,  # row shape, bool
+    row_weight: Tensor | None = None,  # row shape, float
+    reduction: str = "batchmean",
+    dim: int = -1,
+) -> Tensor:
+    dim %= student.dim()
+    teacher = teacher.detach()
+    if permutation is None:
+        permutation = draw_permutation(teacher, generator, dim)
+    else:
+        _checks.permutes_classes("dkpp_loss", permutation, dim)
+    return soft_cross_entropy(
+        student,
+        teacher.gather(dim, permutation),  # softmax and permutation commute
+        temperature=temperature,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
+    )
+
+
+def draw_seed(generator: torch.Generator | None) -> Tensor:
+    """A scalar in host memory. As a tensor it can be drawn inside torch.compile, too."""
+    return torch.randint(2**63 - 1, (), generator=generator)
+
+
+def draw_permutation(teacher: Tensor, generator: torch.Generator | None, dim: int) -> Tensor:
+    """Another one in each row; the first of the teacher's largest logits stays where it is."""
+    drawn = random_permutation(teacher.argmax(dim), teacher.shape[dim], draw_seed(generator))
+    return drawn.movedim(-1, dim)

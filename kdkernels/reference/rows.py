@@ -1,0 +1,75 @@
+"""What every row loss is made of: a stable log-softmax, the hard label, the reduction over rows."""
+
+from __future__ import annotations
+
+from math import nan
+
+import torch
+from torch import Tensor
+
+
+def arithmetic(*logits: Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in logits) else torch.float32
+
+
+def log_softmax(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
+    # Shifted before the division: the difference of two large logits is exact, their quotients are not. The
+    # shift is no part of the function's derivative.
+    shifted = logits - logits.amax(dim, keepdim=True).detach()
+    return (shifted / temperature).log_softmax(dim)
+
+
+def usable_labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels that can index, some class standing for those that cannot; which rows are ignored; and a factor
+    per row, 1, or NaN for a label out of range where no device can raise: loss and gradient become NaN."""
+    ignored = target == ignore_index
+    valid = (target >= 0) & (target < classes)
+    return torch.where(valid & ~ignored, target, 0), ignored, torch.where(valid | ignored, 1.0, nan)
+
+
+def label_probabilities(
+    logits: Tensor, target: Tensor, on: float, off: float, ignore_index: int, dim: int
+) -> Tensor:
+    """A target in the shape of the logits: `on` on the label's class, `off` on every other."""
+    label, _, poison = usable_labels(target, logits.shape[dim], ignore_index)
+    probabilities = torch.full_like(logits, off).scatter(dim, label.unsqueeze(dim), on)
+    return probabilities * poison.to(logits.dtype).unsqueeze(dim)
+
+
+def hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index: int, dim: int) -> Tensor:
+    """Cross entropy per row at temperature 1; some finite number in ignored rows."""
+    label, ignored, poison = usable_labels(target, student.shape[dim], ignore_index)
+    log_q = log_softmax(student.masked_fill(ignored.unsqueeze(dim), 0), 1, dim)
+    losses = -log_q.gather(dim, label.unsqueeze(dim)).squeeze(dim)
+    if smoothing == 1:  # not 0 * losses: that is NaN where a label's class is impossible
+        losses = -log_q.mean(dim)
+    elif smoothing > 0:
+        losses = (1 - smoothing) * losses - smoothing * log_q.mean(dim)
+    return losses * poison.to(losses.dtype)
+
+
+def reduce_rows(
+    losses: Tensor,  # row shape
+    mask: Tensor | None,  # row shape: the rows that count; no such row gives 0
+    row_weight: Tensor | None,  # row shape
+    reduction: str,
+    classes: int,
+) -> Tensor:
+    if row_weight is not None:
+        weight = row_weight if mask is None else row_weight.masked_fill(~mask, 0)
+        losses = losses * weight.to(losses.dtype)
+    if mask is not None:
+        losses = losses.masked_fill(~mask, 0)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    rows = max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    mean = losses.sum() / rows
+    return mean / classes if reduction == "elementmean" else mean
+
+
+def zero_loss(target: Tensor, reduction: str, *logits: Tensor) -> Tensor:
+    """0 in the shape of the loss, with gradient 0 to all logits whatever they hold."""
+    zero = sum(each.masked_fill(torch.ones_like(each, dtype=torch.bool), 0).sum() for each in logits)
+    return zero.to(arithmetic(*logits)).expand(target.shape if reduction == "none" else ())

@@ -1,0 +1,99 @@
+"""Which images a run sees, and under which labels: functions of (labels, parameters, seed) alone.
+
+Two methods compared under one seed hence see the same images, the same wrong labels, the same tasks.
+"""
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from python_trainers.common.data.images import Dataset, Images
+from python_trainers.common.errors import require
+
+
+def stratified(labels: Tensor, count: int, *, seed: int) -> Tensor:
+    """Indices of ``count`` images, each class in proportion to its share of ``labels`` [N]; sorted."""
+    chosen, _ = train_test_split(
+        torch.arange(len(labels)).numpy(), train_size=count, stratify=labels.numpy(), random_state=seed
+    )
+    return torch.from_numpy(chosen).sort().values
+
+
+def few_images(dataset: Dataset, count: int | None, *, seed: int) -> Images:
+    """``count`` training images, stratified; all of them if ``count`` is None."""
+    available = len(dataset.train)
+    if count is None or count == available:
+        return dataset.train
+    require(
+        dataset.classes <= count <= available - dataset.classes,
+        f"--train-images must be {dataset.classes} (one per class) to {available - dataset.classes}, "
+        f"or {available} (all), got {count}",
+    )
+    sizes = dataset.train.labels.bincount(minlength=dataset.classes)
+    require(
+        int(sizes.min()) >= 2,
+        f"--train-images needs 2 images of every class to choose from, class {int(sizes.argmin())} has "
+        f"{int(sizes.min())}; take all images",
+    )
+    chosen = dataset.train.subset(stratified(dataset.train.labels, count, seed=seed))
+    empty = int((chosen.labels.bincount(minlength=dataset.classes) == 0).sum())
+    require(
+        empty == 0,
+        f"--train-images {count} of {available} leaves {empty} of {dataset.classes} classes without an image "
+        f"(the smallest has {int(sizes.min())}); take more images",
+    )
+    return chosen
+
+
+def image_count(dataset: Dataset, fraction: float) -> int:
+    """How many images ``fraction`` of the training split is, to the nearest."""
+    available, classes = len(dataset.train), dataset.classes
+    require(
+        classes / available <= fraction <= 1 - classes / available or fraction == 1,
+        f"--train-fraction must be {classes / available:.4g} (one image per class) to "
+        f"{1 - classes / available:.4g}, or 1 (all {available} images), got {fraction}",
+    )
+    return round(fraction * available)
+
+
+def corrupt_labels(labels: Tensor, share: float, *, classes: int, seed: int) -> Tensor:
+    """``labels`` [N] with a ``share`` of each class, in [0, 1), made another, all others equally likely."""
+    require(0 <= share < 1, f"--noisy-labels must be a share >= 0 and < 1, got {share}")
+    generator = torch.Generator().manual_seed(seed)
+    corrupted = labels.clone()
+    for label in range(classes):
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        wrong = members[order[: round(share * len(members))]]
+        steps = torch.randint(1, classes, (len(wrong),), generator=generator)
+        corrupted[wrong] = (label + steps) % classes
+    return corrupted
+
+
+def long_tailed(labels: Tensor, ratio: float, *, classes: int, seed: int) -> Tensor:
+    """Indices of a long-tailed subset, sorted: class c keeps n ratio^(-c / (classes - 1)) images.
+
+    The exponential profile of Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware
+    Margin Loss", https://arxiv.org/abs/1906.07413; n is the size of the smallest class, so that every class
+    can keep its share.
+    """
+    largest = int(labels.bincount(minlength=classes).min())
+    require(
+        1 <= ratio <= largest,
+        f"--imbalance must be 1 (none) to {largest}, the images of the smallest class, got {ratio}",
+    )
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for label in range(classes):
+        members = (labels == label).nonzero().squeeze(1)
+        # 1e-9: where the exact value is a whole number, rounding must not lose an image.
+        size = int(largest * ratio ** (-label / (classes - 1)) + 1e-9)
+        kept.append(members[torch.randperm(len(members), generator=generator)[:size]])
+    return torch.cat(kept).sort().values
+
+
+def class_splits(classes: int, tasks: int, seed: int) -> list[list[int]]:
+    """Classes 0..classes-1 in random order, cut into ``tasks`` parts whose sizes differ by at most one."""
+    require(1 <= tasks <= classes, f"tasks must be 1 to {classes}, the number of classes, got {tasks}")
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+    return [part.tolist() for part in order.tensor_split(tasks)]

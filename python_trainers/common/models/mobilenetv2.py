@@ -1,0 +1,78 @@
+"""MobileNetV2 for small images (Sandler et al. 2018, https://arxiv.org/abs/1801.04381, table 2)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from python_trainers.common.models.network import (
+    Factory,
+    GlobalAveragePool,
+    ImageShape,
+    Network,
+    conv_norm,
+    initialise,
+)
+
+# Expansion, outputs and number of blocks of each of the paper's seven layers.
+LAYERS = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+STAGES = ((0, 2), (2, 3), (3, 5), (5, 7))  # the layers between the maps that Tian et al. 2020 (CRD) read
+
+
+class _InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 convolution per channel, 1x1 projection; the input is added if shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.layers = nn.Sequential(
+            *conv_norm(inputs, inner, 1),
+            nn.ReLU(),
+            *conv_norm(inner, inner, 3, stride, groups=inner),
+            nn.ReLU(),
+            *conv_norm(inner, outputs, 1),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(Network):
+    """Four stages of inverted residuals; the last ends with the 1x1 convolution to 1280 channels."""
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        classes: int,
+        *,
+        width: float,  # factor of all channels but the last 1280
+        stem_stride: int,
+        strides: Sequence[int],  # of the seven layers
+    ) -> None:
+        inputs = stem_channels = int(32 * width)
+        layers = []
+        for (expansion, channels, blocks), stride in zip(LAYERS, strides, strict=True):
+            outputs = int(channels * width)
+            layer = [_InvertedResidual(inputs, outputs, stride, expansion)]
+            layer += [_InvertedResidual(outputs, outputs, 1, expansion) for _ in range(blocks - 1)]
+            layers.append(layer)
+            inputs = outputs
+        stages = [nn.Sequential(*(block for layer in layers[a:b] for block in layer)) for a, b in STAGES]
+        stages[-1].extend([*conv_norm(inputs, 1280, 1), nn.ReLU()])
+        super().__init__(
+            stem=nn.Sequential(*conv_norm(image_shape[0], stem_channels, 3, stem_stride), nn.ReLU()),
+            stages=stages,
+            stage_channels=[*(int(LAYERS[b - 1][1] * width) for _, b in STAGES[:-1]), 1280],
+            pool=GlobalAveragePool(),
+            head=nn.Linear(1280, classes),
+        )
+        initialise(self)
+
+
+NETWORKS: dict[str, Factory] = {
+    # Strides: Tian et al. 2020 (CRD) and Yuan et al. 2020 (Tf-KD).
+    "mobilenetv2_half": partial(MobileNetV2, width=0.5, stem_stride=2, strides=(1, 1, 2, 2, 1, 2, 1)),
+    "mobilenetv2": partial(MobileNetV2, width=1, stem_stride=1, strides=(1, 2, 2, 2, 1, 1, 1)),
+}

@@ -1,0 +1,111 @@
+"""torchvision's classifiers as a :class:`Network`, freshly initialised.
+
+Their forward calls their layers in the order in which they were defined. What comes before the pooling is the
+trunk, and wherever the trunk shrinks the map a new stage begins. So a ResNet has five stages, the first of
+them its stem.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from python_trainers.common.errors import require
+from python_trainers.common.models.names import listing
+from python_trainers.common.models.network import Factory, ImageShape, Network, output_shape
+
+TRACED_SIZE = 224  # stages are told apart on images of this height: small ones shrink to a pixel too soon
+UNSUPPORTED = ("squeezenet", "swin", "vit")  # no linear classifier, or no maps [N, C, H, W]
+
+
+class _Colours(nn.Module):
+    """Grey images three times: [N, 1, H, W] -> [N, 3, H, W]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)
+
+
+class TorchvisionNetwork(Network):
+    """torchvision's network of that name; its maps, features and classifier in our form."""
+
+    def __init__(self, image_shape: ImageShape, classes: int, *, name: str) -> None:
+        trunk, pool, head = _parts(name, classes)
+        stages, channels = _stages(trunk)
+        super().__init__(
+            stem=_Colours() if image_shape[0] == 1 else nn.Identity(),
+            stages=stages,
+            stage_channels=channels,
+            pool=nn.Sequential(*pool),
+            head=head,
+        )
+
+
+def torchvision_network(name: str) -> Factory:
+    """``torchvision:NAME``; what torchvision does not have, or has without maps, is refused."""
+    import torchvision
+
+    names = [
+        known
+        for known in torchvision.models.list_models(module=torchvision.models)
+        if not known.startswith(UNSUPPORTED)
+    ]
+    require(
+        name in names,
+        f"unknown network 'torchvision:{name}'; of torchvision there is: {listing(name, names)}",
+    )
+    return partial(TorchvisionNetwork, name=name)
+
+
+def _parts(name: str, classes: int) -> tuple[list[nn.Module], list[nn.Module], nn.Linear]:
+    """Trunk, pooling and classifier of a freshly initialised network."""
+    from torchvision.models import DenseNet, get_model
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    model = get_model(name, weights=None, num_classes=classes, **options)
+    layers = _layers(model)
+    end = next(
+        i
+        for i, layer in enumerate(layers)
+        if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.Dropout, nn.Linear))
+    )
+    trunk, pool, head = layers[:end], layers[end:-1], layers[-1]
+    # What some forwards call as functions:
+    if isinstance(model, DenseNet):
+        trunk.append(nn.ReLU())
+    if not any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in pool):
+        pool.insert(0, nn.AdaptiveAvgPool2d(1))
+    if not any(isinstance(layer, nn.Flatten) for layer in pool):
+        pool.insert(1, nn.Flatten())
+    return trunk, pool, head
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The layers in order; plain containers are opened, blocks left whole."""
+    layers = []
+    for child in module.children():
+        if type(child) in (nn.Sequential, nn.ModuleList):
+            layers += _layers(child)
+        else:
+            layers.append(child)
+    return layers
+
+
+def _stages(trunk: list[nn.Module]) -> tuple[list[nn.Module], list[int]]:
+    """The trunk cut where it shrinks the map, and the channels of each piece's map."""
+    x = torch.empty(2, 3, TRACED_SIZE, TRACED_SIZE, device="meta")
+    stages: list[list[nn.Module]] = []
+    channels: list[int] = []
+    size = 0
+    for layer in trunk:
+        x = output_shape(layer, x)
+        # By a quarter at least: convolutions without padding take off a pixel or two, which makes no stage.
+        if not stages or x.shape[2] < 0.75 * size:
+            stages.append([])
+            channels.append(0)
+            size = x.shape[2]
+        stages[-1].append(layer)
+        channels[-1] = x.shape[1]
+    return [nn.Sequential(*layers) for layers in stages], channels
