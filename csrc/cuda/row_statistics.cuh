@@ -5,8 +5,7 @@ template <class A, class Team>
 KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team& team) {
   const bool exists = row < problem.rows(), counted = exists && problem.counts_row(row);
   const bool of_student = problem.statistic != RowStatistic::confidence;
-  const bool of_teacher = problem.statistic != RowStatistic::doubt;
-  const bool cosine = of_student && of_teacher;
+  const bool cosine = problem.statistic == RowStatistic::cosine;
   const RowPosition position(problem, exists ? row : 0);
 
   RunningSoftmax<A> softmax;      // of the only tensor that is read
@@ -17,12 +16,12 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
   for (int64_t chunk = team.rank(); counted && chunk < position.chunks; chunk += team.size()) {
     const int64_t first = position.first_class(chunk);
     A z[chunk_classes], t[chunk_classes];
-    if (of_student) read_row(problem.student, position, first, problem.classes, -HUGE_VALF, z);
-    if (of_teacher) read_row(problem.teacher, position, first, problem.classes, -HUGE_VALF, t);
+    read_row(of_student ? problem.student : problem.teacher, position, first, problem.classes, -HUGE_VALF, z);
     if (!cosine) {
-      softmax.add(of_student ? z : t, A(1), false);
+      softmax.add(z, A(1), false);
       continue;
     }
+    read_row(problem.teacher, position, first, problem.classes, -HUGE_VALF, t);
     A sums[3] = {0, 0, 0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int64_t c = first + e;
