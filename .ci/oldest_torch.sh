@@ -19,7 +19,7 @@ fi
 flags=(-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -Icsrc "-I$include" -c -o /dev/null)
 for source in csrc/library.cpp csrc/cpu/*.cpp; do
     echo "$source"
-    c++ -fsyntax-only -Wall "${flags[@]}" "$source"
+    c++ -fsyntax-only -fvisibility=hidden -Wall "${flags[@]}" "$source"
 done
 # What is asked is whether it compiles, so the optimisers may rest.
 if command -v nvcc >/dev/null; then
