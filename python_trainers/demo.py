@@ -2,11 +2,18 @@
 
 Hinton, Vinyals, Dean 2015, section 6 ("Soft targets as regularizers"), on handwritten digits: a student
 that sees five labelled images of each digit learns more from them when a teacher tells how it reads them.
-Per seed, two students start from the same weights and see the same 50 images in the same batches, under
-the same one-pixel shifts, for the same number of steps; they differ in the loss alone. The teacher was
-trained on the whole training split, 1,000 labelled images: its knowledge of those is what is distilled.
-No student sees any other image, labelled or not; no network trains on the 797 test images. All options
-but the number of images are kd's defaults.
+Per seed, four students see the same 50 images under the same one-pixel shifts for the same number of steps:
+
+    undistilled   labels alone
+    distilled     labels and a teacher that was trained on the whole training split, 1,000 labelled images:
+                  its knowledge of those is what is distilled
+    teacher-free  labels and a hand-made teacher that knows nothing but the label (tf_kd, mode reg)
+    born again    taught by the undistilled student of its seed, from new weights (born_again, generation 1)
+
+All but the born-again one start from the same weights and get the same batches; they differ in the loss
+alone. "Three together" are no student but the mean probabilities of the undistilled one and of generations 1
+and 2. No student sees any other image, labelled or not; no network trains on the 797 test images. All options
+but the number of images and of generations are the methods' defaults.
 """
 
 import statistics
@@ -19,14 +26,25 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from python_trainers import kd
+from python_trainers import born_again, kd, tf_kd
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import load_dataset
 from python_trainers.common.errors import require
 from python_trainers.common.files import write_atomically, write_json
-from python_trainers.common.plots import BLUE, GREY, ORANGE, clean, save_figure
+from python_trainers.common.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, clean, save_figure
+from python_trainers.common.teacher import obtain_teacher
 
-STUDENT = kd.Args(train_images=50)
+DISTILLED = kd.Args(train_images=50)
+BORN_AGAIN = born_again.Args(train_images=50, generations=2)
+TEACHER_FREE = tf_kd.Args(train_images=50, mode="reg")
+TOGETHER = "three together"
+COLOURS = {
+    "undistilled": ORANGE,
+    "distilled": BLUE,
+    "teacher-free": GREEN,
+    "born again": PURPLE,
+    TOGETHER: BLACK,
+}
 
 
 @dataclass(frozen=True)
@@ -45,22 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def demonstrate(args: Args) -> dict[str, Any]:
-    """Train one teacher and ``seeds`` pairs of students; write and print what came out."""
+    """Train one teacher and ``seeds`` students of each kind; write and print what came out."""
     require(args.seeds >= 2, f"--seeds must be >= 2, for there to be a spread, got {args.seeds}")
-    teacher, dataset = args.out / "teacher", load_dataset(STUDENT.dataset, data_root=None)
-    kd.obtain_teacher(STUDENT, teacher, dataset, Accelerator())
-    pairs = []
-    for seed in range(args.seeds):
-        plain = replace(STUDENT, seed=seed, kl_weight=0.0, out=args.out / f"undistilled-{seed}")
-        taught = replace(STUDENT, seed=seed, teacher=teacher, out=args.out / f"distilled-{seed}")
-        pairs.append((kd.train(plain)["figures"], kd.train(taught)["figures"]))
+    teacher, dataset = args.out / "teacher", load_dataset(DISTILLED.dataset, data_root=None)
+    obtain_teacher(kd.pretraining(DISTILLED), DISTILLED, teacher, dataset, dataset.train, Accelerator())
+    figures = [train_students(args.out, teacher, seed) for seed in range(args.seeds)]
 
     summary = {
-        **compare([(plain["test_accuracy"], taught["test_accuracy"]) for plain, taught in pairs]),
-        "teacher": 100 * pairs[0][1]["teacher_accuracy"],
-        "images": {"student": STUDENT.train_images, "teacher": len(dataset.train), "test": len(dataset.test)},
+        **compare([{kind: figure["test_accuracy"] for kind, figure in of.items()} for of in figures]),
+        "teacher": 100 * figures[0]["distilled"]["teacher_accuracy"],
+        "images": {
+            "student": DISTILLED.train_images,
+            "teacher": len(dataset.train),
+            "test": len(dataset.test),
+        },
         "options": {
-            name: value for name, value in asdict(STUDENT).items() if not isinstance(value, Path | None)
+            name: value for name, value in asdict(DISTILLED).items() if not isinstance(value, Path | None)
         },
     }
     text = table(summary)
@@ -71,86 +89,96 @@ def demonstrate(args: Args) -> dict[str, Any]:
     return summary
 
 
-def compare(accuracies: list[tuple[float, float]]) -> dict[str, Any]:
-    """Percent per (undistilled, distilled) pair, with mean and spread: the sample standard deviation."""
-    columns = {
-        "undistilled": [100 * plain for plain, _ in accuracies],
-        "distilled": [100 * taught for _, taught in accuracies],
-        "difference": [100 * (taught - plain) for plain, taught in accuracies],
+def train_students(out: Path, teacher: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Final figures of each student with ``seed``."""
+    first = out / f"undistilled-{seed}"
+    undistilled = kd.train(replace(DISTILLED, seed=seed, kl_weight=0.0, out=first))
+    distilled = kd.train(replace(DISTILLED, seed=seed, teacher=teacher, out=out / f"distilled-{seed}"))
+    teacher_free = tf_kd.train(replace(TEACHER_FREE, seed=seed, out=out / f"teacher-free-{seed}"))
+    again = born_again.train(replace(BORN_AGAIN, seed=seed, teacher=first, out=out / f"born-again-{seed}"))
+    return {
+        "undistilled": undistilled["figures"],
+        "distilled": distilled["figures"],
+        "teacher-free": teacher_free["figures"],
+        "born again": {"test_accuracy": again["figures"]["generation_1"]},
+        TOGETHER: {"test_accuracy": again["figures"]["ensemble_3"]},
     }
-    mean = {name: statistics.mean(column) for name, column in columns.items()}
-    spread = {name: statistics.stdev(column) for name, column in columns.items()}
+
+
+def compare(accuracies: list[dict[str, float]]) -> dict[str, Any]:
+    """Percent per seed and kind; mean and spread (sample standard deviation) of each kind and of its gain."""
+    columns = {kind: [100 * seed[kind] for seed in accuracies] for kind in accuracies[0]}
+    gains = {
+        kind: [ours - plain for ours, plain in zip(column, columns["undistilled"], strict=True)]
+        for kind, column in columns.items()
+        if kind != "undistilled"
+    }
     return {
         "per_seed": columns,
-        "mean": mean,
-        "spread": spread,
-        "ahead_by_more_than_spread": mean["difference"] > max(spread.values()),
+        "mean": {kind: statistics.mean(column) for kind, column in columns.items()},
+        "spread": {kind: statistics.stdev(column) for kind, column in columns.items()},
+        "gain": {kind: statistics.mean(gain) for kind, gain in gains.items()},
+        "spread_of_gain": {kind: statistics.stdev(gain) for kind, gain in gains.items()},
     }
 
 
 def table(summary: dict[str, Any]) -> str:
     """The comparison as text."""
-    columns, mean, spread = summary["per_seed"], summary["mean"], summary["spread"]
-    images, options = summary["images"], summary["options"]
+    columns, images, options = summary["per_seed"], summary["images"], summary["options"]
     rows = [(str(seed), *row) for seed, row in enumerate(zip(*columns.values(), strict=True))]
-    rows.append(("mean", *mean.values()))
-    verdict = "more" if summary["ahead_by_more_than_spread"] else "NOT more"
+    rows += [(name, *summary[name].values()) for name in ("mean", "spread")]
+    gains = (
+        f"{summary['gain'][kind]:+.2f} ± {summary['spread_of_gain'][kind]:.2f}" for kind in summary["gain"]
+    )
     return "\n".join(
         [
             f"Test accuracy in %, {images['test']} test images of {options['dataset']}.",
             f"Student {options['student_model']} on {images['student']} labelled images; teacher "
             f"{options['teacher_model']} on {images['teacher']}: {summary['teacher']:.2f}.",
             "",
-            f"{'seed':<8}" + "".join(f"{name:>13}" for name in columns),
-            *(f"{label:<8}{plain:13.2f}{taught:13.2f}{gain:+13.2f}" for label, plain, taught, gain in rows),
-            f"{'spread':<8}" + "".join(f"{value:13.2f}" for value in spread.values()),
+            f"{'seed':<8}" + "".join(f"{kind:>15}" for kind in columns),
+            *(f"{label:<8}" + "".join(f"{value:15.2f}" for value in row) for label, *row in rows),
+            f"{'gain':<23}" + "".join(f"{gain:>15}" for gain in gains),
             "",
-            f"Distillation adds {mean['difference']:.2f} points, {verdict} than any spread.",
-            "(spread: sample standard deviation over the seeds)",
+            "spread: sample standard deviation over the seeds",
+            "gain: over the undistilled student of the same seed, mean ± spread",
             "",
         ]
     )
 
 
 def plot(path: Path, summary: dict[str, Any]) -> None:
-    """A pair of points per seed, mean and spread beside them, the teacher as a line."""
+    """A line of points per seed, mean and spread beside them, the teacher as a line."""
     columns, images = summary["per_seed"], summary["images"]
-    figure = Figure(figsize=(6, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
-    for pair in zip(columns["undistilled"], columns["distilled"], strict=True):
-        axes.plot((0, 1), pair, color="#C8C8C8", linewidth=1, zorder=1)
-    for place, name, colour, outwards in ((0, "undistilled", ORANGE, -0.18), (1, "distilled", BLUE, 0.18)):
-        mean, spread = summary["mean"][name], summary["spread"][name]
-        axes.scatter([place] * len(columns[name]), columns[name], color=colour, s=28, zorder=2)
-        axes.errorbar(
-            place + outwards, mean, spread, color=colour, fmt="D", markersize=7, capsize=5, linewidth=2
-        )
+    for line in zip(*columns.values(), strict=True):
+        axes.plot(range(len(columns)), line, color="#D8D8D8", linewidth=1, zorder=1)
+    for place, (kind, colour) in enumerate(COLOURS.items()):
+        mean, spread = summary["mean"][kind], summary["spread"][kind]
+        axes.scatter([place] * len(columns[kind]), columns[kind], color=colour, s=28, zorder=2)
+        axes.errorbar(place + 0.14, mean, spread, color=colour, fmt="D", markersize=7, capsize=5, linewidth=2)
         axes.annotate(
-            f"{mean:.1f} ± {spread:.1f}",
-            (place + 1.35 * outwards, mean),
-            color=colour,
-            ha="right" if outwards < 0 else "left",
-            va="center",
-            fontweight="bold",
+            f"{mean:.1f} ± {spread:.1f}", (place + 0.2, mean), color=colour, va="center", fontweight="bold"
         )
     axes.axhline(summary["teacher"], color=GREY, linestyle="--", zorder=1)
     axes.annotate(
         f"teacher, from {images['teacher']} images: {summary['teacher']:.1f}",
-        (0.5, summary["teacher"]),
+        (len(columns) / 2 - 0.5, summary["teacher"]),
         xytext=(0, -5),
         textcoords="offset points",
         ha="center",
         va="top",
         color=GREY,
     )
-    axes.set(xlim=(-0.75, 1.75), ylabel=f"test accuracy (%), {images['test']} images")
-    axes.set_xticks((0, 1), ("labels alone", "labels and teacher"))
+    axes.set(xlim=(-0.5, len(columns) - 0.2), ylabel=f"test accuracy (%), {images['test']} images")
+    axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(axis="x", length=0)
-    gain, pairs = summary["mean"]["difference"], len(columns["difference"])
+    gain, seeds = summary["gain"]["distilled"], len(columns["distilled"])
     figure.suptitle(
         f"The same student, the same {images['student']} digits: {gain:+.1f} points from the teacher"
     )
-    axes.set_title(f"{pairs} seeds, joined in pairs; diamonds: mean ± sample standard deviation", fontsize=9)
+    axes.set_title(f"{seeds} seeds, joined by lines; diamonds: mean ± sample standard deviation", fontsize=9)
     clean(axes)
     save_figure(figure, path)
 

@@ -21,50 +21,40 @@ Deviations from the paper:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kdkernels as kd
-import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from python_trainers.common.checkpoint import fingerprint
+from python_trainers.common.checks import require_at_least, require_not_negative, require_positive, select
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import Batches, Dataset, Images, few_images, load_dataset
-from python_trainers.common.errors import require
-from python_trainers.common.metrics import Means, accuracy
-from python_trainers.common.models import build_network, require_network
-from python_trainers.common.options import RunOptions
-from python_trainers.common.plots import learning_curves
-from python_trainers.common.run import Run, load_trained
-from python_trainers.common.seeding import make_reproducible
+from python_trainers.common.data import Batch
+from python_trainers.common.fit import Loss, Objective, learn_from_labels
+from python_trainers.common.options import load_data
+from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
+from python_trainers.common.student import train_student
+from python_trainers.common.teacher import (
+    Pretraining,
+    Teacher,
+    TeacherOptions,
+    check_networks,
+    obtain_teacher,
+)
 
 
 @dataclass(frozen=True)
-class Args(RunOptions):
+class Args(TeacherOptions):
     """Options of the method; defaults are the paper's where it names one."""
 
-    teacher: Path | None = None  # folder or checkpoint of a finished run; None: train one under OUT/teacher
-    teacher_model: str = "small_resnet"  # ours: 80 times the student's weights
-    teacher_epochs: int = 40  # ours, as --epochs
-    student_model: str = "small_convnet"  # ours: 1,898 weights on digits
-    train_images: int | None = None  # labelled images for the student, None: all; the teacher sees all
-    epochs: int = 40  # ours; an epoch shows as many images as the training split holds, however few differ
     temperature: float = 4.0  # section 3: 2.5 to 4 is best for the smallest student
     ce_weight: float = 0.1  # section 2: "considerably lower" than the other; Tian et al. 2020 (CRD)
     kl_weight: float = 0.9  # Tian et al. 2020; 0: no teacher, plain cross entropy, --ce-weight unused
     batch_size: int = 64  # over all processes; Tian et al. 2020, as the next three: the paper names none
-    learning_rate: float = 0.01  # at the start, as for their smallest nets; falls to 0 along half a cosine
+    learning_rate: float = 0.01  # at the start, as for their smallest nets
     momentum: float = 0.9  # with Nesterov's step, which is ours
     weight_decay: float = 5e-4  # L2
-
-
-OPTIMIZER_OPTIONS = ("batch_size", "learning_rate", "momentum", "weight_decay")
-LOSS_OPTIONS = ("temperature", "ce_weight", "kl_weight")
-SMOKE_EPOCHS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,138 +62,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_from_console("kd", Args, train, argv, "Knowledge distillation (Hinton, Vinyals, Dean 2015).")
 
 
+def pretraining(args: Args) -> Pretraining | None:
+    """The teacher's training, on the whole training split; None: no teacher."""
+    return Pretraining(args.teacher_model, args.teacher_epochs, few=False) if args.kl_weight > 0 else None
+
+
 def train(args: Args) -> dict[str, Any]:
-    """Train the student, and before it the teacher if none is given; returns the summary."""
+    """Train the student, and before it the teacher if there is none yet; returns the summary."""
     check(args)
     if args.smoke:
         args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS)
-    folder = args.folder("kd")
-    accelerator = Accelerator()
-    dataset = load_dataset(args.dataset, args.data_root)
-    images = few_images(dataset, args.train_images, seed=args.seed)
-
-    teacher, teacher_figures = None, {}
-    if args.kl_weight > 0:
-        teacher = obtain_teacher(args, folder / "teacher", dataset, accelerator)
-        teacher_accuracy = accuracy(teacher, dataset.test.to(accelerator.device), accelerator)
-        teacher_figures = {"teacher_accuracy": teacher_accuracy, "teacher_fingerprint": fingerprint(teacher)}
-    configuration = {
-        **select(args, "dataset", "seed", "train_images", *LOSS_OPTIONS, *OPTIMIZER_OPTIONS),
-        "teacher": teacher_figures.get("teacher_fingerprint"),
-    }
-    run = Run(folder, args.student_model, configuration, epochs=args.epochs, accelerator=accelerator)
-    fit(run, args, dataset, images, teacher)
-
-    learning_curves(
-        folder / "curves.png",
-        run.history,
-        title=f"{args.student_model} on {len(images)} images of {args.dataset}, seed {args.seed}",
-        losses={"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
-        if teacher
-        else {"loss": "cross entropy"},
-        teacher_accuracy=teacher_figures.get("teacher_accuracy"),
+    folder, accelerator = args.folder("kd"), Accelerator()
+    dataset, images = load_data(args, seed=args.seed)
+    teacher, objective, losses = None, learn_from_labels, {"loss": "cross entropy"}
+    if plan := pretraining(args):
+        teacher = obtain_teacher(plan, args, folder / "teacher", dataset, images, accelerator)
+        objective = learn_from(teacher, args)
+        losses = {"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
+    _, summary = train_student(
+        folder,
+        args.student_model,
+        args,
+        dataset,
+        images,
+        teacher,
+        objective,
+        accelerator,
+        method=select(args, "temperature", "ce_weight", "kl_weight"),
+        losses=losses,
+        seed=args.seed,
     )
-    summary = run.finish(train_images=len(images), test_images=len(dataset.test), **teacher_figures)
-    accelerator.print(f"{folder}: test accuracy {summary['figures']['test_accuracy']:.4f}")
     return summary
 
 
-def obtain_teacher(args: Args, folder: Path, dataset: Dataset, accelerator: Accelerator) -> nn.Module:
-    """The frozen teacher: loaded from ``--teacher``, else trained from labels on the whole training split."""
-    if args.teacher is not None:
-        network = load_trained(args.teacher, args.dataset, dataset.image_shape, dataset.classes)
-    else:
-        configuration = select(args, "dataset", "seed", *OPTIMIZER_OPTIONS)
-        run = Run(
-            folder, args.teacher_model, configuration, epochs=args.teacher_epochs, accelerator=accelerator
+def learn_from(teacher: Teacher, args: Args) -> Objective:
+    """The loss of the paper."""
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        return kd.kd_loss(
+            model(batch.pixels),
+            teacher(batch.pixels),
+            batch.labels,
+            temperature=args.temperature,
+            ce_weight=args.ce_weight,
+            kl_weight=args.kl_weight,
+            return_parts=True,
         )
-        network = fit(run, args, dataset, dataset.train)
-        run.finish(train_images=len(dataset.train), test_images=len(dataset.test))
-    return network.to(accelerator.device).eval().requires_grad_(False)
 
-
-def fit(
-    run: Run, args: Args, dataset: Dataset, images: Images, teacher: nn.Module | None = None
-) -> nn.Module:
-    """Train ``run.network`` on ``images``, from the labels alone or also from ``teacher``."""
-    # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
-    make_reproducible(args.seed, dataset.cpu_threads)
-    accelerator = run.accelerator
-    test = dataset.test.to(accelerator.device)
-    batches = Batches(
-        images,
-        batch_size=args.batch_size,
-        images_per_epoch=len(dataset.train),
-        background=dataset.background,
-        seed=args.seed,
-        accelerator=accelerator,
-    )
-    model = build_network(run.network, dataset.image_shape, dataset.classes)
-    optimizer = torch.optim.SGD(
-        model.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.epochs * len(batches))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    run.track(model=model, optimizer=optimizer, schedule=schedule, batches=batches)
-
-    for epoch in run.remaining_epochs(images_per_epoch=len(batches) * args.batch_size):
-        model.train()
-        means = Means()
-        for pixels, labels in batches:
-            logits = model(pixels)
-            if teacher is None:
-                loss, parts = F.cross_entropy(logits, labels), {}
-            else:
-                with torch.no_grad(), accelerator.autocast():
-                    teacher_logits = teacher(pixels)
-                loss, parts = kd.kd_loss(
-                    logits,
-                    teacher_logits,
-                    labels,
-                    temperature=args.temperature,
-                    ce_weight=args.ce_weight,
-                    kl_weight=args.kl_weight,
-                    return_parts=True,
-                )
-            accelerator.backward(loss)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            means.add(loss=loss, **parts)
-        run.end_epoch(
-            epoch,
-            step=epoch * len(batches),
-            **means.read(accelerator),
-            test_accuracy=accuracy(model, test, accelerator),
-        )
-    return accelerator.unwrap_model(model)
-
-
-def select(args: Args, *names: str) -> dict[str, Any]:
-    """The named options: those that decide a run's result."""
-    options = asdict(args)
-    return {name: options[name] for name in names}
+    return objective
 
 
 def check(args: Args) -> None:
     """Refuse, before anything is trained, what would fail later or train nothing."""
-    for name in ("epochs", "teacher_epochs"):
-        require(getattr(args, name) >= 1, f"{option(name)} must be >= 1, got {getattr(args, name)}")
-    for name in ("temperature", "learning_rate"):
-        value = getattr(args, name)
-        require(0 < value < float("inf"), f"{option(name)} must be > 0 and finite, got {value}")
-    for name in ("ce_weight", "kl_weight", "weight_decay"):
-        value = getattr(args, name)
-        require(0 <= value < float("inf"), f"{option(name)} must be >= 0 and finite, got {value}")
-    require(0 < args.momentum < 1, f"--momentum must be between 0 and 1, got {args.momentum}")
-    require(args.seed >= 0, f"--seed must be >= 0, got {args.seed}")
-    require_network(args.teacher_model)
-    require_network(args.student_model)
-
-
-def option(name: str) -> str:
-    """How a field is spelled on the command line."""
-    return "--" + name.replace("_", "-")
+    check_recipe(args)
+    check_networks(args)
+    require_positive(args, "temperature")
+    require_not_negative(args, "ce_weight", "kl_weight")
+    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

@@ -5,37 +5,19 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-
-for package in ("accelerate", "matplotlib", "sklearn", "tqdm", "tyro"):
-    pytest.importorskip(package, reason="the trainers need `pip install kdkernels[trainers]`")
-
 from accelerate import Accelerator
+from trainer_runs import assert_same_run, epochs_written, interrupt, torch_settings  # noqa: F401
 
 from python_trainers import cli, demo, kd
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
 from python_trainers.common.data import Batches, few_images, load_dataset
-from python_trainers.common.models import NETWORKS, build_network
 
 pytestmark = pytest.mark.trainers
-ROOT = Path(__file__).parents[1]
 EPOCHS = 25  # long enough to be stopped in the middle
-
-
-@pytest.fixture(autouse=True)
-def torch_settings():
-    """Trainers fix process-wide settings; put them back for the tests of other files."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +36,6 @@ def student(smoke, tmp_path_factory) -> tuple[list[str], Path]:
     torch.set_num_threads(1)
     assert kd.main([*options, "--out", str(out)]) == 0
     return options, out
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoint_path(run))["tracked"]["model"]
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    """Bit for bit."""
-    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for name, weight in weights(run).items():
-        assert torch.equal(weight, weights(other)[name]), name
-
-
-def epochs_written(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
 def test_smoke_run_writes_its_files_and_learns(smoke):
@@ -124,23 +90,10 @@ def test_undistilled_run_needs_no_teacher(tmp_path):
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_interrupted_run_continues_exactly(student, tmp_path, kill, capsys):
     options, uninterrupted = student
-    command = [sys.executable, "-m", "python_trainers.kd", *options, "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a test suite started in the background inherits an ignored SIGINT, which python would keep
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    while epochs_written(tmp_path) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(kill)
-    _, stderr = process.communicate(timeout=300)
+    code, stderr = interrupt("kd", [*options, "--out", str(tmp_path)], tmp_path, after=3, kill=kill)
     assert 3 <= epochs_written(tmp_path) < EPOCHS, stderr
     if kill == signal.SIGINT:
-        assert process.returncode == 130
+        assert code == 130
         assert "kd: interrupted; all finished epochs are saved" in stderr
         assert "Traceback" not in stderr
 
@@ -217,7 +170,8 @@ def test_unfinished_teacher(student, tmp_path, capsys):
     _, uninterrupted = student
     state = load_checkpoint(checkpoint_path(uninterrupted))
     torch.save({**state, "history": state["history"][:4]}, tmp_path / "stopped.pt")
-    assert kd.main(["--teacher", str(tmp_path / "stopped.pt"), "--out", str(tmp_path / "out")]) == 1
+    options = ["--teacher-model", "small_convnet", "--teacher", str(tmp_path / "stopped.pt")]
+    assert kd.main([*options, "--out", str(tmp_path / "out")]) == 1
     assert (
         f"stopped after epoch 4 of {EPOCHS}; continue it with its own command first"
         in capsys.readouterr().err
@@ -238,7 +192,7 @@ def test_unfinished_teacher(student, tmp_path, capsys):
         (["--seed", "-1"], "--seed must be >= 0, got -1"),
         (
             ["--student-model", "vgg"],
-            "unknown network 'vgg'; there is: small_resnet, small_convnet, small_mlp",
+            "unknown network 'vgg'; there is: vgg8",
         ),
         (["--teacher", "/nowhere/state.pt"], "checkpoint /nowhere/state.pt does not exist"),
         (["--learning-rate", "1e9", "--kl-weight", "0"], "lower --learning-rate"),
@@ -305,15 +259,6 @@ def test_batches_shift_by_at_most_one_pixel_and_continue_from_their_state():
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_the_head_of_the_features(name):
-    network = build_network(name, (1, 8, 8), 10).eval()
-    images = torch.randn(3, 1, 8, 8)
-    features = network.forward_features(images)
-    assert features.shape == (3, network.num_features)
-    assert torch.equal(network(images), network.head(features))
-
-
 def test_console_command(capsys, tmp_path):
     assert cli.main([]) == 0
     assert "kd " in capsys.readouterr().out
@@ -322,9 +267,18 @@ def test_console_command(capsys, tmp_path):
     assert cli.main(["kd", "--epochs", "0"]) == 1
 
 
-def test_demo_compares_pairs():
-    comparison = demo.compare([(0.80, 0.90), (0.82, 0.91), (0.84, 0.92)])
-    assert comparison["mean"] == pytest.approx({"undistilled": 82, "distilled": 91, "difference": 9})
-    assert comparison["spread"] == pytest.approx({"undistilled": 2, "distilled": 1, "difference": 1})
-    assert comparison["ahead_by_more_than_spread"]
-    assert not demo.compare([(0.80, 0.81), (0.90, 0.89)])["ahead_by_more_than_spread"]
+def test_tools_are_reachable_but_no_methods(capsys):
+    assert cli.main(["--help"]) == 0
+    methods, tools = capsys.readouterr().out.split("Several methods at once:")
+    assert all(f"  {name} " in methods for name in ("born_again", "ka_dtd", "kd", "tf_kd"))
+    assert "  compare " in tools and "  demo " in tools
+    assert cli.main(["compare", "--seeds", "0"]) == 1
+
+
+def test_demo_compares_with_the_undistilled_student_of_the_same_seed():
+    seeds = [(0.80, 0.90), (0.82, 0.91), (0.84, 0.92)]
+    comparison = demo.compare([{"undistilled": plain, "distilled": taught} for plain, taught in seeds])
+    assert comparison["mean"] == pytest.approx({"undistilled": 82, "distilled": 91})
+    assert comparison["spread"] == pytest.approx({"undistilled": 2, "distilled": 1})
+    assert comparison["gain"] == pytest.approx({"distilled": 9})
+    assert comparison["spread_of_gain"] == pytest.approx({"distilled": 1})

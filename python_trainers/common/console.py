@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import tyro
 
 from python_trainers.common.errors import TrainerError
+from python_trainers.common.presets import Presets, find_preset, listing, split_preset
 
 Options = TypeVar("Options")
 
@@ -17,11 +18,25 @@ def run_from_console(
     train: Callable[[Options], Any],
     argv: Sequence[str] | None,
     description: str,
+    presets: Presets | None = None,
 ) -> int:
-    """Parse ``argv`` (None: the process's own) into ``options``, call ``train``; returns the exit code."""
-    args = tyro.cli(options, prog=name, args=argv, description=description)
+    """Parse ``argv`` (None: the process's own) into ``options``, call ``train``; returns the exit code.
+
+    With ``presets``, ``--preset NAME`` sets many options at once, ``--list-presets`` prints them all; an
+    option that is also given by itself wins.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        train(args)
+        defaults = options()
+        if presets is not None:
+            chosen, wants_list, argv = split_preset(argv)
+            description += " --preset NAME starts from a published setting, --list-presets shows them."
+            if wants_list:
+                print(listing(presets))
+                return 0
+            if chosen is not None:
+                defaults = find_preset(presets, chosen).applied_to(defaults)
+        train(tyro.cli(options, prog=name, args=argv, description=description, default=defaults))
     except TrainerError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

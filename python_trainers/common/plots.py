@@ -1,6 +1,7 @@
 """Plots of a run, in colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
 
 import io
+import statistics
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,7 +9,8 @@ from matplotlib.figure import Figure
 
 from python_trainers.common.files import write_atomically
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY, BLACK = "#6E6E6E", "#000000"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -51,4 +53,24 @@ def learning_curves(
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         clean(axes)
+    save_figure(figure, path)
+
+
+def dot_plot(path: Path, panels: dict[str, dict[str, list[float]]], *, title: str) -> None:
+    """Accuracies in percent: a panel per key, in it a line per name with its points, mean and spread."""
+    lines = max(len(panel) for panel in panels.values())
+    figure = Figure(figsize=(8, len(panels) * (1.0 + 0.4 * lines)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    all_axes = figure.subplots(len(panels), 1, squeeze=False).flat
+    for axes, (name, panel) in zip(all_axes, panels.items(), strict=True):
+        for height, values in enumerate(panel.values()):
+            axes.scatter(values, [height] * len(values), color=GREY, s=14, alpha=0.6)
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes.errorbar(
+                statistics.mean(values), height, xerr=spread, color=BLUE, fmt="D", markersize=6, capsize=4
+            )
+        axes.set(title=name, xlabel="test accuracy (%)", ylim=(len(panel) - 0.5, -0.5))
+        axes.set_yticks(range(len(panel)), panel)
+        clean(axes)
+        axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
     save_figure(figure, path)

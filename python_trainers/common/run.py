@@ -12,7 +12,7 @@ shown by the progress bar alone.
 import json
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from python_trainers.common.data import Dataset
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.files import write_atomically, write_json
 from python_trainers.common.models import build_network
@@ -58,7 +59,7 @@ class Run:
         self._saved: dict[str, Any] | None = None
         if checkpoint_path(folder).exists():
             self._saved = load_checkpoint(checkpoint_path(folder))
-            self._refuse_other_configuration(self._saved["configuration"])
+            require_same(folder, self._saved["configuration"], self._configuration)
             self.history = self._saved["history"]
 
     def track(self, **objects: Any) -> None:
@@ -147,6 +148,7 @@ class Run:
         }
         if self.accelerator.is_main_process:
             write_json(self.folder / "summary.json", summary)
+        self.accelerator.wait_for_everyone()  # before another process reads what this one wrote
         return summary
 
     def _write_metrics(self) -> None:
@@ -154,30 +156,53 @@ class Run:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
             write_atomically(self.folder / "metrics.jsonl", lines.encode())
 
-    def _refuse_other_configuration(self, saved: dict[str, Any]) -> None:
-        names = sorted(saved.keys() | self._configuration.keys())
-        changed = [
-            f"{name} {saved.get(name)} there, {self._configuration.get(name)} here"
-            for name in names
-            if saved.get(name) != self._configuration.get(name)
-        ]
-        require(
-            not changed,
-            f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --out, "
-            "or the options it was started with to continue it",
-        )
+
+def require_same(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on in ``folder`` with other options than those ``saved`` there, naming both values."""
+    changed = [
+        f"{name} {saved.get(name)} there, {wanted.get(name)} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    require(
+        not changed,
+        f"{folder} holds a run with other options ({'; '.join(changed)}): give another --out, "
+        "or the options it was started with to continue it",
+    )
 
 
-def load_trained(path: Path, dataset_name: str, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network of a finished run, from its folder or its checkpoint file."""
+def is_finished(folder: Path) -> bool:
+    """Whether a run ended there: the summary is the last thing it writes."""
+    return (folder / "summary.json").exists()
+
+
+def load_trained(path: Path, network_name: str, dataset: Dataset) -> tuple[nn.Module, float]:
+    """The network of a finished run, from its folder or its checkpoint file, and its test accuracy in [0, 1].
+
+    It must be a ``network_name`` trained on the same data set and number of classes.
+    """
     state = load_checkpoint(checkpoint_path(path) if path.is_dir() else path)
-    trained_on = state["configuration"]["dataset"]
-    require(trained_on == dataset_name, f"{path} was trained on {trained_on}, this run needs {dataset_name}")
+    weights, trained_on = state["tracked"]["model"], state["configuration"]["dataset"]
+    require(
+        state["network"] == network_name,
+        f"{path} holds a {state['network']}, this run needs a {network_name}: "
+        "name its network or another path",
+    )
+    require(trained_on == dataset.name, f"{path} was trained on {trained_on}, this run needs {dataset.name}")
+    classes = len(weights["head.weight"])
+    require(
+        classes == dataset.classes, f"{path} tells {classes} classes apart, this run needs {dataset.classes}"
+    )
     done, epochs = len(state["history"]), state["epochs"]
     require(
         done == epochs,
         f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first",
     )
-    network = build_network(state["network"], image_shape, classes)
-    network.load_state_dict(state["tracked"]["model"])
-    return network
+    network = build_network(network_name, dataset.image_shape, dataset.classes)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainerError(
+            f"{path} was trained on images of another shape, this run has {dataset.image_shape}"
+        ) from error
+    return network, state["history"][-1]["test_accuracy"]

@@ -1,5 +1,6 @@
 """Randomness that a seed fixes and a checkpoint can hold."""
 
+import hashlib
 import os
 from typing import Any
 
@@ -21,6 +22,12 @@ def make_reproducible(seed: int, cpu_threads: int | None = None) -> None:
         False  # a debugging aid that costs one write per tensor
     )
     set_seed(seed)
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A seed of 32 bits for one part of a run: neighbouring seeds and parts share nothing."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:

@@ -1,0 +1,53 @@
+"""Rules that options obey, each refused in one sentence that names the option as it is typed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from python_trainers.common.errors import TrainerError, require
+
+
+def option(name: str) -> str:
+    """How a field is spelled on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def select(options: Any, *names: str) -> dict[str, Any]:
+    """Name and value of the named options."""
+    return {name: getattr(options, name) for name in names}
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Each named option must be > 0 and finite."""
+    for name in names:
+        value = getattr(options, name)
+        require(0 < value < float("inf"), f"{option(name)} must be > 0 and finite, got {value}")
+
+
+def require_not_negative(options: Any, *names: str) -> None:
+    """Each named option must be >= 0 and finite."""
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value < float("inf"), f"{option(name)} must be >= 0 and finite, got {value}")
+
+
+def require_share(options: Any, *names: str) -> None:
+    """Each named option must be in [0, 1]."""
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value <= 1, f"{option(name)} must be between 0 and 1, got {value}")
+
+
+def require_at_least(options: Any, least: int, *names: str) -> None:
+    """Each named option must be >= ``least``."""
+    for name in names:
+        value = getattr(options, name)
+        require(value >= least, f"{option(name)} must be >= {least}, got {value}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> TrainerError:
+    """The error for a name that is not among ``known``: those that resemble it, else all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}" if near else f"there is: {', '.join(known)}"
+    return TrainerError(f"unknown {kind} {name!r}; {hint}")

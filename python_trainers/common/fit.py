@@ -1,0 +1,88 @@
+"""The loop every method shares: batch, forward, loss, backward, step; after an epoch, test and save.
+
+A method differs in its objective alone: ``objective(model, batch) -> (loss, parts)``, where ``batch`` has
+``pixels`` [N, channels, height, width], ``labels`` [N] and ``index`` [N] (which of the images these are), the
+loss is a scalar with a gradient and ``parts`` names the scalars worth a column in metrics.jsonl.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from python_trainers.common.data import Batch, Batches, Dataset, Images
+from python_trainers.common.metrics import Means, accuracy
+from python_trainers.common.models import build_network
+from python_trainers.common.recipe import TrainingOptions, build_optimizer, build_schedule
+from python_trainers.common.run import Run
+from python_trainers.common.seeding import make_reproducible
+
+Loss = tuple[Tensor, dict[str, Tensor]]  # to minimise; its parts
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+def learn_from_labels(model: nn.Module, batch: Batch) -> Loss:
+    """The objective without a teacher: cross entropy."""
+    return F.cross_entropy(model(batch.pixels), batch.labels), {}
+
+
+def all_processes(accelerator: Accelerator) -> torch.distributed.ProcessGroup | None:
+    """The group for a loss that has statistics of the whole batch; None: this process has all of it."""
+    return torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+
+
+def fit(
+    run: Run,
+    recipe: TrainingOptions,
+    dataset: Dataset,
+    images: Images,  # to learn from; an epoch shows as many as ``dataset.train`` holds
+    objective: Objective,
+    *,
+    seed: int,  # of the first weights and of the batches
+) -> nn.Module:
+    """Train ``run.network``, or what is left of it, on ``images``; returns it as the last epoch left it."""
+    # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
+    make_reproducible(seed, dataset.cpu_threads)
+    accelerator = run.accelerator
+    test = dataset.test.to(accelerator.device)
+    batches = Batches(
+        images,
+        batch_size=recipe.batch_size,
+        images_per_epoch=len(dataset.train),
+        background=dataset.background,
+        augmentation=replace(dataset.augmentation, rotation=recipe.rotation),
+        seed=seed,
+        accelerator=accelerator,
+    )
+    model = build_network(run.network, dataset.image_shape, dataset.classes)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    optimizer = build_optimizer(recipe, model)
+    schedule = build_schedule(recipe, optimizer, len(batches))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    run.track(model=model, optimizer=optimizer, schedule=schedule, batches=batches)
+    # accelerate's wrapper looks for a package on disk in every step, which costs more than SGD on a small
+    # network; it is there for the scaler of float16.
+    stepper = optimizer if accelerator.scaler is not None else optimizer.optimizer
+
+    for epoch in run.remaining_epochs(images_per_epoch=len(batches) * recipe.batch_size):
+        model.train()
+        means = Means()
+        for batch in batches.indexed():
+            loss, parts = objective(model, batch)
+            accelerator.backward(loss)
+            stepper.step()
+            schedule.step()
+            stepper.zero_grad()
+            means.add(loss=loss, **parts)
+        run.end_epoch(
+            epoch,
+            step=epoch * len(batches),
+            **means.read(accelerator),
+            test_accuracy=accuracy(model, test, accelerator),
+        )
+    return accelerator.unwrap_model(model)

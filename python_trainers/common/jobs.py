@@ -1,0 +1,87 @@
+"""Jobs of a comparison: a method and some of its options, written ``METHOD:OPTION=VALUE,OPTION=VALUE``."""
+
+import contextlib
+import importlib
+import io
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from python_trainers.cli import methods
+from python_trainers.common.checks import option, unknown
+from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.options import DataOptions, RunOptions
+from python_trainers.common.presets import Preset, published
+from python_trainers.common.recipe import TrainingOptions
+from python_trainers.common.teacher import Pretraining, TaughtOptions
+
+BASELINE = "baseline"
+DATA_AND_RUN = {field.name for field in (*fields(DataOptions), *fields(RunOptions))}
+COMMON = {field.name for field in fields(TrainingOptions)} | DATA_AND_RUN
+NETWORKS = {"model", "teacher_model", "student_model", "teacher"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table: a method with options, on a pair of networks."""
+
+    text: str  # as it was typed
+    pair: str  # TEACHER/STUDENT
+    method: ModuleType | None  # None: the baseline
+    args: TaughtOptions  # but for seed, folder and teacher
+
+    def pretraining(self) -> Pretraining | None:
+        """What has to be trained from labels first; of the baseline that is all."""
+        if self.method is None:
+            return Pretraining(self.pair.partition("/")[2], self.args.epochs, few=True)
+        return self.method.pretraining(self.args)
+
+    def published(self) -> Preset | None:
+        """The published setting whose figure its own may be compared with."""
+        if self.method is not None:
+            return published(getattr(self.method, "PRESETS", {}), self.args)
+        tf_kd = importlib.import_module("python_trainers.tf_kd")
+        _, _, student = self.pair.partition("/")
+        same = tf_kd.Args(dataset=self.args.dataset, mode="baseline", student_model=student)
+        return published(tf_kd.PRESETS, same)
+
+
+def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
+    """The job that ``text`` describes on the networks of ``pair``, with the recipe and data of ``common``."""
+    name, _, options = text.partition(":")
+    shared = {key: getattr(common, key) for key in COMMON}
+    if name == BASELINE:
+        require(not options, f"job {text!r}: {BASELINE} has no options of its own")
+        return Job(text, pair, None, TaughtOptions(**shared))
+    modules = {method: importlib.import_module(f"python_trainers.{method}") for method in methods()}
+    comparable = {method: module for method, module in modules.items() if hasattr(module, "pretraining")}
+    try:
+        if name not in comparable:
+            raise unknown("method", name, [BASELINE, *comparable])
+        method = comparable[name]
+        args = method.Args(**shared).on_pair(*pair.split("/"), teacher_epochs)
+        for part in filter(None, options.split(",")):
+            args = with_option(args, part)
+        method.check(args)
+    except TrainerError as error:
+        raise TrainerError(f"job {text!r}: {error}") from error
+    return Job(text, pair, method, args)
+
+
+def with_option(args: TaughtOptions, part: str) -> TaughtOptions:
+    """``args`` after one ``OPTION=VALUE``; a switch is written ``OPTION`` or ``no-OPTION``."""
+    name, equals, value = part.partition("=")
+    own = {field.name for field in fields(args)} - DATA_AND_RUN - NETWORKS
+    typed = {option(field): field for field in own} | {option(f"no_{field}"): field for field in own}
+    if f"--{name}" not in typed:
+        raise unknown("option", name, sorted(option(field).removeprefix("--") for field in own))
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return tyro.cli(type(args), args=[f"--{name}", *([value] if equals else [])], default=args)
+        except SystemExit:
+            pass
+    hint = get_type_hints(type(args))[typed[f"--{name}"]]
+    choices = ", ".join(get_args(hint)) if get_origin(hint) is Literal else getattr(hint, "__name__", hint)
+    raise TrainerError(f"option {name} does not take {value!r}, it takes {choices}")

@@ -1,0 +1,95 @@
+"""Teachers: networks trained from labels alone, kept in a folder that runs can share, then frozen."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from python_trainers.common.checkpoint import fingerprint
+from python_trainers.common.checks import require_at_least
+from python_trainers.common.data import Dataset, Images
+from python_trainers.common.fit import fit, learn_from_labels
+from python_trainers.common.models import require_network
+from python_trainers.common.options import DataOptions, RunOptions, data_configuration
+from python_trainers.common.recipe import TrainingOptions, recipe_configuration
+from python_trainers.common.run import Run, is_finished, load_trained
+
+
+@dataclass(frozen=True)
+class TaughtOptions(TrainingOptions, DataOptions, RunOptions):
+    """Options of a run that learns from a trained network."""
+
+    teacher: Path | None = None  # folder of a run, trained there if absent, or a .pt file; None: under OUT
+
+
+@dataclass(frozen=True)
+class TeacherOptions(TaughtOptions):
+    """The same, with a network of its own for the teacher."""
+
+    teacher_model: str = "small_resnet"  # a --teacher of another network is refused
+    teacher_epochs: int = 40  # of the teacher's training, if it is not trained yet
+    student_model: str = "small_convnet"  # 1,898 weights on digits, an 80th of the default teacher's
+
+    def on_pair(self, teacher: str, student: str, teacher_epochs: int) -> "TeacherOptions":
+        """The options with the networks of a comparison."""
+        return replace(self, teacher_model=teacher, student_model=student, teacher_epochs=teacher_epochs)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What decides a teacher's weights, beside the data, seed and recipe of the run that asks for it."""
+
+    network: str
+    epochs: int
+    few: bool  # on the student's images; False: on the whole training split
+
+
+class Teacher:
+    """A frozen network: images [N, channels, height, width] in, logits [N, classes] out, without gradient."""
+
+    def __init__(self, network: nn.Module, test_accuracy: float, accelerator: Accelerator) -> None:
+        self.network = network.to(accelerator.device).eval().requires_grad_(False)
+        self.test_accuracy = test_accuracy
+        self._autocast = accelerator.autocast
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad(), self._autocast():
+            return self.network(pixels)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a summary says of it."""
+        return {"teacher_accuracy": self.test_accuracy, "teacher_fingerprint": fingerprint(self.network)}
+
+
+def check_networks(args: TeacherOptions) -> None:
+    """Refuse networks that cannot be built or trained."""
+    require_at_least(args, 1, "teacher_epochs")
+    require_network(args.teacher_model)
+    require_network(args.student_model)
+
+
+def obtain_teacher(
+    pretraining: Pretraining,
+    args: TaughtOptions,
+    folder: Path,  # where it is kept if there is no --teacher
+    dataset: Dataset,
+    images: Images,  # the student's
+    accelerator: Accelerator,
+) -> Teacher:
+    """The teacher that ``--teacher`` names, else the one under ``folder``; trained there if it is not yet."""
+    path = args.teacher or folder
+    if args.teacher is not None and (path.suffix == ".pt" or is_finished(path)):
+        network, test_accuracy = load_trained(path, pretraining.network, dataset)
+        return Teacher(network, test_accuracy, accelerator)
+    if not pretraining.few:
+        args, images = replace(args, train_images=None, train_fraction=None), dataset.train
+    configuration = {**data_configuration(args, dataset), "seed": args.seed, **recipe_configuration(args)}
+    run = Run(path, pretraining.network, configuration, epochs=pretraining.epochs, accelerator=accelerator)
+    recipe = replace(args, epochs=pretraining.epochs)
+    network = fit(run, recipe, dataset, images, learn_from_labels, seed=args.seed)
+    summary = run.finish(train_images=len(images), test_images=len(dataset.test))
+    return Teacher(network, summary["figures"]["test_accuracy"], accelerator)

@@ -1,0 +1,201 @@
+"""Comparisons: the same data for all, networks shared, nothing trained twice, one table."""
+
+import json
+
+import pytest
+import torch
+from trainer_runs import assert_same_run, epochs_written, interrupt, torch_settings  # noqa: F401
+
+from python_trainers import born_again, compare, kd, tf_kd
+from python_trainers.common.errors import TrainerError
+from python_trainers.common.jobs import build_job
+from python_trainers.common.run import Run
+
+pytestmark = pytest.mark.trainers
+PAIR = "small_resnet-small_convnet"
+JOBS = ["baseline", "kd", "tf_kd:mode=self", "born_again:loss=cwtm,generations=1"]
+OPTIONS = ["--train-images", "50", "--seeds", "2", "--epochs", "4", "--teacher-epochs", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison that was never interrupted."""
+    out = tmp_path_factory.mktemp("finished") / "compare"
+    torch.set_num_threads(1)
+    assert compare.main([*OPTIONS, "--jobs", *JOBS, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def epochs_trained(monkeypatch):
+    """Folders of the epochs trained from here on, one entry each."""
+    trained, end_epoch = [], Run.end_epoch
+
+    def count(run, epoch, **figures):
+        trained.append(run.folder)
+        end_epoch(run, epoch, **figures)
+
+    monkeypatch.setattr(Run, "end_epoch", count)
+    return trained
+
+
+def job(text, pair="small_resnet/small_convnet", args=None):
+    return build_job(text, pair, args or compare.Args(), teacher_epochs=40)
+
+
+def rows(out):
+    return {row["job"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
+
+
+def test_writes_one_table_with_mean_and_spread(finished):
+    found = rows(finished)
+    assert list(found) == JOBS
+    for row in found.values():
+        first, second = row["accuracies"]
+        assert row["mean"] == pytest.approx((first + second) / 2)
+        assert row["spread"] == pytest.approx(abs(first - second) / 2**0.5)
+        assert row["seeds"] == 2 and row["published"] is None
+    table = (finished / "table.md").read_text()
+    assert table.count("not comparable") == len(JOBS)
+    assert f"| {found['kd']['mean']:.2f} | {found['kd']['spread']:.2f} | 2 |" in table
+    assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_networks_trained_from_labels_are_shared(finished):
+    from_labels = sorted(path.name.rpartition("-")[0] for path in (finished / "from-labels").iterdir())
+    assert from_labels == ["small_convnet-seed-0", "small_convnet-seed-1", "small_resnet-seed-0"]
+    found = rows(finished)
+    for job in JOBS[2:]:  # taught by the baseline of the same seed
+        assert found[job]["teacher"] == pytest.approx(found["baseline"]["mean"])
+
+
+def test_jobs_are_runs_of_their_method(finished, tmp_path):
+    options = ["--train-images", "50", "--epochs", "4", "--seed", "1"]
+    (teacher,) = (finished / "from-labels").glob("small_resnet-*")
+    assert kd.main([*options, "--teacher", str(teacher), "--out", str(tmp_path / "kd")]) == 0
+    assert_same_run(tmp_path / "kd", finished / PAIR / "kd" / "seed-1")
+    assert tf_kd.main([*options, "--mode", "self", "--out", str(tmp_path / "self")]) == 0
+    assert_same_run(tmp_path / "self", finished / PAIR / "tf_kd-mode-self" / "seed-1")
+
+
+def test_finished_comparison_reads_and_trains_nothing(finished, epochs_trained, monkeypatch, capsys):
+    before = rows(finished)
+    for method in (kd, tf_kd, born_again):
+        monkeypatch.setattr(method, "train", None)
+    assert compare.main([*OPTIONS, "--jobs", *JOBS, "--out", str(finished)]) == 0
+    assert epochs_trained == [] and rows(finished) == before
+    assert "`born_again:loss=cwtm,generations=1`" in capsys.readouterr().out
+
+
+def test_killed_comparison_trains_what_is_missing(finished, tmp_path, epochs_trained, capsys):
+    options = [*OPTIONS, "--jobs", *JOBS, "--out", str(tmp_path)]
+    in_the_middle = tmp_path / PAIR / "tf_kd-mode-self" / "seed-0"
+    interrupt("compare", options, in_the_middle, after=1)
+    done = {path.parent: epochs_written(path.parent) for path in tmp_path.rglob("metrics.jsonl")}
+    assert sum(done.values()) < 4 * 9  # killed before the end
+
+    assert compare.main(options) == 0
+    runs = [path.parent for path in finished.rglob("metrics.jsonl")]
+    for run in runs:
+        here = tmp_path / run.relative_to(finished)
+        assert_same_run(here, run)
+        # An epoch that was saved but not yet in metrics.jsonl when the kill came is not trained again either.
+        assert 4 - done.get(here, 0) - epochs_trained.count(here) in (0, 1)
+    assert rows(tmp_path) == rows(finished)
+
+
+def test_teacher_is_trained_where_it_is_wanted_and_jobs_can_be_added(tmp_path, epochs_trained):
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    options = ["--smoke", "--seeds", "1", "--teacher", str(teacher), "--out", str(out)]
+    assert compare.main([*options, "--jobs", "kd"]) == 0
+    assert epochs_trained.count(teacher) == 3 and not (out / "from-labels").exists()
+    epochs_trained.clear()
+    assert compare.main([*options, "--jobs", "kd", "kd:temperature=2"]) == 0
+    assert set(epochs_trained) == {out / PAIR / "kd-temperature-2" / "seed-0"}
+
+
+def test_wrong_labels_are_the_same_for_all_jobs(tmp_path):
+    options = ["--smoke", "--seeds", "1", "--noisy-labels", "0.4"]
+    options += ["--jobs", "baseline", "born_again:generations=1"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compare, born_again):
+            load = module.load_data
+
+            def watch(options, *, seed, load=load):
+                seen.append(load(options, seed=seed))
+                return seen[-1]
+
+            patch.setattr(module, "load_data", watch)
+        assert compare.main([*options, "--out", str(tmp_path)]) == 0
+    (first, images), (second, others) = seen
+    assert 380 < (images.labels != images.clean_labels).sum() < 420
+    assert torch.equal(images.labels, others.labels) and torch.equal(first.train.labels, second.train.labels)
+
+
+def test_published_figures_stand_beside_the_same_setting():
+    args = compare.Args(dataset="cifar100")
+    for text, pair, accuracy in (
+        ("baseline", "resnet50/resnet18", 75.87),
+        ("tf_kd:mode=kd,teacher-epochs=200", "resnet18/mobilenetv2", 71.05),
+        ("tf_kd:mode=reg", "resnet50/resnet18", 77.36),
+        ("born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),
+    ):
+        assert job(text, pair, args).published().accuracy == accuracy
+    for text, pair in (("kd", "resnet18/mobilenetv2"), ("born_again:loss=cwtm", "resnet50/densenet_90_60")):
+        assert job(text, pair, args).published() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("kdd", "job 'kdd': unknown method 'kdd'; did you mean kd"),
+        ("kd:temprature=2", "job 'kd:temprature=2': unknown option 'temprature'; did you mean temperature"),
+        ("kd:temperature=hot", "'kd:temperature=hot': option temperature does not take 'hot', it takes float"),
+        ("kd:temperature=0", "job 'kd:temperature=0': --temperature must be > 0 and finite, got 0.0"),
+        ("tf_kd:mode=regular", "option mode does not take 'regular', it takes kd, re_kd, de_kd, self, reg, "),
+        ("kd:seed=3", "job 'kd:seed=3': unknown option 'seed'"),
+        ("baseline:epochs=3", "job 'baseline:epochs=3': baseline has no options"),
+    ],
+)
+def test_mistaken_job_is_named(text, sentence):
+    with pytest.raises(TrainerError) as error:
+        job(text)
+    assert sentence in str(error.value)
+
+
+def test_switches():
+    for text, value in (("no-normalise", False), ("normalise", True)):
+        assert job(f"born_again:{text}").args.normalise is value
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--pairs", "small_resnet"], "--pairs must be TEACHER/STUDENT, got 'small_resnet'"),
+        (["--pairs", "vgg/small_mlp"], "unknown network 'vgg'"),
+        (["--jobs", "kd", "kd"], "--jobs must be one or more, all different, got kd kd"),
+        (
+            ["--pairs", "small_resnet/small_mlp", "small_convnet/small_mlp", "--teacher", "out/teacher"],
+            "--teacher is one network, --pairs have small_convnet, small_resnet",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):
+    assert compare.main([*options, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("compare: ") and sentence in error and "\n" not in error
+
+
+def test_other_common_options_need_another_folder(finished, capsys):
+    assert compare.main([*OPTIONS, "--learning-rate", "0.5", "--jobs", *JOBS, "--out", str(finished)]) == 1
+    assert "(learning_rate 0.01 there, 0.5 here)" in capsys.readouterr().err
+
+
+def test_failing_job_is_named(tmp_path, capsys):
+    options = ["--smoke", "--seeds", "1", "--jobs", "baseline", "tf_kd:mode=lsr,learning-rate=1e9"]
+    assert compare.main([*options, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "compare: job 'tf_kd:mode=lsr,learning-rate=1e9', seed 0: " in error
+    assert "lower --learning-rate" in error

@@ -1,0 +1,77 @@
+"""Every preset can be run, sets what it says, and yields to options given by themselves."""
+
+import importlib
+from dataclasses import asdict
+
+import pytest
+from trainer_runs import torch_settings  # noqa: F401
+
+from python_trainers import born_again, tf_kd
+from python_trainers.common.presets import published
+
+pytestmark = pytest.mark.trainers
+METHODS = ("born_again", "ka_dtd", "tf_kd")
+
+
+def trained_with(monkeypatch, module, argv):
+    """The options that a command line leads to."""
+    seen = []
+    monkeypatch.setattr(module, "train", seen.append)
+    assert module.main(argv) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_presets_are_options_that_pass_the_checks(method):
+    module = importlib.import_module(f"python_trainers.{method}")
+    for name, preset in module.PRESETS.items():
+        args = preset.applied_to(module.Args())
+        module.check(args)
+        assert preset.describes(args), name
+        assert not set(preset.setting) & set(preset.recipe), name
+        assert preset.accuracy is None or 60 < preset.accuracy < 100, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_list(method, capsys):
+    module = importlib.import_module(f"python_trainers.{method}")
+    assert module.main(["--list-presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == list(module.PRESETS)
+    assert len(lines) == 3 * len(module.PRESETS)
+
+
+def test_preset_sets_options_and_those_given_win(monkeypatch):
+    args = trained_with(monkeypatch, tf_kd, ["--preset", "cifar100-reg-resnet18", "--epochs", "7"])
+    assert (args.dataset, args.student_model, args.mode) == ("cifar100", "resnet18", "reg")
+    assert (args.alpha, args.temperature, args.multiplier) == (0.1, 20.0, 100.0)
+    assert args.reduction == "elementmean" and not args.nesterov
+    assert (args.epochs, args.warmup_epochs, args.milestones) == (7, 1, (60, 120, 160))
+    assert trained_with(monkeypatch, tf_kd, ["--epochs", "7", "--preset=cifar100-reg-resnet18"]) == args
+
+
+def test_listed_options_lead_to_the_same_run(monkeypatch, capsys):
+    """What --list-presets prints can be typed."""
+    assert born_again.main(["--list-presets"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    name, options = printed[0], printed[1].split()
+    typed = trained_with(monkeypatch, born_again, options)
+    assert asdict(typed) == asdict(born_again.PRESETS[name].applied_to(born_again.Args()))
+
+
+def test_published_figures():
+    """Spot checks against the tables."""
+    assert born_again.PRESETS["cifar100-densenet_112_33-ban"].accuracy == 83.05
+    assert born_again.PRESETS["cifar100-densenet_80_80-generation-3"].accuracy == 84.5
+    assert born_again.PRESETS["cifar100-wrn_28_10-to-densenet_90_60"].accuracy == 83.21
+    assert born_again.PRESETS["cifar10-densenet_80_120"].accuracy == 96.46
+    assert tf_kd.PRESETS["cifar100-re_kd-resnet50-mobilenetv2"].accuracy == 79.3
+    assert tf_kd.PRESETS["cifar100-re_kd-resnet50-mobilenetv2"].recipe["batch_size"] == 64
+    assert tf_kd.PRESETS["cifar100-de_kd-resnet18-shufflenetv2"].setting["teacher_epochs"] == 1
+
+
+def test_only_the_same_data_networks_and_variant_are_comparable():
+    setting = {"dataset": "cifar100", "mode": "self", "student_model": "resnet18"}
+    assert published(tf_kd.PRESETS, tf_kd.Args(**setting)).accuracy == 77.10
+    for change in ({"dataset": "cifar10"}, {"student_model": "resnet50"}):
+        assert published(tf_kd.PRESETS, tf_kd.Args(**{**setting, **change})) is None

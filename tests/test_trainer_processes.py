@@ -1,0 +1,45 @@
+"""Two processes on half of each batch come to the result of one, but for rounding."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from trainer_runs import ROOT, torch_settings  # noqa: F401
+
+from python_trainers import born_again, ka_dtd, kd
+
+pytestmark = pytest.mark.trainers
+# Networks without batch normalisation: on CPUs its statistics are each process's own.
+COMMON = ["--train-images", "50", "--epochs", "3", "--learning-rate", "0.05"]
+TAUGHT = ["--teacher-model", "small_mlp", "--teacher-epochs", "2"]
+TRAINERS = {
+    "kd": (kd, TAUGHT),
+    # Statistics of the whole batch, clamping at work: halves of a batch would have others.
+    "ka_dtd": (ka_dtd, [*TAUGHT, "--beta", "200", "--normalize", "l1", "--teacher-errors", "0.2"]),
+    "born_again": (born_again, ["--loss", "cwtm", "--generations", "1"]),
+}
+
+
+def entries(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_two_processes_equal_one(trainer, tmp_path):
+    module, options = TRAINERS[trainer]
+    assert module.main([*COMMON, *options, "--out", str(tmp_path / "one")]) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", f"python_trainers.{trainer}", *COMMON, *options, "--out", str(tmp_path / "two")]
+    subprocess.run(
+        [sys.executable, *launcher, *command],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    for one, two in zip(entries(tmp_path / "one"), entries(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=2e-5, abs=2e-6)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["versions"]["processes"] == 2

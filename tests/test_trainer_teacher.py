@@ -1,0 +1,101 @@
+"""Teachers: trained once where --teacher points, shared, and refused if they are something else."""
+
+import json
+
+import pytest
+import torch
+from trainer_runs import torch_settings, weights  # noqa: F401
+
+from python_trainers import kd
+from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
+
+pytestmark = pytest.mark.trainers
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder that was empty when a student first named it as its --teacher, and that student's run."""
+    teacher, out = tmp_path_factory.mktemp("shared") / "teacher", tmp_path_factory.mktemp("first") / "student"
+    torch.set_num_threads(1)
+    assert kd.main(["--smoke", "--train-images", "50", "--teacher", str(teacher), "--out", str(out)]) == 0
+    return teacher, out
+
+
+def changed(shared, path, **changes):
+    """A copy of the shared teacher's checkpoint with other contents."""
+    state = load_checkpoint(checkpoint_path(shared[0]))
+    torch.save({**state, **changes}, path)
+    return path
+
+
+def test_absent_teacher_is_trained_where_it_is_wanted_on_the_whole_split(shared):
+    teacher, out = shared
+    summary = json.loads((teacher / "summary.json").read_text())
+    assert summary["figures"]["train_images"] == 1000
+    assert summary["configuration"]["network"] == "small_resnet"
+    assert not (out / "teacher").exists()
+    student = json.loads((out / "summary.json").read_text())["figures"]
+    assert student["train_images"] == 50
+    assert student["teacher_accuracy"] == summary["figures"]["test_accuracy"]
+
+
+def test_finished_teacher_is_shared_whatever_its_own_options(shared, tmp_path):
+    before = checkpoint_path(shared[0]).stat().st_mtime_ns
+    options = ["--smoke", "--seed", "1", "--learning-rate", "0.02", "--teacher", str(shared[0])]
+    assert kd.main([*options, "--out", str(tmp_path)]) == 0
+    assert checkpoint_path(shared[0]).stat().st_mtime_ns == before
+
+
+def test_teacher_is_neither_trained_nor_in_training_mode(shared, tmp_path):
+    frozen = {name: weight.clone() for name, weight in weights(shared[0]).items()}
+    options = ["--smoke", "--seed", "2", "--teacher", str(checkpoint_path(shared[0]))]
+    seen = []
+
+    def watch(teacher, args):
+        seen.append(teacher)
+        return kd_objective(teacher, args)
+
+    kd_objective = kd.learn_from
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kd, "learn_from", watch)
+        assert kd.main([*options, "--out", str(tmp_path)]) == 0
+    network = seen[0].network
+    assert not network.training and not any(weight.requires_grad for weight in network.parameters())
+    # Running statistics of batch normalisation included.
+    assert all(torch.equal(weight, frozen[name]) for name, weight in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"network": "small_mlp"}, "holds a small_mlp, this run needs a small_resnet"),
+        ({"configuration": {"dataset": "cifar10"}}, "was trained on cifar10, this run needs digits"),
+        ({"epochs": 9}, "stopped after epoch 3 of 9; continue it with its own command first"),
+    ],
+    ids=["network", "data set", "unfinished"],
+)
+def test_refused(shared, tmp_path, changes, sentence, capsys):
+    path = changed(shared, tmp_path / "other.pt", **changes)
+    assert kd.main(["--teacher", str(path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"kd: {path} ") and sentence in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("head.weight", "tells 7 classes apart, this run needs 10"), ("stem", "images of another shape")],
+)
+def test_other_tensor_shapes_are_refused(shared, tmp_path, name, sentence, capsys):
+    tensors = weights(shared[0])
+    name = next(key for key in tensors if key.startswith(name))
+    tensors[name] = torch.zeros(7, *tensors[name].shape[1:])
+    path = changed(shared, tmp_path / "other.pt", tracked={"model": tensors})
+    assert kd.main(["--teacher", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_own_teacher_of_another_recipe_is_refused(tmp_path, capsys):
+    assert kd.main(["--smoke", "--out", str(tmp_path)]) == 0
+    assert kd.main(["--smoke", "--learning-rate", "0.5", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "teacher holds a run with other options (learning_rate 0.01 there, 0.5 here)" in error
