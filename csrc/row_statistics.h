@@ -32,7 +32,8 @@ KD_HOST_DEVICE A doubt_statistic(A sum_of_exp) {
 
 // A row's weight or temperature from its statistic and those of its group. A row that does not count has the weight 0 and
 // the temperature of the batch.
-KD_HOST_DEVICE double applied_statistic(const SoftenedKL& problem, bool counted, double statistic, double sum, double count) {
+KD_HOST_DEVICE double applied_statistic(const SoftenedKL& problem, bool counted, double statistic, double sum,
+                                        double count) {
   if (problem.statistic == RowStatistic::confidence) {
     if (!counted) return 0;
     return problem.normalise_statistic && sum > 0 ? statistic * (count / sum) : statistic;

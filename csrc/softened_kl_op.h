@@ -76,7 +76,9 @@ class RowLoss {
   void mask(const std::optional<Tensor>& mask) { problem.mask = per_row<bool>(mask, sizeof(bool), "mask"); }
 
   // After the teacher: its dtype decides on the arithmetic type.
-  void row_weight(const std::optional<Tensor>& weight) { problem.row_weight = per_row<void>(weight, float_size(), "row_weight"); }
+  void row_weight(const std::optional<Tensor>& weight) {
+    problem.row_weight = per_row<void>(weight, float_size(), "row_weight");
+  }
   void row_temperature(const std::optional<Tensor>& temperature) {
     problem.row_temperature = per_row<void>(temperature, float_size(), "row_temperature");
   }
@@ -100,7 +102,8 @@ class RowLoss {
     if (has_target_ && problem.hard) parts_shape.insert(parts_shape.begin(), 2);
     else parts_shape = {0};
 
-    const Tensor loss = allocate(student_, accumulated(), loss_shape), parts = allocate(student_, accumulated(), parts_shape);
+    const Tensor loss = allocate(student_, accumulated(), loss_shape);
+    const Tensor parts = allocate(student_, accumulated(), parts_shape);
     const Tensor student_gradient = gradient(student_, grad_student), teacher_gradient = gradient(teacher_, grad_teacher);
     // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
     const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
@@ -202,7 +205,10 @@ std::tuple<Tensor, Tensor, Tensor> label_loss_op(
   problem.ce_weight = ce_weight;
   std::optional<Tensor> statistic;
   if (teacher || confidence) {
-    statistic = confidence ? torch::stable::clone(*confidence) : call.row_numbers();
+    // A copy in the order of the rows: it is changed in place.
+    if (!confidence) statistic = call.row_numbers();
+    else if (confidence->is_contiguous()) statistic = torch::stable::clone(*confidence);
+    else statistic = torch::stable::contiguous(*confidence);
     call.row_weight(statistic);
     problem.statistic = RowStatistic::confidence;
     problem.row_statistic = statistic->data_ptr();

@@ -5,8 +5,8 @@
 //     gradient     d loss / d t, from by_log_p (see divergences-inl.h)
 //
 // `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum;
-// `asks_label`, that a label that is none spoils the soft term too. The others deal the weights of teacher logits out anew (`Permuted`, `Adjusted`) or need no teacher (`Label`); how a kernel
-// does that depends on where it keeps a row.
+// `asks_label`, that a label that is none spoils the soft term too. The others deal the weights of teacher logits out anew
+// (permuted, adjusted) or need no teacher (label); how a kernel does that depends on where it keeps a row.
 // No include guard, for the reason given in divergences-inl.h; V further needs exp(x) and exp_product(x, y) = e^(x y).
 
 // A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum, log p = (x - max) / T - log_sum.

@@ -361,3 +361,15 @@ def test_teachers_and_confidences_that_are_refused(backend):
     assert call("cwtm_loss", target=ignored, confidence=torch.tensor([1.0, nan])).isfinite()
     with refuses(TypeError, "cwtm_loss: group must be a torch.distributed.ProcessGroup, got int"):
         call("cwtm_loss", group=2)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_confidence_in_any_memory_order(device, normalise):
+    student, target = draw(3, 4, 7, device=device), labels(3, 4, classes=7, device=device)
+    confidence = draw(3, 4, device=device).sigmoid()
+    strided = confidence.t().contiguous().t()
+    before = strided.clone()
+    plain = kd.cwtm_loss(student, target, confidence=confidence, normalise=normalise, reduction="none")
+    other = kd.cwtm_loss(student, target, confidence=strided, normalise=normalise, reduction="none")
+    assert torch.equal(plain, other)
+    assert torch.equal(strided, before)

@@ -45,18 +45,20 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
   const bool of_teacher = problem.statistic != RowStatistic::doubt;
   const A absent = -std::numeric_limits<A>::infinity();
   const RowAccess<A> student(problem, of_student ? problem.student : Rows{}, absent, scratch);
-  const RowAccess<A> teacher(problem, of_teacher ? problem.teacher : Rows{}, absent, scratch + tile * padded_classes(problem));
+  const RowAccess<A> teacher(problem, of_teacher ? problem.teacher : Rows{}, absent,
+                             scratch + tile * padded_classes(problem));
   A* statistic = static_cast<A*>(problem.row_statistic);
   for (int64_t first = begin, count; first < end; first += count) {
     count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
     student.load(first, count);
     teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {
+      const Line<A> z = student.row(first, r), t = teacher.row(first, r);
       A& result = statistic[first + r];
       if (!problem.counts_row(first + r)) result = 0;
-      else if (problem.statistic == RowStatistic::confidence) result = A(1) / sum_of_exp(teacher.row(first, r), classes);
-      else if (problem.statistic == RowStatistic::doubt) result = doubt_statistic(sum_of_exp(student.row(first, r), classes));
-      else result = cosine_of_rows(problem, first + r, student.row(first, r), teacher.row(first, r));
+      else if (problem.statistic == RowStatistic::confidence) result = A(1) / sum_of_exp(t, classes);
+      else if (problem.statistic == RowStatistic::doubt) result = doubt_statistic(sum_of_exp(z, classes));
+      else result = cosine_of_rows(problem, first + r, z, t);
     }
   }
 }

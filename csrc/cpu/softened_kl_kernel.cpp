@@ -1,4 +1,5 @@
-// Softened KL on the CPU: counts, statistics, rows on all threads (cpu/softened_kl-inl.h, for each instruction set), reduction.
+// Softened KL on the CPU: counts, statistics and rows on all threads (cpu/softened_kl-inl.h, for each instruction set),
+// reduction.
 #define KD_ISA_SOURCE "cpu/softened_kl-inl.h"
 #include "cpu/each_isa.h"
 

@@ -11,7 +11,8 @@ namespace kd {
 using ParallelFor =
     std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body)>;
 
-// Solves the problem; std::invalid_argument for a label that is none and a permutation that is none. The result does not depend on how rows are split.
+// Solves the problem; std::invalid_argument for a label that is none and a permutation that is none. The result does not
+// depend on how rows are split.
 void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for);
 
 // The first pass alone: the statistic of every row, as it is before the batch is known.

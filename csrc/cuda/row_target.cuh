@@ -50,8 +50,9 @@ struct RunningLargest {
 
 // The teacher's largest class, and the logit of the label (0 for none). All threads take part.
 template <class A, class Team, class Storage>
-KD_DEVICE RunningLargest<A> largest_class(const SoftenedKL& problem, bool computed, int64_t label, const RowPosition& position,
-                                          const Team& team, Storage& storage, A* label_logit) {
+KD_DEVICE RunningLargest<A> largest_class(const SoftenedKL& problem, bool computed, int64_t label,
+                                          const RowPosition& position, const Team& team, Storage& storage,
+                                          A* label_logit) {
   RunningLargest<A> largest;
   A of_label[1] = {0};
   storage.for_each(problem, position, computed, team,

@@ -379,7 +379,8 @@ void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream
 }
 
 inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
-  const bool unit_stride = problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1);
+  const bool teacher_is_unit = !problem.teacher.data || problem.teacher.class_stride == 1;
+  const bool unit_stride = problem.student.class_stride == 1 && teacher_is_unit;
   return plan_rows(problem.rows(), problem.classes, element_size(problem.student.dtype),
                    element_size(problem.teacher.dtype), problem.is_double(), unit_stride, sm);
 }
@@ -396,8 +397,8 @@ inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, int
   const SoftenedKL rest = problem.after_statistics();
   if (problem.statistic != RowStatistic::none) {
     if (!problem.has_statistics()) row_statistics_cuda(problem, sm, stream);
-    if (problem.is_double()) simt::launch(apply_statistics_kernel<double>, problem.groups, reduce_threads, 0, stream, problem);
-    else simt::launch(apply_statistics_kernel<float>, problem.groups, reduce_threads, 0, stream, problem);
+    const auto apply = problem.is_double() ? apply_statistics_kernel<double> : apply_statistics_kernel<float>;
+    simt::launch(apply, problem.groups, reduce_threads, 0, stream, problem);
   }
   if (problem.is_double()) launch_problem<double>(rest, plan, stream);
   else launch_problem<float>(rest, plan, stream);

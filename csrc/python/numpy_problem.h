@@ -79,7 +79,7 @@ struct Options {
   py::object row_weight, row_temperature;
   int64_t groups, dim;
   bool grad_student, grad_teacher;
-  py::dict source_options;  // of the sources label, permuted and adjusted, and of statistics; `confidence` stands for a teacher
+  py::dict source_options;  // of sources label, permuted and adjusted, and of statistics; `confidence` replaces a teacher
 };
 
 // The problem, with what it points to. Memory for outputs and workspaces comes from `allocate(name, bytes)`, which keeps
@@ -164,12 +164,13 @@ class NumpyProblem {
     problem.statistic_power = take("statistic_power", problem.statistic_power);
     problem.temperature_slope = take("temperature_slope", problem.temperature_slope);
     problem.least_temperature = take("least_temperature", problem.least_temperature);
-    const py::object permutation = take("permutation", py::object(py::none())), confidence = take("confidence", py::object(py::none()));
+    const py::object none = py::none(), permutation = take("permutation", none), confidence = take("confidence", none);
     if (py::len(rest)) throw std::invalid_argument("unknown source options: " + py::str(rest).cast<std::string>());
 
     if (!permutation.is_none()) {
       const py::array_t<int64_t, py::array::c_style> array(permutation);
-      if (array.size() != problem.rows() * problem.classes) throw std::invalid_argument("permutation must be [rows, classes]");
+      if (array.size() != problem.rows() * problem.classes)
+        throw std::invalid_argument("permutation must be [rows, classes]");
       kept_.push_back(array);
       problem.permutation = array.data();
     }

@@ -294,7 +294,7 @@ def cwtm_loss(
             confidence = ops.row_statistics.row_statistics(
                 teacher, None, target, _CONFIDENCE, 0.0, 0, ignore_index, dim
             )
-            confidence, teacher = confidence.to(arithmetic(student, teacher)), None
+            confidence, teacher = confidence.to(arithmetic(student)), None
         confidence = confidence_weights(confidence, target != ignore_index, group)
         normalise = False
     return _run(
