@@ -61,16 +61,29 @@ class RowAccess {
 
   void load(int64_t first, int64_t count) const {
     if (!rows_.data) return;
-    each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t c = problem_.classes; c < padded_; ++c) scratch_[r * padded_ + c] = absent_;
+    fill_tails(count);
+    if (in_place_ && count == 1) std::memcpy(scratch_ + body(), row(first, 0).body + body(), tail_bytes());
+    else each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
   }
 
   void store(int64_t first, int64_t count) const {
-    if (rows_.data) each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
+    if (!rows_.data) return;
+    if (in_place_ && count == 1) std::memcpy(row(first, 0).body + body(), scratch_ + body(), tail_bytes());
+    else each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
   }
 
  private:
+  int64_t body() const { return body_classes(problem_.classes); }
+  size_t tail_bytes() const { return (problem_.classes - body()) * sizeof(A); }
+
+  // No class where there will be none; the classes of the tail come after.
+  KD_INLINE void fill_tails(int64_t count) const {
+    const Vec<A> absent = splat(absent_);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = body(); c < padded_; c += Simd<A>::lanes)
+        std::memcpy(scratch_ + r * padded_ + c, &absent, sizeof absent);
+  }
+
   // body(element, number) for every class of `count` rows that is not used in place, in the order of memory.
   template <class Body>
   KD_INLINE void each(int64_t first, int64_t count, const Body& body) const {
