@@ -98,8 +98,8 @@ def numbered(options):
     return {name: number(name, value) for name, value in options.items()}
 
 
-def statistics(student, teacher, options):
-    """Weights or temperatures of the rows in float64, and which rows count."""
+def statistics(student, teacher, options, precision):
+    """Weights or temperatures of the rows in float64, and how far an arithmetic of this precision may be from them."""
     extra, rows = options["source_options"], len(student)
     counted = np.ones(rows, bool) if options.get("mask") is None else options["mask"]
     if options["source"] == "label":
@@ -115,18 +115,28 @@ def statistics(student, teacher, options):
                 teacher = exchanged(teacher, options)
             units = [x / (np.sqrt((x * x).sum(1, keepdims=True)) + 1e-4) for x in (student, teacher)]
             found = np.maximum(1 - (units[0] * units[1]).sum(1), 0) ** extra["statistic_power"]
-    result = np.zeros(rows) if extra["statistic"] == "confidence" else np.full(rows, float(options["temperature"]))
+    # An exponential, blocks of sums, a quotient. A cosine near 1 leaves few digits of 1 - cos, its root half as many.
+    wobble = 32 * precision * found
+    if extra["statistic"] == "cosine":
+        power = extra["statistic_power"]
+        wobble = np.full(rows, (200 * precision) ** min(power, 1.0) * 4)
+    weighs = extra["statistic"] == "confidence"
+    result = np.zeros(rows) if weighs else np.full(rows, float(options["temperature"]))
+    allowed = 8 * precision * result
     for group in np.split(np.arange(rows), options["groups"]) if rows else []:
         group = group[counted[group]]
-        total = found[group].sum()
-        scale = total if extra["normalise_statistic"] and total > 0 else 1.0
-        if extra["statistic"] == "confidence":
-            result[group] = found[group] * (len(group) / scale if extra["normalise_statistic"] and total > 0 else 1)
-        elif len(group):
-            slope = extra["temperature_slope"] / scale
-            result[group] = options["temperature"] + (total / len(group) - found[group]) * slope
+        count, total = max(len(group), 1), found[group].sum()
+        unit = total if extra["normalise_statistic"] and total > 0 else 1.0
+        if weighs:
+            factor = count / unit if extra["normalise_statistic"] and total > 0 else 1
+            result[group] = found[group] * factor
+            allowed[group] = wobble[group] * factor
+        else:
+            slope = extra["temperature_slope"] / unit
+            result[group] = options["temperature"] + (total / count - found[group]) * slope
             result[group] = np.maximum(result[group], extra["least_temperature"])
-    return result, counted
+            allowed[group] += slope * (wobble[group] + wobble[group].sum() / count + 8 * precision * (found[group] + total / count))
+    return result, allowed
 
 
 def mistaken(teacher, options):
@@ -182,11 +192,8 @@ def check(student, teacher, options, ours):
     precision = PRECISION["float64" if double else "float32"]
     z, t = as_rows(decode(student)), as_rows(decode(teacher))
     if ours["row_statistic"] is not None:
-        truth, _ = statistics(z, t, options)
-        # A cosine near 1 leaves few digits of 1 - cos, and a root of it half as many again.
-        power = options["source_options"].get("statistic_power", 1.0)
-        loose = (200 * precision) ** min(power, 1.0) * 4 if options["source_options"]["statistic"] == "cosine" else 0
-        np.testing.assert_allclose(ours["row_statistic"], truth, rtol=32 * precision, atol=loose + 8 * precision)
+        truth, allowed = statistics(z, t, options, precision)
+        assert (np.abs(ours["row_statistic"] - truth) <= allowed).all(), (ours["row_statistic"], truth, allowed)
     target, rest = expectation(z, t, options, ours["row_statistic"])
     factor = 16 if ours.get("form") == "strided" else 8
     truth = oracle.softened_kl(z, target, **rest)
