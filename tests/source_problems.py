@@ -135,7 +135,8 @@ def statistics(student, teacher, options, precision):
             slope = extra["temperature_slope"] / unit
             result[group] = options["temperature"] + (total / count - found[group]) * slope
             result[group] = np.maximum(result[group], extra["least_temperature"])
-            allowed[group] += slope * (wobble[group] + wobble[group].sum() / count + 8 * precision * (found[group] + total / count))
+            of_mean = (wobble[group].sum() + 8 * precision * total) / count
+            allowed[group] += slope * (wobble[group] + 8 * precision * found[group] + of_mean)
     return result, allowed
 
 
