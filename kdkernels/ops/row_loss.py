@@ -1,9 +1,8 @@
 """Shapes, derivatives and vmap of the ops that go row by row: what all of them share.
 
-Their schemas (csrc/library.cpp) have one form: tensors, the first of them differentiable; options, which vmap does not
-map; then
-`reduction, groups, dim` and for each differentiable tensor whether its gradient is wanted. They return loss,
-parts, those gradients, and further numbers per row.
+Their schemas (csrc/library.cpp) have one form: tensors, the first of them differentiable; options, which
+vmap does not map; then `reduction, groups, dim` and for each differentiable tensor whether its gradient is
+wanted. They return loss, parts, those gradients, and further numbers per row.
 
 The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
 out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
