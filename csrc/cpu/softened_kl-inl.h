@@ -76,33 +76,41 @@ KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) 
 }
 
 // How the target's weights are dealt out to the classes once they and their sum are known; the teacher's row itself stays
-// as it is. Returns what that adds to sum weight * (t - z), from which the forward KL of two softmaxes follows.
+// as it is. `sum` is that of weight * ((t - max t) - (z - max z)), from which the forward KL of two softmaxes follows.
 struct AsTheyAre {
   template <class A>
-  KD_INLINE A rearrange(const Lines<A>&, int64_t) const {
-    return 0;
-  }
+  KD_INLINE void rearrange(const Lines<A>&, int64_t, A, A, A&) const {}
 };
 
-// Two classes change places. sum weight * t does not notice.
+// Two classes change places, `one` being the teacher's largest. The part of the sum that has t does not notice.
 struct Exchanged {
   int64_t one, other;
 
   template <class A>
-  KD_INLINE A rearrange(const Lines<A>& row, int64_t classes) const {
+  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A teacher_max, A student_max, A& sum) const {
     const A excess = row.teacher_weight[one] - row.teacher_weight[other];
+    const A z_one = *class_at(row.student, one, classes), z_other = *class_at(row.student, other, classes);
     std::swap(row.teacher_weight[one], row.teacher_weight[other]);
-    return excess == A(0) ? A(0) : excess * (*class_at(row.student, one, classes) - *class_at(row.student, other, classes));
+    if (z_one != -std::numeric_limits<A>::infinity()) {
+      if (excess != A(0)) sum += excess * (z_one - z_other);
+      return;
+    }
+    // It has made the sum infinite, and nothing can be taken from that.
+    sum = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      const A t = *class_at(row.teacher, c == one ? other : c == other ? one : c, classes);
+      if (row.teacher_weight[c] != A(0))
+        sum += row.teacher_weight[c] * ((t - teacher_max) - (*class_at(row.student, c, classes) - student_max));
+    }
   }
 };
 
-// Class c gets the weight of class order[c].
+// Class c gets the weight of class order[c]. The sum is not kept: cross entropy does not need it.
 struct Permuted {
   template <class A>
-  KD_INLINE A rearrange(const Lines<A>& row, int64_t classes) const {
+  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A, A, A&) const {
     std::memcpy(row.spare, row.teacher_weight, classes * sizeof(A));
     for (int64_t c = 0; c < classes; ++c) row.teacher_weight[c] = row.spare[row.order[c]];
-    return 0;
   }
 };
 
@@ -139,7 +147,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     if (from_weights)
       part[2] += select(teacher == A(0), Vec<A>{}, teacher * ((t - pair.target.max) - (z - pair.student.max)));
   });
-  weights[2] += order.rearrange(row, classes);
+  order.rearrange(row, classes, pair.target.max, max, weights[2]);
   pair.student.inverse_sum = A(1) / weights[0];
   pair.student.log_sum = std::log(weights[0]);
   if (Source::normalised) {
