@@ -53,6 +53,18 @@ def test_a_label_that_is_none_makes_its_row_nan(source, form):
         np.testing.assert_array_equal(np.isnan(ours[name]).reshape(3, -1).all(1), [False, True, True], err_msg=name)
 
 
+@pytest.mark.parametrize("adjustment", ["none", "exchange", "label"])
+def test_a_label_that_is_none_spoils_what_asks_for_it(adjustment):
+    """The divergence of a row only where it is counted, and adjusted by the label."""
+    student, teacher = plain_problem(50)
+    extra = {"label_on": 0.9, "label_off": 0.1 / 49, "adjustment": adjustment}
+    options = {"source": "adjusted", "reduction": "none", "target": np.array([50, 50, 7]), "source_options": extra}
+    ours = solve(student, teacher, {**options, "mask": np.array([False, True, True])})
+    soft, hard = ours["parts"]
+    np.testing.assert_array_equal(np.isnan(soft), [False, adjustment != "none", False])
+    np.testing.assert_array_equal(np.isnan(hard), [True, True, False])
+
+
 def test_a_permutation_that_leads_nowhere_makes_its_row_nan():
     student, teacher = plain_problem(5, rows=2)
     options = {"source": "permuted", "divergence": "cross_entropy", "reduction": "none"}

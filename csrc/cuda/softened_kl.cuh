@@ -172,6 +172,11 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     by_log_made_sum = sums[1];
   }
 
+  // A label that is none spoils the terms that ask for it.
+  const bool uses_label = problem.source == TargetSource::label || problem.adjustment != Adjustment::none;
+  const bool soft_is_spoiled = scales.bad_label && scales.has_soft && Source::asks_label && uses_label;
+  const bool is_spoiled = soft_is_spoiled || (scales.bad_label && scales.has_hard);
+
   // Sweep 3.
   const A smoothing = static_cast<A>(problem.label_smoothing);
   const A inverse_cold = A(1) / totals[2];
@@ -205,7 +210,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
         const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
         if (problem.ce_weight != 0) grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
       }
-      if (scales.bad_label) grad_student[e] = NAN;
+      if (is_spoiled) grad_student[e] = NAN;
     }
     row_losses.add(chunk);
     if (!exists) return;
@@ -232,7 +237,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     if (label_on != A(0)) soft -= label_on * losses[1] * inverse_temperature;
     if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
   }
-  if (scales.bad_label && Source::asks_label) soft = NAN;
+  if (soft_is_spoiled) soft = NAN;
   A* to = static_cast<A*>(problem.row_losses);
   to[row] = scales.has_soft ? scales.soft * soft : A(0);
   to[problem.rows() + row] = hard;
