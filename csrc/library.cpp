@@ -48,6 +48,17 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   // is 1, and finds out on the device.
   m.def("scale_gradient_(Tensor(a!) gradient, Tensor upstream, int dim) -> ()");
 
+  // Losses on the similarities of queries [Q, D] and keys [K, D] (csrc/similarity.h). `target`: KEY_TARGETS of
+  // kdkernels/_names.py. temperature_tensor, a number of the arithmetic type, replaces `temperature`; own_key < 0: a query
+  // is none of the keys; logit_bias: [Q, K], of any strides, 0 included. Gradients as above.
+  m.def(
+      "similarity_loss(Tensor query, Tensor key, Tensor? temperature_tensor, Tensor? teacher_query, Tensor? teacher_key, "
+      "Tensor? positive, Tensor? query_labels, Tensor? key_labels, Tensor? logit_bias, Tensor? mask, Tensor? row_weight, "
+      "float temperature, int target, bool normalize, bool symmetric, bool scale_by_t2, int own_key, bool allow_tf32, "
+      "int reduction, bool grad_query, bool grad_key, bool grad_temperature) "
+      "-> (Tensor loss, Tensor grad_query, Tensor grad_key, Tensor grad_temperature)");
+  m.def("similarity_rank(Tensor query, Tensor key, Tensor positive, bool normalize, bool allow_tf32) -> Tensor");
+
   // The instruction set of the CPU kernels: "base", "avx2" or "avx512".
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");

@@ -14,10 +14,6 @@
 
 namespace kd {
 
-inline void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument("softened_kl: " + message);
-}
-
 // Strided logits are read where they lie; a layout that needs more than three strides is copied, and so is one whose
 // rows are strided both by class and by position (`keep` holds the copy).
 inline Rows readable_rows(const Tensor& logits, int64_t dim, Tensor& keep) {

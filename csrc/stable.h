@@ -12,6 +12,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "softened_kl.h"
@@ -20,6 +21,11 @@ namespace kd {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Of what would corrupt memory; a user has heard of it from Python before.
+inline void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument("kdkernels: " + message);
+}
 
 inline std::optional<Dtype> float_dtype(const Tensor& tensor) {
   switch (tensor.scalar_type()) {

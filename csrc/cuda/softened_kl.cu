@@ -1,35 +1,22 @@
 // The ops of the family on CUDA tensors.
 #include "cuda/softened_kl.cuh"
 
+#include "cuda/device.h"
 #include "softened_kl_op.h"
 
 namespace kd {
 namespace {
 
-void* current_stream(const Tensor& like) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-  return stream;
-}
-
-// Compute capability of a device as nvcc names it: 90 for 9.0.
-int compute_capability(int device) {
-  int major = 0, minor = 0;
-  simt::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-  simt::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
-  return 10 * major + minor;
-}
-
 struct Cuda {
   static void softened_kl(const SoftenedKL& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    const int sm = compute_capability(like.get_device_index());
+    const int sm = compute_capability(like);
     softened_kl_cuda(problem, plan_problem(problem.after_statistics(), sm), sm, current_stream(like));
   }
 
   static void row_statistics(const SoftenedKL& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    row_statistics_cuda(problem, compute_capability(like.get_device_index()), current_stream(like));
+    row_statistics_cuda(problem, compute_capability(like), current_stream(like));
   }
 
   static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,

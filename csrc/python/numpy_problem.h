@@ -21,13 +21,13 @@ namespace kd::python {
 
 namespace py = pybind11;
 
-inline Dtype dtype_of(const py::array& array) {
+inline Dtype dtype_of(const py::array& array, const std::string& name = "logits") {
   const py::dtype dtype = array.dtype();
   if (dtype.kind() == 'f' && dtype.itemsize() == 4) return Dtype::float32;
   if (dtype.kind() == 'f' && dtype.itemsize() == 2) return Dtype::float16;
   if (dtype.kind() == 'f' && dtype.itemsize() == 8) return Dtype::float64;
   if (dtype.kind() == 'u' && dtype.itemsize() == 2) return Dtype::bfloat16;
-  throw py::type_error("logits must be float32, float64, float16 or uint16 (bfloat16), got " +
+  throw py::type_error(name + " must be float32, float64, float16 or uint16 (bfloat16), got " +
                        py::str(dtype).cast<std::string>());
 }
 
