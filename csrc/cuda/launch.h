@@ -73,6 +73,37 @@ constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int
   return plan;
 }
 
+// --- Similarity --------------------------------------------------------------------------------------------------------
+
+constexpr int similarity_tile = 128;  // queries, keys or features of a block
+
+struct SimilarityPlan {
+  int row_shares;        // blocks that share the keys of a tile of queries
+  int column_shares;     // `symmetric`: blocks that share the queries of a tile of keys
+  int64_t band_rows;     // queries whose gradients by similarity are in memory at a time
+  int band_bytes;        // of one of them
+  int product_shares;    // blocks that share the keys of a tile of the query gradient
+};
+
+// Four blocks for each multiprocessor of a large GPU: with few tiles of rows, several blocks share one.
+constexpr int64_t wanted_blocks = 4 * 132;
+constexpr int shares_of(int64_t blocks, int64_t tiles) {
+  const int64_t shares = wanted_blocks / (blocks > 0 ? blocks : 1), most = tiles > 0 ? tiles : 1;
+  return static_cast<int>(shares < 1 ? 1 : shares < most ? shares : most);
+}
+
+constexpr SimilarityPlan plan_similarity(int64_t queries, int64_t keys, int64_t width, int band_bytes) {
+  const auto tiles = [](int64_t count) { return (count + similarity_tile - 1) / similarity_tile; };
+  // A band no larger than the features in float32: of all memory that depends on the sizes, none grows with their product.
+  const int64_t budget = (queries + keys) * width * 4, row_bytes = (keys > 0 ? keys : 1) * band_bytes * similarity_tile;
+  const int64_t fitting = budget / row_bytes, all = tiles(queries);
+  const int64_t band_tiles = fitting < 1 ? 1 : fitting < all ? fitting : all;
+  // Shares of the query gradient are added up from memory: few, and no more than its tiles need.
+  int product_shares = shares_of(band_tiles * tiles(width), tiles(keys));
+  product_shares = product_shares < 32 ? product_shares : 32;
+  return {shares_of(all, tiles(keys)), shares_of(tiles(keys), all), band_tiles * similarity_tile, band_bytes, product_shares};
+}
+
 // Kernels that sum over rows or touch every number once.
 constexpr int reduce_threads = 256;
 // Enough blocks for every multiprocessor of any GPU; few enough that blocks with nothing to do cost little.

@@ -5,18 +5,28 @@ template <class A, class Team>
 KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team& team) {
   const bool exists = row < problem.rows(), counted = exists && problem.counts_row(row);
   const bool of_student = problem.statistic != RowStatistic::confidence;
-  const bool cosine = problem.statistic == RowStatistic::cosine;
+  const bool cosine = problem.statistic == RowStatistic::cosine, rank = problem.statistic == RowStatistic::rank;
   const RowPosition position(problem, exists ? row : 0);
 
   RunningSoftmax<A> softmax;      // of the only tensor that is read
   BlockedSums<A, 3> products;     // cosine: z t, z z, t t
   RunningLargest<A> largest;      // of the teacher
   A of_label[2] = {0, 0};         // cosine: z and t of the label
-  const int64_t label = cosine && counted && problem.has_label(row) ? problem.target[row] : -1;
+  A ahead[1] = {0};               // rank
+  const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.target[row] : -1;
+  const bool ranked = rank && label >= 0 && label < problem.classes;
+  const A own = ranked ? read_class<A>(problem.student, position, label) : A(0);
   for (int64_t chunk = team.rank(); counted && chunk < position.chunks; chunk += team.size()) {
     const int64_t first = position.first_class(chunk);
     A z[chunk_classes], t[chunk_classes];
     read_row(of_student ? problem.student : problem.teacher, position, first, problem.classes, -HUGE_VALF, z);
+    if (rank) {
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+        const int64_t c = first + e;
+        if (c >= 0 && c < problem.classes && c != label) ahead[0] += is_ahead(z[e], own, c < label);
+      }
+      continue;
+    }
     if (!cosine) {
       softmax.add(z, A(1), false);
       continue;
@@ -47,6 +57,9 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
     if (problem.adjustment == Adjustment::exchange && label >= 0 && label < problem.classes && largest.index != label)
       sums[0] -= (largest.beside - of_label[0]) * (largest.value - of_label[1]);
     statistic = cosine_statistic(problem, sums[0], sums[1], sums[2]);
+  } else if (rank) {
+    team.sum(ahead);  // exact: at most 2^24 classes
+    statistic = ranked ? ahead[0] : A(no_rank);
   } else {
     A highest[1] = {softmax.max};
     team.max(highest);

@@ -1,4 +1,5 @@
-// The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses, launch.
+// The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses, products of
+// fragments on tensor cores, launch.
 //
 // Kernels are written in these words alone. Under nvcc each is the CUDA instruction of its name; under a host
 // compiler emulated/simt_host.h gives each a plain C++ form, so that the same kernel runs, is sanitized and is tested
@@ -11,6 +12,7 @@
 // - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is
 //   what the launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
 // - load16 and store16 demand addresses that are multiples of 16.
+// - multiply_fragments belongs to a full warp, like a shuffle, and needs compute capability 8.0.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -25,6 +27,9 @@ constexpr int warp_threads = 32;
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
+
+// What a 32-bit word of a fragment holds: two halves, two bfloat16, or a float rounded to TF32.
+enum class Fragment : int { half, bfloat16, tf32 };
 
 }  // namespace kd::simt
 
@@ -80,6 +85,41 @@ KD_DEVICE Bytes16 load16(const void* address) {
 
 KD_DEVICE void store16(void* address, Bytes16 bytes) {
   *static_cast<uint4*>(address) = make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]);
+}
+
+// A float with the 10 fraction bits that tensor cores look at.
+KD_DEVICE uint32_t to_tf32(float value) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+#else
+  return float_bits(value);
+#endif
+}
+
+// sum[i][j] += a[i] b[j]: 16 x 8 numbers each, from 16 rows of a and 8 of b with 8 words per row. With g = lane / 4 and
+// t = lane % 4 a lane holds words t and t + 4 of row g of b[j]; of a[i], word t of rows g and g + 8, then word t + 4 of
+// both; of the sums, columns 2t and 2t + 1 of row g, then of row g + 8.
+template <Fragment kind, int rows, int columns>
+KD_DEVICE void multiply_fragments(float (&sum)[rows][columns][4], const uint32_t (&a)[rows][4],
+                                  const uint32_t (&b)[columns][2]) {
+#if __CUDA_ARCH__ >= 800
+#define KD_MMA(instruction)                                                                                        \
+  asm volatile("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(sum[i][j][0]), "+f"(sum[i][j][1]), "+f"(sum[i][j][2]), "+f"(sum[i][j][3])                    \
+               : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]))
+  KD_UNROLL for (int i = 0; i < rows; ++i)
+    KD_UNROLL for (int j = 0; j < columns; ++j) {
+      if constexpr (kind == Fragment::half) KD_MMA("m16n8k16.row.col.f32.f16.f16.f32");
+      else if constexpr (kind == Fragment::bfloat16) KD_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
+      else KD_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+    }
+#undef KD_MMA
+#else
+  (void)sum, (void)a, (void)b;
+  __trap();  // never launched there
+#endif
 }
 
 inline void check(cudaError_t status, const char* what) {

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -54,6 +55,25 @@ class Guarded {
   size_t bytes_;
   size_t front_;  // bytes of the zone in front
   std::unique_ptr<unsigned char[]> whole_;
+};
+
+// What kernels write to, by name.
+class Outputs {
+ public:
+  void* allocate(const std::string& name, size_t bytes) {
+    return outputs_.emplace_back(Output{name, Guarded(bytes)}).memory.data();
+  }
+
+  void check() const {
+    for (const Output& output : outputs_) output.memory.check(output.name);
+  }
+
+ private:
+  struct Output {
+    std::string name;
+    Guarded memory;
+  };
+  std::deque<Output> outputs_;
 };
 
 }  // namespace kd::emulated

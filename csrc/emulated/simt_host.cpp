@@ -304,13 +304,15 @@ bool vote_any(bool value, Place place) {
   return warp.any[turn];
 }
 
-uint64_t exchange(uint64_t bits, int source_lane, Place place) {
+const uint64_t* exchange_all(uint64_t bits, Place place) {
   Warp& warp = warp_of(*engine.running);
   const int turn = warp.turn;
   warp.values[turn][lane_index()] = bits;
   meet_warp(warp, Doing::shuffle, place);
-  return warp.values[turn][source_lane];
+  return warp.values[turn].data();
 }
+
+uint64_t exchange(uint64_t bits, int source_lane, Place place) { return exchange_all(bits, place)[source_lane]; }
 
 void* static_shared(const void* key, size_t bytes) {
   size_t total = bytes;

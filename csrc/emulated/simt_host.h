@@ -71,6 +71,54 @@ T shuffle_xor(T value, int lane_mask, Place place = Place::here()) {
   return shuffle(value, lane_index() ^ lane_mask, place);
 }
 
+// Gives `bits` to the warp and returns those of all lanes, until this thread meets its warp again.
+const uint64_t* exchange_all(uint64_t bits, Place place);
+
+inline uint32_t to_tf32(float value) {
+  const uint32_t bits = float_bits(value);
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? (bits + 0x1000u) & ~0x1fffu : bits;
+}
+
+// The numbers in a word of a fragment.
+template <Fragment kind>
+int unpack(uint32_t word, float (&numbers)[2]) {
+  if constexpr (kind == Fragment::tf32) {
+    numbers[0] = float_from_bits(word & ~0x1fffu);
+    return 1;
+  } else {
+    const auto widen = [](uint32_t bits) {
+      const auto half = static_cast<uint16_t>(bits);
+      return kind == Fragment::half ? half_to_float(half) : bfloat16_to_float(half);
+    };
+    numbers[0] = widen(word & 0xffffu);
+    numbers[1] = widen(word >> 16);
+    return 2;
+  }
+}
+
+template <Fragment kind, int rows, int columns>
+void multiply_fragments(float (&sum)[rows][columns][4], const uint32_t (&a)[rows][4], const uint32_t (&b)[columns][2],
+                        Place place = Place::here()) {
+  struct Given {
+    const uint32_t (*a)[4];
+    const uint32_t (*b)[2];
+  } given{a, b};
+  const uint64_t* lanes = exchange_all(reinterpret_cast<uintptr_t>(&given), place);
+  const auto of_lane = [&](int lane) { return *reinterpret_cast<const Given*>(static_cast<uintptr_t>(lanes[lane])); };
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; ++j)
+      for (int e = 0; e < 4; ++e)
+        for (int word = 0; word < 8; ++word) {
+          float x[2], y[2];
+          unpack<kind>(of_lane(4 * g + word % 4).a[i][word / 4 * 2 + e / 2], x);
+          const int count = unpack<kind>(of_lane(4 * (2 * t + e % 2) + word % 4).b[j][word / 4], y);
+          for (int half = 0; half < count; ++half) sum[i][j][e] += x[half] * y[half];
+        }
+  sync_warp(place);  // the fragments stay as they are until every lane has read them
+}
+
 void* static_shared(const void* key, size_t bytes);
 void* dynamic_shared_bytes();
 

@@ -3,8 +3,6 @@
 // Outputs and workspaces start as NaN between guard zones; what the kernels wrote is copied out afterwards.
 #include "cuda/softened_kl.cuh"
 
-#include <deque>
-
 #include "emulated/guarded.h"
 #include "python/numpy_problem.h"
 
@@ -12,26 +10,7 @@ namespace py = pybind11;
 
 namespace {
 
-using kd::emulated::Guarded;
-
-// What kernels write to, by name.
-class Outputs {
- public:
-  void* allocate(const std::string& name, size_t bytes) {
-    return outputs_.emplace_back(Output{name, Guarded(bytes)}).memory.data();
-  }
-
-  void check() const {
-    for (const Output& output : outputs_) output.memory.check(output.name);
-  }
-
- private:
-  struct Output {
-    std::string name;
-    Guarded memory;
-  };
-  std::deque<Output> outputs_;
-};
+using kd::emulated::Outputs;
 
 // The plan of a launch form that plan_rows() might not choose for the problem: `lanes` per row at least in the held
 // form, exactly in the strided one, `threads` per block.
