@@ -25,6 +25,12 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(256) every_word(const T* from, T* to, uint16_t* 
   T value = shuffle_xor(shared[0], 1) + shuffle(dynamic[0], 3);
   if (vote_any(value > T(0))) value += T(grid_blocks());
   store16(to, load16(from));
+  const uint32_t a[2][4] = {{to_tf32(float(value))}}, b[1][2] = {{to_tf32(float(from[1]))}};
+  float sum[2][1][4] = {};
+  multiply_fragments<Fragment::half>(sum, a, b);
+  multiply_fragments<Fragment::bfloat16>(sum, a, b);
+  multiply_fragments<Fragment::tf32>(sum, a, b);
+  value += T(sum[1][0][3]);
   to[index] = value + T(kd::half_to_float(half[0])) + T(kd::bfloat16_to_float(half[1]));
   half[2] = kd::float_to_half(float(value));
   half[3] = kd::float_to_bfloat16(float(value));
