@@ -94,14 +94,16 @@ constexpr int shares_of(int64_t blocks, int64_t tiles) {
 
 constexpr SimilarityPlan plan_similarity(int64_t queries, int64_t keys, int64_t width, int band_bytes) {
   const auto tiles = [](int64_t count) { return (count + similarity_tile - 1) / similarity_tile; };
-  // A band no larger than the features in float32: of all memory that depends on the sizes, none grows with their product.
-  const int64_t budget = (queries + keys) * width * 4, row_bytes = (keys > 0 ? keys : 1) * band_bytes * similarity_tile;
-  const int64_t fitting = budget / row_bytes, all = tiles(queries);
-  const int64_t band_tiles = fitting < 1 ? 1 : fitting < all ? fitting : all;
-  // Shares of the query gradient are added up from memory: few, and no more than its tiles need.
+  // A band as large as the features in half precision, or 16 MiB; shares of the query gradient half of that. No memory grows
+  // with the product of the sizes.
+  const int64_t features = (queries + keys) * width * 2, least = int64_t(16) << 20;
+  const int64_t budget = features > least ? features : least, row_bytes = (keys > 0 ? keys : 1) * band_bytes;
+  const int64_t fitting = budget / (row_bytes * similarity_tile), all = tiles(queries);
+  const int64_t band_tiles = fitting < 1 ? 1 : fitting < all ? fitting : all, band_rows = band_tiles * similarity_tile;
+  const int64_t most_shares = budget / 2 / (band_rows * width * 4);
   int product_shares = shares_of(band_tiles * tiles(width), tiles(keys));
-  product_shares = product_shares < 32 ? product_shares : 32;
-  return {shares_of(all, tiles(keys)), shares_of(tiles(keys), all), band_tiles * similarity_tile, band_bytes, product_shares};
+  if (product_shares > most_shares) product_shares = most_shares < 1 ? 1 : static_cast<int>(most_shares);
+  return {shares_of(all, tiles(keys)), shares_of(tiles(keys), all), band_rows, band_bytes, product_shares};
 }
 
 // Kernels that sum over rows or touch every number once.

@@ -44,8 +44,8 @@ struct BankPlan {
   int64_t splits;    // shares of a row's columns
   int64_t segments;  // pieces of a row's width
 
-  KD_HOST_DEVICE int64_t segment_chunks() const { return static_cast<int64_t>(lanes) * chunks; }
-  KD_HOST_DEVICE int64_t segment_width() const { return segment_chunks() * chunk_classes; }
+  KD_HOST_DEVICE constexpr int64_t segment_chunks() const { return static_cast<int64_t>(lanes) * chunks; }
+  KD_HOST_DEVICE constexpr int64_t segment_width() const { return segment_chunks() * chunk_classes; }
 };
 
 KD_HOST_DEVICE constexpr int64_t parts_of(int64_t items, int64_t part) { return (items + part - 1) / part; }
