@@ -347,7 +347,7 @@ KD_DEVICE A logit_gradient(const SimilarityOnDevice<A>& problem, int64_t j, int6
 
 // A tile of the band that begins with query `first_query`: H = d loss / d <f_j, g_k>.
 template <class Kind, class H, bool teacher>
-KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
+KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
     band_kernel(SimilarityOnDevice<typename Kind::Number> problem, int64_t first_query) {
   using A = typename Kind::Number;
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
@@ -381,7 +381,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
 
 // to[share][row][column] = sum over the share's depth of a(row, k) b(column, k), added to what is there if `more`.
 template <class Kind, bool a_transposed>
-KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
+KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, Kind::blocks)
     products_kernel(TileOperand a, TileOperand b, typename Kind::Number* to, int shares, bool more) {
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
   const int64_t across = (b.rows + tile_rows - 1) / tile_rows, share = simt::block_index() % shares;

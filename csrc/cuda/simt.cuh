@@ -44,7 +44,7 @@ enum class Fragment : int { half, bfloat16, tf32 };
 #include <string>
 
 #define KD_KERNEL __global__
-#define KD_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#define KD_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads of a block, blocks of a multiprocessor
 #define KD_SHARED(T, name, count) __shared__ T name[count]
 
 namespace kd::simt {

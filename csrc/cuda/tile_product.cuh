@@ -11,6 +11,7 @@
 //     Element            what shared memory holds
 //     Number             what sums are kept in
 //     Reads<T>           whether it takes features stored as T
+//     blocks             of a multiprocessor at a time: registers permitting, one multiplies while another waits for memory
 //     multiply           8 x 8 += one step of A times one of B: on tensor cores, or by the threads themselves
 #pragma once
 #include <type_traits>
@@ -50,6 +51,7 @@ template <simt::Fragment fragment, class E>
 struct TensorCores {
   using Element = E;
   using Number = float;
+  static constexpr int blocks = 2;
   static constexpr int warp_sharers = 4;  // lanes of a warp with the same rows: neighbours
   static constexpr int warps_across = 4;  // warps with the same rows
 
@@ -99,6 +101,7 @@ struct ThreadTiles {
   using Number = A;
   template <class T>
   using Reads = std::bool_constant<(sizeof(T) <= sizeof(A))>;
+  static constexpr int blocks = 1;
   static constexpr int warp_sharers = 16;
   static constexpr int warps_across = 1;
 

@@ -15,7 +15,7 @@
 #include <type_traits>
 
 #define KD_KERNEL
-#define KD_LAUNCH_BOUNDS(threads)
+#define KD_LAUNCH_BOUNDS(...)
 // Keyed by the address of a variable of the declaring function, as a __shared__ array belongs to its function.
 #define KD_SHARED(T, name, count)                                                                      \
   static_assert(std::is_trivially_default_constructible_v<T>, "shared memory starts without a value"); \
