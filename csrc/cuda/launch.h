@@ -99,7 +99,7 @@ constexpr SimilarityPlan plan_similarity(int64_t queries, int64_t keys, int64_t 
   const int64_t features = (queries + keys) * width * 2, least = int64_t(16) << 20;
   const int64_t budget = features > least ? features : least, row_bytes = (keys > 0 ? keys : 1) * band_bytes;
   const int64_t fitting = budget / (row_bytes * similarity_tile), all = tiles(queries);
-  const int64_t band_tiles = fitting < 1 ? 1 : fitting < all ? fitting : all, band_rows = band_tiles * similarity_tile;
+  const int64_t smaller = fitting < all ? fitting : all, band_tiles = smaller < 1 ? 1 : smaller, band_rows = band_tiles * similarity_tile;
   const int64_t most_shares = budget / 2 / (band_rows * width * 4);
   int product_shares = shares_of(band_tiles * tiles(width), tiles(keys));
   if (product_shares > most_shares) product_shares = most_shares < 1 ? 1 : static_cast<int>(most_shares);
