@@ -341,8 +341,10 @@ KD_DEVICE A logit_gradient(const SimilarityOnDevice<A>& problem, int64_t j, int6
   A p = is_positive(problem, j, k) ? A(1) : A(0);
   if (problem.target == KeyTarget::labels) p /= work.positives[j];
   if (!problem.symmetric) return weight * (q - p);
-  const A by_column = exponential(student - work.column_log_sums[k]) * work.column_weights[k] - weight * p;
-  return (weight * (q - p) + by_column) / 2;
+  // A column that is nobody's positive may be empty, its softmax no number.
+  const A column_weight = work.column_weights[k];
+  const A by_column = column_weight == A(0) ? A(0) : column_weight * exponential(student - work.column_log_sums[k]);
+  return (weight * (q - p) + (by_column - weight * p)) / 2;
 }
 
 // A tile of the band that begins with query `first_query`: H = d loss / d <f_j, g_k>.
