@@ -1,8 +1,8 @@
-"""Times a family of losses against eager PyTorch, torch.compile and a copy of the bytes that cannot be avoided.
+"""Times a family of losses against eager PyTorch, torch.compile and the work that cannot be avoided.
 
     python -m benchmarks [FAMILY] [--quick] [--device cpu|cuda] [--dtype float32|bfloat16] [--threads N] [--json PATH]
 
-Prints the machine and a Markdown table; times are medians of forward + backward, ratios are taken round by round.
+Prints the machine and Markdown tables; times are medians of forward + backward, ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import argparse
 import importlib
 import json
 import platform
-import statistics
-import sys
 from pathlib import Path
 
 import torch
 
 import kdkernels as kd
 
-from .row_losses import contenders
-from .timing import alternate, peak_bytes, ratio, spread
+from . import bench_memory_bank, row_losses, similarities
 
-FAMILIES = ["softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl"]
-SECONDS = 8.0  # per row of the table
+# What measures a family, and makes one table of all such.
+FAMILIES = {
+    "softened_kl": row_losses,
+    "label_loss": row_losses,
+    "dkpp_loss": row_losses,
+    "dynamic_temperature_kl": row_losses,
+    "similarity": similarities,
+    "memory_bank": bench_memory_bank,
+}
 
 
 def machine(device: str) -> dict:
@@ -44,56 +48,15 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def measure(family: str, device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
-    module = importlib.import_module(f"benchmarks.bench_{family}")
-    results = []
-    shapes = module.QUICK_SHAPES if quick else module.CUDA_SHAPES if device == "cuda" else module.CPU_SHAPES
-    for loss, (ours, eager, tensors_moved) in module.LOSSES.items():
-        for rows, classes in shapes:
-            torch._dynamo.reset()
-            calls = contenders(ours, eager, tensors_moved, rows, classes, dtype, device)
-            times = alternate(calls, device, seconds=1.0 if quick else SECONDS)
-            gradient = rows * classes * dtype.itemsize
-            results.append(
-                {
-                    "loss": loss,
-                    "rows": rows,
-                    "classes": classes,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "microseconds": {name: statistics.median(of) * 1e6 for name, of in times.items()},
-                    "spread": {name: spread(of) for name, of in times.items()},
-                    "over_eager": ratio(times, "eager", "kdkernels"),
-                    "over_compile": ratio(times, "compile", "kdkernels"),
-                    "of_copy_speed": ratio(times, "copy", "kdkernels"),
-                    "peak_gradients": {name: peak_bytes(calls[name], device) / gradient for name in ("kdkernels", "eager")},
-                }
-            )
-            print(".", end="", flush=True, file=sys.stderr)
-    print(file=sys.stderr)
-    return results
-
-
-def table(results: list[dict]) -> str:
-    lines = [
-        "| loss | rows x classes | dtype | kdkernels, us | over eager | over torch.compile | share of copy speed "
-        "| peak memory, gradients (eager) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in results:
-        peak = r["peak_gradients"]
-        lines.append(
-            f"| `{r['loss']}` | {r['rows']} x {r['classes']} | {r['dtype']} | {r['microseconds']['kdkernels']:.0f} "
-            f"± {100 * r['spread']['kdkernels']:.0f} % | {r['over_eager']:.1f}x | {r['over_compile']:.1f}x "
-            f"| {100 * r['of_copy_speed']:.0f} % | {peak['kdkernels']:.1f} ({peak['eager']:.1f}) |"
-        )
-    return "\n".join(lines)
-
-
 def run(families: list[str], device: str, dtype: torch.dtype, quick: bool) -> dict:
     facts = machine(device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    results = [result for family in families for result in measure(family, device, dtype, quick)]
-    print(table(results))
+    results = []
+    for kind in dict.fromkeys(FAMILIES[family] for family in families):
+        alike = [importlib.import_module(f"benchmarks.bench_{name}") for name in families if FAMILIES[name] is kind]
+        found = [result for module in alike for result in kind.measure(module, device, dtype, quick)]
+        print(kind.table(found))
+        results += found
     return {"machine": facts, "results": results}
 
 
@@ -108,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    families = [options.family] if options.family else FAMILIES
+    families = [options.family] if options.family else list(FAMILIES)
     report = run(families, options.device, getattr(torch, options.dtype), options.quick)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

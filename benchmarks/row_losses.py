@@ -1,13 +1,16 @@
-"""What the benchmarks of all row losses share: shapes, and the contenders of one of them."""
+"""What the benchmarks of all row losses share: the contenders of one of them, and their table."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .timing import Call
+from .timing import Call, alternate, peak_bytes, ratio, seconds_per_row, spread
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of student, teacher, target
 
@@ -44,3 +47,47 @@ def contenders(
         "compile": step(torch.compile(eager)),
         "copy": lambda: destination.copy_(source),
     }
+
+
+def measure(module: ModuleType, device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
+    results = []
+    shapes = module.QUICK_SHAPES if quick else module.CUDA_SHAPES if device == "cuda" else module.CPU_SHAPES
+    for loss, (ours, eager, tensors_moved) in module.LOSSES.items():
+        for rows, classes in shapes:
+            torch._dynamo.reset()
+            calls = contenders(ours, eager, tensors_moved, rows, classes, dtype, device)
+            times = alternate(calls, device, seconds=seconds_per_row(quick))
+            gradient = rows * classes * dtype.itemsize
+            results.append(
+                {
+                    "loss": loss,
+                    "rows": rows,
+                    "classes": classes,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "microseconds": {name: statistics.median(of) * 1e6 for name, of in times.items()},
+                    "spread": {name: spread(of) for name, of in times.items()},
+                    "over_eager": ratio(times, "eager", "kdkernels"),
+                    "over_compile": ratio(times, "compile", "kdkernels"),
+                    "of_copy_speed": ratio(times, "copy", "kdkernels"),
+                    "peak_gradients": {name: peak_bytes(calls[name], device) / gradient for name in ("kdkernels", "eager")},
+                }
+            )
+            print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    return results
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        "| loss | rows x classes | dtype | kdkernels, us | over eager | over torch.compile | share of copy speed "
+        "| peak memory, gradients (eager) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in results:
+        peak = r["peak_gradients"]
+        lines.append(
+            f"| `{r['loss']}` | {r['rows']} x {r['classes']} | {r['dtype']} | {r['microseconds']['kdkernels']:.0f} "
+            f"± {100 * r['spread']['kdkernels']:.0f} % | {r['over_eager']:.1f}x | {r['over_compile']:.1f}x "
+            f"| {100 * r['of_copy_speed']:.0f} % | {peak['kdkernels']:.1f} ({peak['eager']:.1f}) |"
+        )
+    return "\n".join(lines)

@@ -28,6 +28,10 @@ def main() -> None:
         # Classes strided: one thread per row.
         student, teacher = (torch.randn(2, 19, 7, 5, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
         kd.softened_kl(student, teacher, dim=1, reduction="none").sum().backward()
+        for width in (5, 128, 300, 1500):
+            embedding, bank = (torch.randn(rows, width, device="cuda", dtype=dtype) for rows in (5, 40))
+            index = torch.randint(40, (5, 600), device="cuda")
+            kd.memory_bank_nce(embedding.requires_grad_(), bank, index, temperature=10.0).backward()
     torch.cuda.synchronize()
 
 

@@ -15,6 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 Call = Callable[[], object]
 
 
+def seconds_per_row(quick: bool) -> float:
+    """Of a table."""
+    return 1.0 if quick else 8.0
+
+
 def timed(call: Call, repeats: int, device: str) -> float:
     """Seconds per call of `repeats` calls in a row."""
     if device == "cuda":

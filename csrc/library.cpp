@@ -59,6 +59,14 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "-> (Tensor loss, Tensor grad_query, Tensor grad_key, Tensor grad_temperature)");
   m.def("similarity_rank(Tensor query, Tensor key, Tensor positive, bool normalize, bool allow_tf32) -> Tensor");
 
+  // Noise-contrastive estimation of embeddings [B, d] against entries index [B, K+1] of a bank [n, d], column 0 the
+  // positive (csrc/memory_bank.h). Z is one number of the arithmetic type. The second op finds it: `known`, unless that is
+  // absent or NaN, which it finds out on the device. The gradient as above; `positive` [B]: the scores of column 0.
+  m.def(
+      "memory_bank_nce(Tensor embedding, Tensor bank, Tensor index, Tensor normalizer, float temperature, float eps, "
+      "int reduction, bool grad_embedding) -> (Tensor loss, Tensor positive, Tensor grad_embedding)");
+  m.def("memory_bank_normalizer(Tensor embedding, Tensor bank, Tensor index, Tensor? known, float temperature) -> Tensor");
+
   // The instruction set of the CPU kernels: "base", "avx2" or "avx512".
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");

@@ -4,6 +4,7 @@
 //     confidence   max softmax(teacher)                         becomes a weight of the row's loss
 //     cosine       (1 - cos(student, teacher)) ^ power          become a temperature, low where they are large
 //     doubt        1 / (max softmax(student) + 1e-3)
+//     rank         number of classes ahead of the label's       is looked at for itself; 0: the label's logit is the largest
 //
 // Confidence: Furlanello et al. 2018, equation 10. The others: Wen, Lai, Qian 2021 (focal-loss style and confidence
 // weighted by the student's maximum), with the small constants that public implementations share.
@@ -14,6 +15,16 @@
 #include "softened_kl.h"
 
 namespace kd {
+
+// Whether a class with the logit z stands ahead of the label, whose logit is `own`: equals in the order of their numbers. A
+// NaN is ahead of the label, and all classes are ahead of a label of NaN: a broken row is never a correct one.
+template <class A>
+KD_HOST_DEVICE bool is_ahead(A z, A own, bool before_label) {
+  return before_label ? !(z < own) : !(z <= own);
+}
+
+// The rank of a label that is none, or is ignored: no device can raise.
+constexpr int no_rank = -1;
 
 // The inner product and the squares are those of the whole rows.
 template <class A>

@@ -35,9 +35,9 @@ enum class Divergence : int { forward, reverse, jsd, cross_entropy };
 // replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.
 enum class Adjustment : int { none, exchange, label };
 
-// What a first pass over the rows finds, for the whole batch to be known before any row's loss is. Formulas:
-// row_statistics.h.
-enum class RowStatistic : int { none, confidence, cosine, doubt };
+// What a first pass over the rows finds, for the whole batch to be known before any row's loss is, or (rank) for its own
+// sake. Formulas: row_statistics.h.
+enum class RowStatistic : int { none, confidence, cosine, doubt, rank };
 
 enum class Reduction : int { none, sum, batchmean, elementmean };
 

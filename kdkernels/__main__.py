@@ -17,12 +17,17 @@ def report(info: dict, indent: str = "") -> None:
 
 
 def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
-    """One per op."""
+    """One per op and kind of target."""
+    trusted = kd.select_trusted_rows(kd.similarity_rank(teacher[2:], teacher[:2], target[2:] // 4), 0.5)
     return [
         kd.softened_kl(student, teacher, temperature=4.0),
         kd.virtual_teacher_loss(student, target),
         kd.dkpp_loss(student, teacher, generator=torch.Generator().manual_seed(0)),
         kd.dynamic_temperature_kl(student, teacher, target, adjust="ps"),
+        kd.similarity_kl(student[2:], student[:2], teacher[2:], teacher[:2], mask=trusted),
+        kd.info_nce(student, teacher, symmetric=True),
+        kd.supervised_contrastive(student, target // 2),
+        kd.memory_bank_nce(student, teacher, torch.stack([kd.logit_rank(teacher[:, :8], target), target], 1), temperature=9.0),
     ]
 
 

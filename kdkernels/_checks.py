@@ -38,10 +38,10 @@ def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def same_device(function: str, name: str, tensor: Tensor, student: Tensor) -> None:
-    if tensor.device != student.device:
+def same_device(function: str, name: str, tensor: Tensor, other: Tensor, other_name: str = "student") -> None:
+    if tensor.device != other.device:
         raise ValueError(
-            f"{function}: student and {name} must be on one device, got {student.device} and {tensor.device}"
+            f"{function}: {other_name} and {name} must be on one device, got {other.device} and {tensor.device}"
         )
 
 
@@ -145,10 +145,7 @@ def row_tensor(function: str, name: str, tensor: Tensor, logits: Tensor, dim: in
 
 
 def row_mask(function: str, mask: Any, logits: Tensor, dim: int) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{function}: mask must be a torch.Tensor, got {type(mask).__name__}")
-    if mask.dtype is not torch.bool:
-        raise TypeError(f"{function}: mask must be bool, got {_dtype(mask)}; convert it with mask.bool()")
+    _bool_mask(function, mask)
     row_tensor(function, "mask", mask, logits, dim)
 
 
@@ -241,6 +238,242 @@ def label_range(function: str, target: Tensor, classes: int, ignore_index: int) 
             f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1} "
             f"(or ignore_index={ignore_index})"
         ) from None
+
+
+def features(function: str, name: str, tensor: Any) -> None:
+    float_tensor(function, name, tensor)
+    if tensor.dim() != 2 or not tensor.shape[1]:
+        raise ValueError(
+            f"{function}: {name} must be [rows, width] with at least 1 column, got {list(tensor.shape)}"
+        )
+
+
+def queries_and_keys(function: str, query_name: str, query: Any, key_name: str, key: Any) -> None:
+    """Features of one dtype and device, as wide as each other, and one key at least."""
+    features(function, query_name, query)
+    features(function, key_name, key)
+    same_device(function, key_name, key, query, query_name)
+    if query.dtype is not key.dtype:
+        raise TypeError(
+            f"{function}: {query_name} and {key_name} must have one dtype, "
+            f"got {_dtype(query)} and {_dtype(key)}; convert one of them"
+        )
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"{function}: {query_name} {list(query.shape)} and {key_name} {list(key.shape)} "
+            "must have equal widths"
+        )
+    if not key.shape[0]:
+        raise ValueError(f"{function}: at least 1 key is needed, got {key_name} {list(key.shape)}")
+
+
+def as_many_rows(function: str, student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"{function}: {student_name} {list(student.shape)} and {teacher_name} {list(teacher.shape)} "
+            "must have as many rows as each other"
+        )
+    same_device(function, teacher_name, teacher, student, student_name)
+
+
+def feature_temperature(function: str, value: Any, query: Tensor) -> None:
+    """A number, or a tensor of one."""
+    if not isinstance(value, Tensor):
+        positive(function, "temperature", value)
+        return
+    float_tensor(function, "temperature", value)
+    if value.dim():
+        raise ValueError(
+            f"{function}: temperature must be a number or a tensor without dimensions, got {list(value.shape)}"
+        )
+    same_device(function, "temperature", value, query, "query")
+    if _readable(value.detach()):  # a Parameter too
+        positive(function, "temperature", value.item())
+
+
+def diagonal(function: str, query: Tensor, key: Tensor, square: bool) -> None:
+    """Whether key j may stand for the positive of query j."""
+    queries, keys = query.shape[0], key.shape[0]
+    if queries > keys:
+        raise ValueError(
+            f"{function}: without positive, key j is that of query j and at least as many keys as queries are "
+            f"needed, got {queries} queries and {keys} keys; give positive"
+        )
+    if square and queries != keys:
+        raise ValueError(
+            f"{function}: symmetric without positive needs as many keys as queries, "
+            f"got {queries} queries and {keys} keys; give positive"
+        )
+
+
+def indices(function: str, name: str, value: Any, features: Tensor, features_name: str) -> None:
+    """int64, one per row of features."""
+    _int64(function, name, value)
+    _per_feature_row(function, name, value, features, features_name)
+
+
+def positive_range(function: str, value: Tensor, keys: int, mask: Tensor | None = None) -> None:
+    """For the reference, and for what the compiled CPU op, which checks its positives itself, has refused."""
+    if not _readable(value) or (mask is not None and not _readable(mask)):
+        return
+    bad = (value < 0) | (value >= keys)
+    if mask is not None:
+        bad &= mask
+    if bool(bad.any()):
+        raise ValueError(
+            f"{function}: positive contains {value[bad][0].item()}, valid keys are 0..{keys - 1}"
+        ) from None
+
+
+def feature_mask(function: str, mask: Any, features: Tensor, features_name: str) -> None:
+    _bool_mask(function, mask)
+    _per_feature_row(function, "mask", mask, features, features_name)
+
+
+def feature_weight(function: str, weight: Any, features: Tensor, features_name: str) -> None:
+    float_tensor(function, "row_weight", weight)
+    _per_feature_row(function, "row_weight", weight, features, features_name)
+
+
+def logit_bias(function: str, bias: Any, query: Tensor, keys: int) -> None:
+    float_tensor(function, "logit_bias", bias)
+    full = (query.shape[0], keys)
+    fits = bias.dim() <= 2 and all(size in (1, wanted) for size, wanted in zip(bias.shape[::-1], full[::-1]))
+    if not fits:
+        raise ValueError(
+            f"{function}: logit_bias must be broadcastable to [queries, keys], {list(full)}, "
+            f"got {list(bias.shape)}"
+        )
+    same_device(function, "logit_bias", bias, query, "query")
+
+
+def bias_of_one_direction(function: str, symmetric: bool, group: Any) -> None:
+    if symmetric and group is not None:
+        raise ValueError(
+            f"{function}: logit_bias with symmetric and group is not supported, the other processes' biases "
+            "being unknown; leave out one of the three"
+        )
+
+
+def ranks(function: str, rank: Any) -> None:
+    _int64(function, "rank", rank)
+    if rank.dim() != 1:
+        raise ValueError(f"{function}: rank must have one dimension, got {list(rank.shape)}")
+
+
+def at_least_one(function: str, name: str, value: Any) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{function}: {name} must be >= 1, got {value}")
+
+
+def features_of_width(function: str, name: str, tensor: Any, width: int) -> None:
+    features(function, name, tensor)
+    if tensor.shape[1] != width:
+        raise ValueError(f"{function}: {name} must be [B, {width}], got {list(tensor.shape)}; give {name}_dim")
+
+
+def memory_bank(function: str, bank: Any, embedding: Tensor) -> None:
+    features(function, "bank", bank)
+    same_device(function, "bank", bank, embedding, "embedding")
+    if bank.shape[1] != embedding.shape[1]:
+        raise ValueError(
+            f"{function}: embedding {list(embedding.shape)} and bank {list(bank.shape)} must have equal widths"
+        )
+    if not bank.shape[0]:
+        raise ValueError(f"{function}: at least 1 entry is needed, got bank {list(bank.shape)}")
+
+
+def contrast_index(function: str, index: Any, student: Tensor, negatives: int) -> None:
+    """What `bank_index` demands, and as many negatives as a module expects."""
+    _int64(function, "contrast_index", index)
+    if index.shape != (student.shape[0], negatives + 1):
+        raise ValueError(
+            f"{function}: contrast_index must be [B, negatives+1], {[student.shape[0], negatives + 1]}, "
+            f"got {list(index.shape)}"
+        )
+    same_device(function, "contrast_index", index, student)
+
+
+def bank_index(function: str, index: Any, embedding: Tensor) -> None:
+    """Entries of the bank for each embedding, the first its positive."""
+    _int64(function, "index", index)
+    if index.dim() != 2 or index.shape[0] != embedding.shape[0] or index.shape[1] < 2:
+        raise ValueError(
+            f"{function}: index must be [B, K+1] with a positive and at least 1 negative for each of the "
+            f"{embedding.shape[0]} embeddings, got {list(index.shape)}"
+        )
+    same_device(function, "index", index, embedding, "embedding")
+
+
+def bank_rows(function: str, index: Any, features: Tensor, features_name: str, entries: int) -> None:
+    """The entry of the bank that each row of features belongs to."""
+    indices(function, "index", index, features, features_name)
+    index_range(function, index, entries)
+
+
+def index_range(function: str, index: Tensor, entries: int) -> None:
+    """For the reference, and for what the compiled CPU op, which checks its indices itself, has refused."""
+    if not _readable(index):
+        return
+    bad = (index < 0) | (index >= entries)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{function}: index contains {index[bad][0].item()}, valid entries are 0..{entries - 1}"
+        ) from None
+
+
+def normalizer(function: str, value: Any, embedding: Tensor) -> None:
+    """None, a number, or a tensor of one; NaN in a tensor: not known yet."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        positive(function, "normalizer", value)
+        return
+    float_tensor(function, "normalizer", value)
+    if value.dim():
+        raise ValueError(
+            f"{function}: normalizer must be a number or a tensor without dimensions, got {list(value.shape)}"
+        )
+    same_device(function, "normalizer", value, embedding, "embedding")
+    if _readable(value) and not bool(value.isnan()):
+        positive(function, "normalizer", value.item())
+
+
+def class_range(function: str, target: Tensor, classes: int) -> None:
+    """Labels that no function may ignore."""
+    if not _readable(target):
+        return
+    bad = (target < 0) | (target >= classes)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1}"
+        )
+
+
+def _per_feature_row(function: str, name: str, tensor: Tensor, features: Tensor, features_name: str) -> None:
+    if tensor.shape != features.shape[:1]:
+        raise ValueError(
+            f"{function}: {name} must have one value per row of {features_name} {list(features.shape)}, "
+            f"got {list(tensor.shape)}"
+        )
+    same_device(function, name, tensor, features, features_name)
+
+
+def _bool_mask(function: str, mask: Any) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{function}: mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"{function}: mask must be bool, got {_dtype(mask)}; convert it with mask.bool()")
+
+
+def _int64(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not torch.int64:
+        remedy = f"; convert it with {name}.long()" if value.dtype in _INTEGERS else ""
+        raise TypeError(f"{function}: {name} must be int64, got {_dtype(value)}{remedy}")
 
 
 def _readable(tensor: Tensor) -> bool:

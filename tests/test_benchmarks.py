@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from benchmarks import bench_dkpp_loss, bench_dynamic_temperature_kl, bench_label_loss, bench_softened_kl
+from benchmarks import (
+    bench_dkpp_loss,
+    bench_dynamic_temperature_kl,
+    bench_label_loss,
+    bench_similarity,
+    bench_softened_kl,
+    similarities,
+)
 from benchmarks.row_losses import contenders
 from benchmarks.timing import alternate, peak_bytes, ratio, spread
 
@@ -40,3 +47,27 @@ def test_both_sides_of_a_benchmark_are_the_same_loss(loss):
     student, teacher = torch.randn(2, 16, 10, generator=torch.Generator().manual_seed(0)) * 3
     target = torch.arange(16) % 10
     torch.testing.assert_close(ours(student, teacher, target), eager(student, teacher, target), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", bench_similarity.LOSSES)
+def test_both_sides_of_a_similarity_benchmark_are_the_same_loss(loss):
+    ours, eager, _ = bench_similarity.LOSSES[loss]
+    features = torch.randn(4, 12, 6, generator=torch.Generator().manual_seed(0))
+    positive = torch.arange(12)
+    torch.testing.assert_close(ours(*features, positive), eager(*features, positive), rtol=1e-4, atol=1e-5)
+    for shapes in (bench_similarity.CPU_SHAPES, bench_similarity.CUDA_SHAPES, bench_similarity.QUICK_SHAPES):
+        assert shapes.keys() == bench_similarity.LOSSES.keys()
+
+
+def test_a_table_of_similarities_has_rows_that_were_timed_and_rows_that_were_weighed():
+    weighed = {"loss": "a", "shape": (2, 3, 4), "dtype": "float32", "peak_bytes": {"kdkernels": 1e6, "eager": 3e6}}
+    timed = {
+        "microseconds": {"kdkernels": 5.0},
+        "spread": {"kdkernels": 0.1},
+        "over_eager": 2.0,
+        "over_compile": 1.5,
+        "of_matrix_rate": 0.5,
+    }
+    _, _, *rows = similarities.table([weighed | timed, weighed]).splitlines()
+    assert rows[0] == "| `a` | 2 x 3 x 4 | float32 | 5 ± 10 % | 2.0x | 1.5x | 50 % | 1 (3) |"
+    assert rows[1].count("|") == rows[0].count("|") and rows[1].endswith("| 1 (3) |")

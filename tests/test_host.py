@@ -91,8 +91,18 @@ def test_launch_plans(classes, dtype, sm, form, lanes):
     assert plan["threads"] % 32 == 0 and plan["shared_bytes"] < 228 * 1024
 
 
+@pytest.mark.parametrize("queries, keys, width", [(1, 1, 1), (192, 64, 128), (16384, 16384, 256), (65536, 65536, 512)])
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("float16", 4), ("bfloat16", 2)])
+def test_similarity_plans_keep_a_band(queries, keys, width, dtype, size):
+    plan = host.launch_plan("similarity", queries, keys, dtype, width=width)
+    features = (queries + keys) * width * 2
+    assert plan["band_rows"] % 128 == 0 and plan["band_bytes"] == plan["band_rows"] * keys * size
+    assert plan["band_bytes"] <= max(features, 2**24)
+    assert 1 <= plan["row_shares"] <= -(-keys // 128) and 1 <= plan["product_shares"] <= -(-keys // 128)
+
+
 def test_launch_plans_of_nothing_known():
-    with pytest.raises(ValueError, match="family must be softened_kl, got kl"):
+    with pytest.raises(ValueError, match="family must be softened_kl or similarity, got kl"):
         host.launch_plan("kl", 1, 1)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
         host.launch_plan("softened_kl", 1, 1, "int8")

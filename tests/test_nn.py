@@ -19,6 +19,13 @@ PAIRS = {
     kd.nn.CWTMLoss: kd.cwtm_loss,
     kd.nn.DKPPLoss: kd.dkpp_loss,
     kd.nn.DynamicTemperatureKL: kd.dynamic_temperature_kl,
+    kd.nn.SimilarityKL: kd.similarity_kl,
+    kd.nn.SimilarityRank: kd.similarity_rank,
+    kd.nn.SelectTrustedRows: kd.select_trusted_rows,
+    kd.nn.InfoNCE: kd.info_nce,
+    kd.nn.SupervisedContrastive: kd.supervised_contrastive,
+    kd.nn.MemoryBankNCE: kd.memory_bank_nce,
+    kd.nn.LogitRank: kd.logit_rank,
 }
 OTHER = {
     "temperature": 3.0,
@@ -44,12 +51,49 @@ OTHER = {
     "adjust": "lsr",
     "normalize": "l1",
     "t_min": 0.5,
-    "group": None,  # of two processes: test_row_losses_group.py
+    "symmetric": True,
+    "ratio": 0.5,
+    "eps": 0.01,
+    "group": None,  # of two processes: test_row_losses_group.py, test_similarity_group.py
+}
+ROWS = {
+    "logits": draw(4, 6, 3, seed=4),
+    "student": draw(4, 6, 3),
+    "teacher": draw(4, 6, 3, seed=1).softmax(1),
+    "target": labels(4, 3, classes=6),
+    "mask": labels(4, 3, classes=2) > 0,
+    "row_weight": draw(4, 3, seed=2).abs(),
+    "permutation": draw(4, 6, 3, seed=3).argsort(1),
+}
+FEATURES = {
+    **{name: draw(6, 4, seed=seed) for seed, name in enumerate(("student_query", "teacher_query", "query", "features"))},
+    **{name: draw(5, 4, seed=seed) for seed, name in enumerate(("student_key", "teacher_key", "key"), 4)},
+    "positive": labels(6, classes=5),
+    "labels": labels(6, classes=2),
+    "rank": labels(6, classes=5, seed=1),
+    "logit_bias": draw(6, 5, seed=7),
+    "embedding": draw(6, 4, seed=9),
+    "bank": draw(9, 4, seed=10),
+    "index": labels(6, 5, classes=9),
+    "normalizer": 20.0,
+    "mask": labels(6, classes=2, seed=2) > 0,
+    "row_weight": draw(6, seed=8).abs(),
 }
 
 
+def arguments(module):
+    """Tensors for its forward, and options other than the defaults."""
+    options = {name: OTHER[name] for name in inspect.signature(module).parameters}
+    forward = inspect.signature(module.forward).parameters
+    if forward.keys() & FEATURES.keys() <= {"mask", "row_weight"}:
+        return {name: ROWS[name] for name in forward if name in ROWS}, options
+    options.update({"normalize": False} if "normalize" in options else {})
+    return {name: FEATURES[name] for name in forward if name in FEATURES}, options
+
+
 def test_every_function_has_its_module():
-    assert set(PAIRS) == {getattr(kd.nn, name) for name in kd.nn.__all__}
+    modules = {getattr(kd.nn, name) for name in kd.nn.__all__}
+    assert set(PAIRS) == modules - {kd.nn.CRDLoss}  # has weights and memory: test_memory_bank_crd.py
     assert set(PAIRS.values()) == {getattr(kd, name) for name in kd.functional.__all__}
 
 
@@ -71,30 +115,23 @@ def test_same_signature_as_the_reference(function):
 
 @pytest.mark.parametrize("module, function", PAIRS.items())
 def test_same_result(module, function):
-    given = {
-        "student": draw(4, 6, 3),
-        "teacher": draw(4, 6, 3, seed=1).softmax(1),
-        "target": labels(4, 3, classes=6),
-        "mask": labels(4, 3, classes=2) > 0,
-        "row_weight": draw(4, 3, seed=2).abs(),
-        "permutation": draw(4, 6, 3, seed=3).argsort(1),
-    }
-    given = {name: given[name] for name in inspect.signature(module.forward).parameters if name in given}
-    options = {name: OTHER[name] for name in inspect.signature(module).parameters}
+    given, options = arguments(module)
     loss = module(**options)
     torch.testing.assert_close(loss(**given), function(**given, **options))
     assert not list(loss.parameters()) and not loss.state_dict()
     for name, value in options.items():
         assert f"{name}={value!r}" in repr(loss)
 
-    loss.reduction = options["reduction"] = "none"  # a schedule may change an option
+    if "reduction" in options:
+        loss.reduction = options["reduction"] = "none"  # a schedule may change an option
     torch.testing.assert_close(loss(**given), function(**given, **options))
 
 
-FAMILIES = ("softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl")
+FAMILIES = ("softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl", "similarity", "info_nce")
+FAMILIES += ("memory_bank", "logit_rank")
 
 
-@pytest.mark.parametrize("name", ["kdkernels.nn", *(f"kdkernels.functional.{name}" for name in FAMILIES)])
+@pytest.mark.parametrize("name", ["kdkernels.nn.row_losses", "kdkernels.nn.similarity", "kdkernels.nn.memory_bank", *(f"kdkernels.functional.{name}" for name in FAMILIES)])
 def test_examples_of_the_docstrings(name):
     # By sys.modules: a function hides its module of the same name.
     module = sys.modules[name]

@@ -114,6 +114,16 @@ def test_teacher_is_trained_where_it_is_wanted_and_jobs_can_be_added(tmp_path, e
     assert set(epochs_trained) == {out / PAIR / "kd-temperature-2" / "seed-0"}
 
 
+def test_students_of_a_pair_share_the_teachers_head(tmp_path, epochs_trained):
+    jobs = ["sskd:head-epochs=2", "sskd:head-epochs=2,similarity-weight=3", "crd"]
+    options = [*OPTIONS, "--epochs", "1", "--teacher-epochs", "1", "--out", str(tmp_path)]
+    assert compare.main([*options, "--jobs", *jobs]) == 0
+    (teacher,) = (tmp_path / "from-labels").iterdir()
+    assert {path.parent for path in epochs_trained if path.name.startswith("head-")} == {teacher}
+    assert sum(path.name.startswith("head-") for path in epochs_trained) == 2
+    assert list(rows(tmp_path)) == jobs
+
+
 def test_wrong_labels_are_the_same_for_all_jobs(tmp_path):
     options = ["--smoke", "--seeds", "1", "--noisy-labels", "0.4"]
     options += ["--jobs", "baseline", "born_again:generations=1"]
@@ -140,6 +150,8 @@ def test_published_figures_stand_beside_the_same_setting():
         ("tf_kd:mode=kd,teacher-epochs=200", "resnet18/mobilenetv2", 71.05),
         ("tf_kd:mode=reg", "resnet50/resnet18", 77.36),
         ("born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),
+        ("sskd", "resnet32x4/shufflenetv1", 78.44),
+        ("crd:kl-weight=1", "vgg13/vgg8", 74.29),
     ):
         assert job(text, pair, args).published().accuracy == accuracy
     for text, pair in (("kd", "resnet18/mobilenetv2"), ("born_again:loss=cwtm", "resnet50/densenet_90_60")):

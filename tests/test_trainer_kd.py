@@ -270,14 +270,19 @@ def test_console_command(capsys, tmp_path):
 def test_tools_are_reachable_but_no_methods(capsys):
     assert cli.main(["--help"]) == 0
     methods, tools = capsys.readouterr().out.split("Several methods at once:")
-    assert all(f"  {name} " in methods for name in ("born_again", "ka_dtd", "kd", "tf_kd"))
+    assert all(f"  {name} " in methods for name in ("born_again", "crd", "ka_dtd", "kd", "sskd", "tf_kd"))
     assert "  compare " in tools and "  demo " in tools
     assert cli.main(["compare", "--seeds", "0"]) == 1
 
 
 def test_demo_compares_with_the_undistilled_student_of_the_same_seed():
     seeds = [(0.80, 0.90), (0.82, 0.91), (0.84, 0.92)]
-    comparison = demo.compare([{"undistilled": plain, "distilled": taught} for plain, taught in seeds])
+    comparison = demo.compare(
+        [
+            {"undistilled": {"test_accuracy": plain}, "distilled": {"test_accuracy": taught}}
+            for plain, taught in seeds
+        ]
+    )
     assert comparison["mean"] == pytest.approx({"undistilled": 82, "distilled": 91})
     assert comparison["spread"] == pytest.approx({"undistilled": 2, "distilled": 1})
     assert comparison["gain"] == pytest.approx({"distilled": 9})

@@ -6,11 +6,11 @@ from dataclasses import asdict
 import pytest
 from trainer_runs import torch_settings  # noqa: F401
 
-from python_trainers import born_again, tf_kd
+from python_trainers import born_again, crd, sskd, tf_kd
 from python_trainers.common.presets import published
 
 pytestmark = pytest.mark.trainers
-METHODS = ("born_again", "ka_dtd", "tf_kd")
+METHODS = ("born_again", "crd", "ka_dtd", "sskd", "tf_kd")
 
 
 def trained_with(monkeypatch, module, argv):
@@ -68,6 +68,12 @@ def test_published_figures():
     assert tf_kd.PRESETS["cifar100-re_kd-resnet50-mobilenetv2"].accuracy == 79.3
     assert tf_kd.PRESETS["cifar100-re_kd-resnet50-mobilenetv2"].recipe["batch_size"] == 64
     assert tf_kd.PRESETS["cifar100-de_kd-resnet18-shufflenetv2"].setting["teacher_epochs"] == 1
+    assert crd.PRESETS["cifar100-crd-resnet32x4-resnet8x4"].accuracy == 75.51
+    assert crd.PRESETS["cifar100-crd_kd-resnet110-resnet32"].accuracy == 73.75
+    assert crd.PRESETS["cifar100-kd-wrn_40_2-shufflenetv1"].accuracy == 74.83
+    assert crd.PRESETS["cifar100-crd-resnet32x4-shufflenetv2"].recipe["learning_rate"] == 0.01
+    assert sskd.PRESETS["cifar100-code-resnet32x4-shufflenetv1"].accuracy == 78.44
+    assert sskd.PRESETS["cifar100-eccv-vgg13-mobilenetv2_half"].accuracy == 71.53
 
 
 def test_only_the_same_data_networks_and_variant_are_comparable():
@@ -75,3 +81,20 @@ def test_only_the_same_data_networks_and_variant_are_comparable():
     assert published(tf_kd.PRESETS, tf_kd.Args(**setting)).accuracy == 77.10
     for change in ({"dataset": "cifar10"}, {"student_model": "resnet50"}):
         assert published(tf_kd.PRESETS, tf_kd.Args(**{**setting, **change})) is None
+
+
+def test_variants_of_one_trainer_have_their_own_figures():
+    setting = {"dataset": "cifar100", "teacher_model": "vgg13", "student_model": "vgg8"}
+    for variant, accuracy in (("crd", 73.94), ("crd_kd", 74.29), ("kd", 72.98)):
+        args = crd.PRESETS[variant].applied_to(crd.Args(**setting))
+        assert published(crd.PRESETS, args).accuracy == accuracy
+    assert published(crd.PRESETS, crd.Args(**setting, crd_weight=0.5)) is None
+
+
+def test_three_weights_of_one_paper(monkeypatch):
+    for name, similarity, rotated in (("code", 10.0, 2.7), ("arxiv", 2.7, 10.0), ("eccv", 3.0, 5.0)):
+        for preset in (name, f"cifar100-{name}-vgg13-vgg8"):
+            args = trained_with(monkeypatch, sskd, ["--preset", preset])
+            assert (args.ce_weight, args.kl_weight) == (0.1, 0.9)
+            assert (args.similarity_weight, args.rotated_weight) == (similarity, rotated)
+    assert trained_with(monkeypatch, sskd, ["--preset", "code"]) == sskd.Args()

@@ -8,7 +8,7 @@ import sys
 import pytest
 from trainer_runs import ROOT, torch_settings  # noqa: F401
 
-from python_trainers import born_again, ka_dtd, kd
+from python_trainers import born_again, crd, ka_dtd, kd, sskd
 
 pytestmark = pytest.mark.trainers
 # Networks without batch normalisation: on CPUs its statistics are each process's own.
@@ -19,6 +19,10 @@ TRAINERS = {
     # Statistics of the whole batch, clamping at work: halves of a batch would have others.
     "ka_dtd": (ka_dtd, [*TAUGHT, "--beta", "200", "--normalize", "l1", "--teacher-errors", "0.2"]),
     "born_again": (born_again, ["--loss", "cwtm", "--generations", "1"]),
+    # Negatives, and which rows are trusted, from the whole batch.
+    "sskd": (sskd, [*TAUGHT, "--head-epochs", "2", "--rotated-ratio", "0.5"]),
+    # A batch is all 50 images: of one that comes twice, which row enters the bank last depends on the processes.
+    "crd": (crd, [*TAUGHT, "--negatives", "20", "--batch-size", "50", "--learning-rate", "0.01"]),
 }
 
 

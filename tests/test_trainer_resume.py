@@ -6,6 +6,8 @@ import pytest
 import torch
 from trainer_runs import assert_same_run, epochs_written, interrupt, torch_settings  # noqa: F401
 
+from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
+
 pytestmark = pytest.mark.trainers
 EPOCHS = 25  # long enough to be stopped in the middle
 COMMON = ["--train-images", "50", "--epochs", str(EPOCHS)]
@@ -14,7 +16,19 @@ TRAINERS = {
     "born_again": ["--generations", "1", "--loss", "dkpp"],  # draws permutations
     "tf_kd": ["--mode", "self"],
     "ka_dtd": ["--teacher-model", "small_mlp", "--teacher-epochs", "2", "--teacher-errors", "0.2"],
+    # Heads and banks beside the student, contrasts drawn.
+    "sskd": ["--teacher-model", "small_mlp", "--teacher-epochs", "2", "--head-epochs", "2"],
+    "crd": ["--teacher-model", "small_mlp", "--teacher-epochs", "2", "--negatives", "20"],
 }
+
+
+def assert_same_beside(run, other):
+    """What learned beside the network, bit for bit."""
+    ours, theirs = (
+        load_checkpoint(checkpoint_path(folder))["tracked"].get("beside", {}) for folder in (run, other)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -28,6 +42,7 @@ def test_killed_run_continues_exactly(trainer, tmp_path, capsys):
     assert main([*options, "--out", str(killed)]) == 0
     assert f"{killed} continues after epoch" in capsys.readouterr().out
     assert_same_run(killed, uninterrupted)
+    assert_same_beside(killed, uninterrupted)
     assert (killed / "summary.json").read_bytes() == (uninterrupted / "summary.json").read_bytes()
 
 

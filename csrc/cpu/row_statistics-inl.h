@@ -37,12 +37,32 @@ KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line
   return cosine_statistic(problem, sums[0], sums[1], sums[2]);
 }
 
+// Whole vectors before and after the one that holds the label, one by one the rest: the padding of the tail is no class.
+template <class A>
+KD_INLINE A rank_of_label(const SoftenedKL& problem, int64_t number, const Line<A>& row) {
+  if (!problem.has_label(number)) return A(no_rank);
+  constexpr int64_t lanes = Simd<A>::lanes;
+  const int64_t classes = problem.classes, label = problem.target[number];
+  const A own = *class_at(row, label, classes);
+  const int64_t split = body_classes(classes), begin = std::min(label / lanes * lanes, split);
+  const int64_t end = std::min(begin + lanes, split);
+  typename Simd<A>::I behind{};  // less 1 for each class in a lane that is not ahead
+  for (int64_t i = 0; i < begin; i += lanes) behind += load(row.body + i) < own;
+  for (int64_t i = end; i < split; i += lanes) behind += load(row.body + i) <= own;
+  int64_t rank = begin + split - end;
+  for (int lane = 0; lane < lanes; ++lane) rank += behind[lane];
+  const auto count = [&](int64_t c) { rank += c != label && is_ahead(*class_at(row, c, classes), own, c < label); };
+  for (int64_t c = begin; c < end; ++c) count(c);
+  for (int64_t c = split; c < classes; ++c) count(c);
+  return static_cast<A>(rank);
+}
+
 // Rows [begin, end) to problem.row_statistic; 0 where a row does not count. `scratch` as for solve_rows.
 template <class A>
 void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
   const int64_t classes = problem.classes, tile = tile_rows(problem);
   const bool of_student = problem.statistic != RowStatistic::confidence;
-  const bool of_teacher = problem.statistic != RowStatistic::doubt;
+  const bool of_teacher = problem.statistic == RowStatistic::confidence || problem.statistic == RowStatistic::cosine;
   const A absent = -std::numeric_limits<A>::infinity();
   const RowAccess<A> student(problem, of_student ? problem.student : Rows{}, absent, scratch);
   const RowAccess<A> teacher(problem, of_teacher ? problem.teacher : Rows{}, absent,
@@ -57,6 +77,7 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
       A& result = statistic[first + r];
       if (!problem.counts_row(first + r)) result = 0;
       else if (problem.statistic == RowStatistic::confidence) result = A(1) / sum_of_exp(t, classes);
+      else if (problem.statistic == RowStatistic::rank) result = rank_of_label(problem, first + r, z);
       else if (problem.statistic == RowStatistic::doubt) result = doubt_statistic(sum_of_exp(z, classes));
       else result = cosine_of_rows(problem, first + r, z, t);
     }

@@ -7,7 +7,9 @@
 namespace py = pybind11;
 
 void bind_half(py::module_& m);
+void bind_memory_bank(py::module_& m);
 void bind_planted(py::module_& m);
+void bind_similarity(py::module_& m);
 void bind_softened_kl(py::module_& m);
 
 PYBIND11_MODULE(kd_emulated, m) {
@@ -15,6 +17,8 @@ PYBIND11_MODULE(kd_emulated, m) {
         "Orders of threads and blocks from now on follow from `seed`; 0: ascending.");
   m.def("launch_count", &kd::simt::launch_count, "Kernels launched so far in this process.");
   bind_half(m);
+  bind_memory_bank(m);
   bind_planted(m);
+  bind_similarity(m);
   bind_softened_kl(m);
 }

@@ -52,6 +52,27 @@ py::dict softened_kl(const kd::python::Options& options, const std::string& form
   return results;
 }
 
+// The first pass alone, for a statistic that is looked at for itself.
+py::array logit_rank(const py::array& logits,  // [rows, C]
+                     const py::array_t<int64_t, py::array::c_style>& target, int sm) {
+  const kd::python::Layout layout(logits, 1, kd::python::strides_of(logits));
+  if (target.size() != layout.sizes[0]) throw std::invalid_argument("target must have one value per row");
+  kd::SoftenedKL problem;
+  problem.outer = layout.sizes[0];
+  problem.classes = layout.sizes[1];
+  problem.student = problem.teacher = layout.rows(const_cast<void*>(logits.data()), kd::python::dtype_of(logits));
+  problem.target = target.data();
+  problem.source = kd::TargetSource::adjusted;
+  problem.statistic = kd::RowStatistic::rank;
+  Outputs outputs;
+  const void* ranks = problem.row_statistic =
+      outputs.allocate("ranks", problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float)));
+  kd::row_statistics_cuda(problem, sm, nullptr);
+  outputs.check();
+  if (problem.is_double()) return py::array_t<double>(problem.rows(), static_cast<const double*>(ranks));
+  return py::array_t<float>(problem.rows(), static_cast<const float*>(ranks));
+}
+
 // gradient *= upstream, in place. `gradient` is dense.
 void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
                     const py::array& upstream,  // one number, or [rows]; float32 or float64
@@ -75,5 +96,6 @@ void bind_softened_kl(py::module_& m) {
       "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/softened_kl.h; `form` "
       "forces a launch form, with `lanes` threads per row and `threads` per block.",
       "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "sm"_a = 90);
+  m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);
   m.def("scale_gradient", &scale_gradient, "gradient"_a, "upstream"_a, "dim"_a = -1);
 }

@@ -6,7 +6,11 @@
 
 namespace py = pybind11;
 
-void bind_softened_kl(py::module_& m);  // python/softened_kl.cpp
+// python/NAME.cpp
+void bind_launch_plan(py::module_& m);
+void bind_memory_bank(py::module_& m);
+void bind_similarity(py::module_& m);
+void bind_softened_kl(py::module_& m);
 
 namespace {
 
@@ -44,6 +48,9 @@ PYBIND11_MODULE(_host, m) {
   m.def("build_facts", &build_facts, "What this package was built with: torch, compiler, cuda, architectures.");
   m.def("cpu_isa", [] { return kd::isa_name(kd::isa_in_use()); }, "The instruction set in use.");
   m.def("available_isas", &available_isas, "The instruction sets this machine can run, slowest first.");
+  bind_launch_plan(m);
+  bind_memory_bank(m);
+  bind_similarity(m);
   bind_softened_kl(m);
   m.def("set_isa", &kd::set_isa, py::arg("name"), "Chooses the instruction set of the functions of this module.");
 }

@@ -16,7 +16,8 @@ using Bools = std::optional<py::array_t<bool, py::array::c_style>>;
 
 // An array [rows, width] whose rows are used where they lie. `kept` keeps what had to be copied.
 inline Features features_of(const py::array& array, const std::string& name, std::vector<py::array>& kept) {
-  if (array.ndim() != 2) throw std::invalid_argument(name + " must have two dimensions [rows, width]");
+  if (array.ndim() != 2 || array.shape(1) < 1)
+    throw std::invalid_argument(name + " must be [rows, width] with a width of at least 1");
   const Dtype dtype = dtype_of(array, name);
   const bool in_place =
       (array.shape(1) <= 1 || array.strides(1) == array.itemsize()) && array.strides(0) % array.itemsize() == 0;
@@ -79,6 +80,8 @@ class NumpySimilarity {
     problem.own_key = options.own_key;
     problem.mask = per_row(options.mask, queries, "mask", "query");
     if (problem.target == KeyTarget::teacher) read_teacher();
+    if (problem.symmetric && problem.target != KeyTarget::positive)
+      throw std::invalid_argument("only target positive can be symmetric");
     if (problem.target == KeyTarget::labels && !(problem.query_labels && problem.key_labels))
       throw std::invalid_argument("target labels needs query_labels and key_labels");
 

@@ -1,43 +1,15 @@
-"""One module per function of `kdkernels.functional`, holding its options. The functions document them."""
+"""Modules of the row losses."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import functional
-
-__all__ = [
-    "CWTMLoss",
-    "DKPPLoss",
-    "DynamicTemperatureKL",
-    "KDLoss",
-    "LabelSmoothingLoss",
-    "SoftCrossEntropy",
-    "SoftenedKL",
-    "VirtualTeacherLoss",
-]
+from .. import functional
+from .loss import Loss
 
 
-class _Loss(nn.Module):
-    """Options of the function as attributes, so that a schedule can change them between steps."""
-
-    def __init__(self, **options: Any):
-        super().__init__()
-        self._names = tuple(options)
-        for name, value in options.items():
-            setattr(self, name, value)
-
-    def options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._names}
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
-
-
-class SoftenedKL(_Loss):
+class SoftenedKL(Loss):
     """`kdkernels.softened_kl` with its options held.
 
     >>> import torch
@@ -79,7 +51,7 @@ class SoftenedKL(_Loss):
         return functional.softened_kl(student, teacher, mask=mask, row_weight=row_weight, **self.options())
 
 
-class SoftCrossEntropy(_Loss):
+class SoftCrossEntropy(Loss):
     """`kdkernels.soft_cross_entropy` with its options held."""
 
     def __init__(
@@ -114,7 +86,7 @@ class SoftCrossEntropy(_Loss):
         )
 
 
-class KDLoss(_Loss):
+class KDLoss(Loss):
     """`kdkernels.kd_loss` with its options held."""
 
     def __init__(
@@ -156,7 +128,7 @@ class KDLoss(_Loss):
         )
 
 
-class VirtualTeacherLoss(_Loss):
+class VirtualTeacherLoss(Loss):
     """`kdkernels.virtual_teacher_loss` with its options held."""
 
     def __init__(
@@ -192,7 +164,7 @@ class VirtualTeacherLoss(_Loss):
         return functional.virtual_teacher_loss(student, target, **self.options())
 
 
-class LabelSmoothingLoss(_Loss):
+class LabelSmoothingLoss(Loss):
     """`kdkernels.label_smoothing_loss` with its options held."""
 
     def __init__(
@@ -220,7 +192,7 @@ class LabelSmoothingLoss(_Loss):
         return functional.label_smoothing_loss(student, target, **self.options())
 
 
-class CWTMLoss(_Loss):
+class CWTMLoss(Loss):
     """`kdkernels.cwtm_loss` with its options held."""
 
     def __init__(
@@ -251,7 +223,7 @@ class CWTMLoss(_Loss):
         return functional.cwtm_loss(student, target, teacher, confidence=confidence, **self.options())
 
 
-class DKPPLoss(_Loss):
+class DKPPLoss(Loss):
     """`kdkernels.dkpp_loss` with its options held."""
 
     def __init__(
@@ -284,7 +256,7 @@ class DKPPLoss(_Loss):
         )
 
 
-class DynamicTemperatureKL(_Loss):
+class DynamicTemperatureKL(Loss):
     """`kdkernels.dynamic_temperature_kl` with its options held."""
 
     def __init__(

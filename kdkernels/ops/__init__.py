@@ -10,5 +10,7 @@ if _loader.serves("cpu"):
     from . import dkpp_loss as dkpp_loss
     from . import dynamic_temperature_kl as dynamic_temperature_kl
     from . import label_loss as label_loss
+    from . import memory_bank as memory_bank
     from . import row_statistics as row_statistics
+    from . import similarity as similarity
     from . import softened_kl as softened_kl

@@ -1,36 +1,26 @@
-"""Shapes, derivatives and vmap of the ops that go row by row: what all of them share.
+"""Shapes, gradients and vmap of the ops that go row by row: what all of them share.
 
-Their schemas (csrc/library.cpp) have one form: tensors, the first of them differentiable; options, which
-vmap does not map; then `reduction, groups, dim` and for each differentiable tensor whether its gradient is
-wanted. They return loss, parts, those gradients, and further numbers per row.
-
-The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
-out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
-there is nothing to do where that is 1) and returns it: no memory, no synchronisation.
-
-No autocast rule: the ops read half precision, compute in float32 and return a float32 loss whatever the
-mode. A cast in front of them would only cost a copy of the logits.
+Their schemas are those of fused_loss.py, with `reduction, groups, dim` as the last options. They return loss,
+parts, the gradients, and further numbers per row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._names import REDUCTIONS
+from .fused_loss import SCALE, FusedLoss, is_plain
 
-_SCALE = torch.ops.kdkernels.scale_gradient_.default
 _NONE = REDUCTIONS["none"]
 _NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
 
 
-class RowLoss:
-    """One such op, as torch is to see it. Called with the arguments of its schema, it returns what is not a
-    gradient, by the cheapest form of the op that the context can differentiate."""
+class RowLoss(FusedLoss):
+    """One such op."""
 
     def __init__(
         self,
@@ -40,39 +30,12 @@ class RowLoss:
         differentiable: int = 1,  # tensors, from the first on
         row_outputs: int = 0,  # after the gradients
     ):
-        self.op = getattr(torch.ops.kdkernels, name).default
-        arguments = self.op._schema.arguments
-        names = [argument.name for argument in arguments]
-        self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
-        self.differentiable = differentiable
+        super().__init__(name, reference, differentiable=differentiable, first_gradient=2)
+        names = self.names
         self.first_row_output = 2 + differentiable if row_outputs else None
         self.target = names.index("target") if "target" in names else None
         self.teacher = names.index("teacher") if "teacher" in names else None
         self.parts = names.index("return_parts") if "return_parts" in names else None
-        self.constants = (None,) * (len(names) - differentiable)
-        self._reference = reference
-
-        qualified = f"kdkernels::{name}"
-        torch.library.register_fake(qualified)(self._shapes)
-        # For torch.compile and whoever calls the op itself.
-        torch.library.register_autograd(qualified, self._backward, setup_context=self.setup_context)
-        torch.library.register_vmap(qualified, self.vmap)
-
-    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        if torch.compiler.is_compiling():
-            return self.without_gradients(self.op(*arguments))
-        if torch._C._are_functorch_transforms_active():
-            return self.without_gradients(_Transformed.apply(self, *arguments))
-        if True not in arguments[-self.differentiable :]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.without_gradients(self.op(*arguments))
-        return _Eager.apply(self, arguments, *arguments[: self.differentiable])
-
-    def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """The whole output, inside a transform or outside."""
-        if torch._C._are_functorch_transforms_active():
-            return _Transformed.apply(self, *arguments)
-        return self.op(*arguments)
 
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.first_row_output is None:
@@ -81,7 +44,7 @@ class RowLoss:
 
     # Shapes
 
-    def _shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         reduction, groups, dim, *wanted = self.layout(arguments)
         student = arguments[0]
         rows = student.shape[:dim] + student.shape[dim + 1 :]
@@ -108,52 +71,25 @@ class RowLoss:
         asked = self.parts is None or arguments[self.parts]
         return bool(asked and self.target is not None and arguments[self.target] is not None)
 
-    def upstream_shape(self, options: tuple) -> tuple[int, int]:
-        """Number of losses along dimension 0 (0: one, or one per row) and the class dimension."""
-        reduction, groups, dim, *_ = self.layout(options)
-        return 0 if reduction == _NONE else groups, dim
+    # Derivatives
 
-    # First derivative
-
-    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *others = output
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*others)
-        ctx.save_for_backward(*inputs[: self.tensors])  # for the rare paths alone
-        ctx.options = inputs[self.tensors :]
-        ctx.gradients = output[2 : 2 + self.differentiable]
-
-    def _backward(self, ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...]:
-        return (*self.input_gradients(ctx, upstream, ctx.needs_input_grad), *self.constants)
-
-    def input_gradients(
-        self, ctx: Any, upstream: Tensor | None, wanted: tuple[bool, ...]
+    def scaled(
+        self,
+        gradients: tuple[Tensor, ...],
+        wanted: tuple[bool, ...],
+        upstream: Tensor,
+        options: tuple,
+        in_place: bool,
     ) -> tuple[Tensor | None, ...]:
-        wanted = wanted[: self.differentiable]
-        if upstream is None:
-            return (None,) * self.differentiable
-        gradients, has = ctx.gradients, ctx.options[-self.differentiable :]
-        if gradients is None or any(want > given for want, given in zip(wanted, has)):
-            # A second backward over the same graph: the first has given the buffers away.
-            options = (*ctx.options[: -self.differentiable], *wanted)
-            gradients = self.whole(*ctx.saved_tensors, *options)[2 : 2 + self.differentiable]
-        if torch.is_grad_enabled():
-            found = iter(
-                _Derivative.apply(self, wanted, ctx.options, upstream, *gradients, *ctx.saved_tensors)
-            )
-            return tuple(next(found) if want else None for want in wanted)
-        if in_place := _is_plain(upstream):
-            ctx.gradients = None
-        groups, dim = self.upstream_shape(ctx.options)
+        reduction, groups, dim, *_ = self.layout(options)
+        if reduction == _NONE:  # one loss per row, those of all groups in one dimension of the rows
+            groups = 0
         return tuple(
             _scaled(gradient, upstream, groups, dim, in_place) if want else None
             for gradient, want in zip(gradients, wanted)
         )
 
-    # Further derivatives
-
     def reference(self, tensors: tuple, options: tuple) -> Tensor:
-        """The loss of the op by the twins of the functions that call it."""
         reduction, groups, dim, *_ = self.layout(options)
         if groups:
             in_dims = tuple(None if tensor is None else 0 for tensor in tensors)
@@ -218,128 +154,14 @@ def _merged(tensor: Tensor, begin: int, end: int) -> tuple[int, int, bool]:
     return size, step, uniform
 
 
-@torch.library.register_fake("kdkernels::scale_gradient_")
-def _scale_shapes(gradient, upstream, dim):
-    return None
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Real memory: neither a tensor being traced (a subclass: torch.compile, export), nor one of a torch.func
-    transform, nor a batch of gradients (is_grads_batched=True)."""
-    return (
-        type(tensor) is Tensor
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-    )
-
-
-def _is_one(upstream: Tensor | None) -> bool:
-    """Whether it is the number 1, as far as that can be seen without waiting for a device."""
-    return (
-        upstream is not None
-        and upstream.is_cpu
-        and upstream.dim() == 0
-        and _is_plain(upstream)
-        and upstream.item() == 1.0
-    )
-
-
-def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
-    return gradient if wanted else None
-
-
 def _scaled(gradient: Tensor, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
     if groups:  # one number per leading index
         upstream = upstream.reshape(groups, *[1] * (gradient.dim() - 2))
-    if in_place and _is_plain(gradient):
+    if in_place and is_plain(gradient):
         if upstream.dim():
             upstream = upstream.expand(gradient.shape[:dim] + gradient.shape[dim + 1 :])
-        _SCALE(gradient, upstream, dim)
+        SCALE(gradient, upstream, dim)
         return gradient
     if upstream.dim():
         upstream = upstream.unsqueeze(dim)
     return (gradient * upstream).to(gradient.dtype)
-
-
-class _Eager(torch.autograd.Function):
-    """What register_autograd makes, at half the cost: that goes through Python twice."""
-
-    @staticmethod
-    def forward(ctx, loss, arguments, *differentiable):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = loss.op(*arguments)
-        result = loss.without_gradients(output)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*result[1:])
-        ctx.save_for_backward(*arguments[: loss.tensors])  # for the rare paths alone
-        ctx.loss = loss
-        ctx.options = arguments[loss.tensors :]
-        ctx.gradients = output[2 : 2 + loss.differentiable]
-        return result
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        if _is_one(upstream) and ctx.gradients is not None and not torch.is_grad_enabled():
-            # The commonest case, in as few steps of Python as it takes: at small batches they are the time it takes.
-            gradients, ctx.gradients = ctx.gradients, None
-            return (None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
-        return (None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[2:]))
-
-
-class _Transformed(torch.autograd.Function):
-    """For torch.func, which refuses what register_autograd makes."""
-
-    @staticmethod
-    def forward(loss, *arguments):
-        return loss.op(*arguments)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.loss, *arguments = inputs
-        ctx.loss.setup_context(ctx, tuple(arguments), output)
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        gradients = ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[1:])
-        return (None, *gradients, *ctx.loss.constants)
-
-    @staticmethod
-    def vmap(info, in_dims, loss, *arguments):
-        return loss.vmap(info, in_dims[1:], *arguments)
-
-
-class _Derivative(torch.autograd.Function):
-    """The wanted gradients as a function of the upstream gradient and the inputs. Stands where they may be
-    differentiated again (create_graph=True, torch.func); only when they are does the reference run."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(loss, wanted, options, upstream, *tensors):
-        groups, dim = loss.upstream_shape(options)
-        return tuple(
-            _scaled(gradient, upstream, groups, dim, in_place=False)
-            for gradient, want in zip(tensors, wanted)
-            if want
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.loss, ctx.wanted, ctx.options, upstream, *tensors = inputs
-        ctx.save_for_backward(upstream, *tensors[ctx.loss.differentiable :])
-
-    @staticmethod
-    def backward(ctx, *second):
-        upstream, *tensors = ctx.saved_tensors
-        loss, count = ctx.loss, ctx.loss.differentiable
-        constants = tensors[count:]
-
-        def value(*inputs):
-            return loss.reference((*inputs, *constants), ctx.options)
-
-        def first(upstream, *inputs):
-            gradients = torch.func.vjp(value, *inputs)[1](upstream)
-            return tuple(gradient for gradient, want in zip(gradients, ctx.wanted) if want)
-
-        by_upstream, *by_inputs = torch.func.vjp(first, upstream, *tensors[:count])[1](second)
-        return (None, None, None, by_upstream, *[None] * count, *by_inputs, *[None] * len(constants))

@@ -7,15 +7,25 @@ device, and the path of second and higher derivatives. Arguments are taken as al
 from .dkpp_loss import dkpp_loss
 from .dynamic_temperature_kl import dynamic_temperature_kl
 from .label_loss import cwtm_loss, label_smoothing_loss, virtual_teacher_loss
+from .logit_rank import logit_rank
+from .memory_bank import memory_bank_nce
+from .similarity import info_nce, select_trusted_rows, similarity_kl, similarity_rank, supervised_contrastive
 from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 
 __all__ = [
     "cwtm_loss",
     "dkpp_loss",
     "dynamic_temperature_kl",
+    "info_nce",
     "kd_loss",
     "label_smoothing_loss",
+    "logit_rank",
+    "memory_bank_nce",
+    "select_trusted_rows",
+    "similarity_kl",
+    "similarity_rank",
     "soft_cross_entropy",
     "softened_kl",
+    "supervised_contrastive",
     "virtual_teacher_loss",
 ]

@@ -45,6 +45,15 @@ def require_at_least(options: Any, least: int, *names: str) -> None:
         require(value >= least, f"{option(name)} must be >= {least}, got {value}")
 
 
+def require_milestones(options: Any, *names: str) -> None:
+    """Each named option must be epochs >= 1, each later than the one before."""
+    for name in names:
+        epochs = getattr(options, name)
+        rising = all(a < b for a, b in zip((0, *epochs), epochs, strict=False))
+        got = " ".join(map(str, epochs))
+        require(rising, f"{option(name)} must be rising epochs >= 1, got {got}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> TrainerError:
     """The error for a name that is not among ``known``: those that resemble it, else all."""
     known = list(known)

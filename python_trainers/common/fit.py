@@ -2,7 +2,8 @@
 
 A method differs in its objective alone: ``objective(model, batch) -> (loss, parts)``, where ``batch`` has
 ``pixels`` [N, channels, height, width], ``labels`` [N] and ``index`` [N] (which of the images these are), the
-loss is a scalar with a gradient and ``parts`` names the scalars worth a column in metrics.jsonl.
+loss is a scalar with a gradient and ``parts`` names the scalars worth a column in metrics.jsonl. ``model`` is
+the network, or a :class:`Learner` where more than the network learns.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from python_trainers.common.data import Batch, Batches, Dataset, Images
+from python_trainers.common.learner import Learner
 from python_trainers.common.metrics import Means, accuracy
 from python_trainers.common.models import build_network
+from python_trainers.common.models.network import Network
 from python_trainers.common.recipe import TrainingOptions, build_optimizer, build_schedule
 from python_trainers.common.run import Run
 from python_trainers.common.seeding import make_reproducible
@@ -42,12 +45,49 @@ def fit(
     objective: Objective,
     *,
     seed: int,  # of the first weights and of the batches
+    learner: Callable[[Network], Learner] | None = None,  # what the objective gets; None: the network
 ) -> nn.Module:
     """Train ``run.network``, or what is left of it, on ``images``; returns it as the last epoch left it."""
     # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
     make_reproducible(seed, dataset.cpu_threads)
     accelerator = run.accelerator
     test = dataset.test.to(accelerator.device)
+    network = build_network(run.network, dataset.image_shape, dataset.classes)
+    model, tracked = network, {"model": network}
+    if learner is not None:
+        model = learner(network)
+        tracked["beside"] = model.beside
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    optimise(
+        run,
+        recipe,
+        dataset,
+        images,
+        model,
+        objective,
+        seed=seed,
+        tracked=tracked,
+        measure=lambda model: {"test_accuracy": accuracy(model, test, accelerator)},
+    )
+    return network
+
+
+def optimise(
+    run: Run,
+    recipe: TrainingOptions,
+    dataset: Dataset,
+    images: Images,
+    model: nn.Module,
+    objective: Objective,
+    *,
+    seed: int,  # of the batches
+    tracked: dict[str, nn.Module],  # what of the model goes into the checkpoint, under its name there
+    measure: Callable[[nn.Module], dict[str, float]] | None = None,  # after each epoch, for metrics.jsonl
+) -> None:
+    """The epochs of ``run`` that are left: train all of ``model`` that has a gradient."""
+    accelerator = run.accelerator
     batches = Batches(
         images,
         batch_size=recipe.batch_size,
@@ -57,14 +97,10 @@ def fit(
         seed=seed,
         accelerator=accelerator,
     )
-    model = build_network(run.network, dataset.image_shape, dataset.classes)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = build_optimizer(recipe, model)
     schedule = build_schedule(recipe, optimizer, len(batches))
     model, optimizer = accelerator.prepare(model, optimizer)
-    run.track(model=model, optimizer=optimizer, schedule=schedule, batches=batches)
+    run.track(**tracked, optimizer=optimizer, schedule=schedule, batches=batches)
     # accelerate's wrapper looks for a package on disk in every step, which costs more than SGD on a small
     # network; it is there for the scaler of float16.
     stepper = optimizer if accelerator.scaler is not None else optimizer.optimizer
@@ -83,6 +119,5 @@ def fit(
             epoch,
             step=epoch * len(batches),
             **means.read(accelerator),
-            test_accuracy=accuracy(model, test, accelerator),
+            **(measure(model) if measure else {}),
         )
-    return accelerator.unwrap_model(model)

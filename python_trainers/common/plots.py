@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from python_trainers.common.files import write_atomically
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY = "#56B4E9"
 GREY, BLACK = "#6E6E6E", "#000000"
 
 

@@ -7,7 +7,12 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
-from python_trainers.common.checks import require_at_least, require_not_negative, require_positive
+from python_trainers.common.checks import (
+    require_at_least,
+    require_milestones,
+    require_not_negative,
+    require_positive,
+)
 from python_trainers.common.errors import require
 
 SMOKE_EPOCHS = 3
@@ -37,8 +42,7 @@ def check_recipe(recipe: TrainingOptions) -> None:
     require_positive(recipe, "learning_rate", "decay")
     require_not_negative(recipe, "weight_decay", "rotation")
     require(0 < recipe.momentum < 1, f"--momentum must be between 0 and 1, got {recipe.momentum}")
-    rising = all(a < b for a, b in zip((0, *recipe.milestones), recipe.milestones, strict=False))
-    require(rising, f"--milestones must be rising epochs >= 1, got {' '.join(map(str, recipe.milestones))}")
+    require_milestones(recipe, "milestones")
 
 
 def recipe_configuration(recipe: TrainingOptions) -> dict[str, Any]:

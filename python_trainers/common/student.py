@@ -9,6 +9,8 @@ from torch import nn
 
 from python_trainers.common.data import Dataset, Images
 from python_trainers.common.fit import Objective, fit
+from python_trainers.common.learner import Learner
+from python_trainers.common.models.network import Network
 from python_trainers.common.options import data_configuration
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.recipe import recipe_configuration
@@ -30,6 +32,7 @@ def train_student(
     losses: Mapping[str, str],  # to plot: name in metrics.jsonl -> label
     seed: int,
     figures: Callable[[nn.Module], dict[str, float]] | None = None,  # of the final network, for the summary
+    learner: Callable[[Network], Learner] | None = None,  # the network and what learns beside it
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train ``network``, or what is left of it, under ``folder``; returns it and its summary."""
     of_teacher = teacher.figures if teacher else {}
@@ -41,7 +44,7 @@ def train_student(
         "teacher": of_teacher.get("teacher_fingerprint"),
     }
     run = Run(folder, network, configuration, epochs=args.epochs, accelerator=accelerator)
-    model = fit(run, args, dataset, images, objective, seed=seed)
+    model = fit(run, args, dataset, images, objective, seed=seed, learner=learner)
     if accelerator.is_main_process:
         learning_curves(
             folder / "curves.png",

@@ -59,6 +59,12 @@ class Teacher:
         with torch.no_grad(), self._autocast():
             return self.network(pixels)
 
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the classifier, [N, num_features], and the logits [N, classes], without gradient."""
+        with torch.no_grad(), self._autocast():
+            features = self.network.forward_features(pixels)
+            return features, self.network.head(features)
+
     @property
     def figures(self) -> dict[str, Any]:
         """What a summary says of it."""

@@ -1,0 +1,257 @@
+"""Divergence between two networks' similarities of the same queries and keys, and which of them to trust."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, ops, reference
+from .._names import KEY_TARGETS, REDUCTIONS
+from ..reference.rows import arithmetic, reduce_rows
+
+
+def similarity_kl(
+    student_query: Tensor,  # [Q, D], any float dtype
+    student_key: Tensor,  # [K, D], of the dtype of student_query
+    teacher_query: Tensor,  # [Q, E], any float dtype
+    teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
+    *,
+    temperature: float = 0.5,  # > 0
+    normalize: bool = True,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # [Q], bool
+    row_weight: Tensor | None = None,  # [Q], float
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Divergence of the student's similarities between queries and keys from the teacher's, per query, reduced.
+
+    With `A` the cosine similarities of each network's own features and per query a weight `w`::
+
+        w T^2 KL(softmax(A_teacher / T) || softmax(A_student / T))      softmax over the keys
+
+    That is::
+
+        def cosines(query, key):
+            return F.normalize(query, dim=1, eps=1e-8) @ F.normalize(key, dim=1, eps=1e-8).T
+
+        A_teacher, A_student = cosines(teacher_query, teacher_key), cosines(student_query, student_key)
+        p = F.softmax(A_teacher / T, -1)
+        T * T * F.kl_div(F.log_softmax(A_student / T, -1), p, reduction="batchmean")
+
+    without any matrix `[Q, K]`: the gradients are all that is left.
+
+    Arguments:
+        student_query, student_key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or
+            float64. Both may come from one tensor of features; gradients flow to both.
+        teacher_query, teacher_key: `[Q, E]` and `[K, E]`, of one dtype, any of those; on the same device.
+            Constants, even where they require grad.
+        temperature: T, finite and > 0; 0.5 is the one of SSKD's code.
+        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
+        scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
+        mask: bool `[Q]`. False queries are not computed and not counted; keys stay.
+        row_weight: float `[Q]`. Multiplies a query's loss and does not change the count.
+        reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
+            or `"elementmean"` (sum / (counted queries * K)).
+
+    Returns:
+        float32, or float64 if the student's or the teacher's features are float64: a scalar, or `[Q]`.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Xu, Liu, Li, Loy, "Knowledge Distillation Meets Self-Supervision", ECCV 2020,
+        https://arxiv.org/abs/2006.07114, section 3.2.
+
+    >>> student, teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    >>> similarity_kl(student, student, teacher, teacher)
+    tensor(0.0475)
+    """
+    function = "similarity_kl"
+    _checks.queries_and_keys(function, "student_query", student_query, "student_key", student_key)
+    _checks.queries_and_keys(function, "teacher_query", teacher_query, "teacher_key", teacher_key)
+    _checks.as_many_rows(function, "student_query", student_query, "teacher_query", teacher_query)
+    _checks.as_many_rows(function, "student_key", student_key, "teacher_key", teacher_key)
+    _checks.positive(function, "temperature", temperature)
+    _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if mask is not None:
+        _checks.feature_mask(function, mask, student_query, "student_query")
+    if row_weight is not None:
+        _checks.feature_weight(function, row_weight, student_query, "student_query")
+
+    if not _backend.use_library(student_query.device.type):
+        return reference.similarity_kl(
+            student_query,
+            student_key,
+            teacher_query,
+            teacher_key,
+            temperature=temperature,
+            normalize=normalize,
+            scale_by_t2=scale_by_t2,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+        )
+
+    # The gradient of the weights is the loss of each query, which the op has only when it does not reduce.
+    learned_weight = row_weight is not None and row_weight.requires_grad
+    loss = run_similarity(
+        "teacher",
+        student_query,
+        student_key,
+        teacher=(teacher_query, teacher_key),
+        temperature=temperature,
+        normalize=normalize,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=None if learned_weight else row_weight,
+        reduction="none" if learned_weight else reduction,
+    )
+    return reduce_rows(loss, mask, row_weight, reduction, student_key.shape[0]) if learned_weight else loss
+
+
+def similarity_rank(
+    query: Tensor,  # [Q, D], any float dtype
+    key: Tensor,  # [K, D], of the dtype of query
+    positive: Tensor,  # [Q], int64 in [0, K)
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    r"""How many keys stand before a query's positive, the most similar one first: 0 where the positive leads.
+
+    With `A` as in `similarity_kl` and `p = positive[j]`::
+
+        #{k: A_jk > A_jp} + #{k < p: A_jk = A_jp}
+
+    That is the place of `p` in `A[j].argsort(descending=True, stable=True)`, without `A` and without sorting.
+    No gradient.
+
+    Arguments:
+        query, key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or float64.
+        positive: int64 `[Q]`, a key in [0, K) for each query. Another is a ValueError on the CPU; on CUDA,
+            where asking would stall, its rank is 0.
+        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
+
+    Returns:
+        int64 `[Q]`, in [0, K); 0 for a query of NaN.
+
+    Raises:
+        ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
+
+    Source:
+        Xu, Liu, Li, Loy, "Knowledge Distillation Meets Self-Supervision", ECCV 2020,
+        https://arxiv.org/abs/2006.07114, section 3.3: the error level of a prediction.
+
+    >>> query, key = torch.tensor([[1.0, 0.0], [1.0, 2.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> similarity_rank(query, key, torch.tensor([0, 0]))
+    tensor([0, 1])
+    """
+    _checks.queries_and_keys("similarity_rank", "query", query, "key", key)
+    _checks.indices("similarity_rank", "positive", positive, query, "query")
+
+    if not _backend.use_library(query.device.type):
+        return reference.similarity_rank(query, key, positive, normalize=normalize)
+
+    try:
+        return ops.similarity.similarity_rank(
+            query.detach(), key.detach(), positive, normalize, _allow_tf32(query)
+        )
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
+        _checks.positive_range("similarity_rank", positive, key.shape[0])
+        raise
+
+
+def select_trusted_rows(
+    rank: Tensor,  # [Q], int64
+    ratio: float,  # in [0, 1]
+) -> Tensor:
+    r"""Which rows a student should learn from: those its teacher has right, and the least wrong of the others.
+
+    All rows of rank 0, and of the W others the `int(W * ratio)` of smallest rank, equal ranks as they come.
+
+    Arguments:
+        rank: int64 `[Q]`, what `similarity_rank` or `logit_rank` tells of the teacher; on any device.
+        ratio: in [0, 1]. SSKD keeps 0.75 of the wrong rows of the similarities and all (1.0) of the logits.
+
+    Returns:
+        bool `[Q]`, to be used as `mask`. Where nothing is selected, a loss with that mask is 0.
+
+    Raises:
+        ValueError: `ratio` out of range. TypeError: dtypes or types.
+
+    Source:
+        Xu, Liu, Li, Loy, "Knowledge Distillation Meets Self-Supervision", ECCV 2020,
+        https://arxiv.org/abs/2006.07114, section 3.3.
+
+    >>> select_trusted_rows(torch.tensor([2, 0, 1, 1, 5]), 0.5)
+    tensor([False,  True,  True,  True, False])
+    """
+    _checks.ranks("select_trusted_rows", rank)
+    _checks.unit_interval("select_trusted_rows", "ratio", ratio)
+    # No kernel: Q numbers are sorted once per step, and what torch does for that neither waits nor keeps a matrix.
+    return reference.select_trusted_rows(rank, ratio)
+
+
+def run_similarity(
+    target: str,  # one of KEY_TARGETS
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float | Tensor,
+    normalize: bool,
+    reduction: str,
+    mask: Tensor | None,
+    teacher: tuple[Tensor | None, Tensor | None] = (None, None),
+    positive: Tensor | None = None,
+    labels: tuple[Tensor | None, Tensor | None] = (None, None),
+    own_key: int = -1,
+    logit_bias: Tensor | None = None,
+    symmetric: bool = False,
+    scale_by_t2: bool = False,
+    row_weight: Tensor | None = None,
+) -> Tensor:
+    """The loss from the compiled op."""
+    teacher_query, teacher_key = teacher
+    dtype = arithmetic(query) if teacher_query is None else arithmetic(query, teacher_query)
+    grad = torch.is_grad_enabled()
+    temperature_tensor = None
+    if isinstance(temperature, Tensor):
+        temperature_tensor, temperature = temperature.to(dtype), 1.0
+    if logit_bias is not None:
+        logit_bias = logit_bias.detach().to(dtype).expand(query.shape[0], key.shape[0])
+    (loss,) = ops.similarity.similarity_loss(
+        query,
+        key,
+        temperature_tensor,
+        teacher_query,
+        teacher_key,
+        positive,
+        *labels,
+        logit_bias,
+        mask,
+        None if row_weight is None else row_weight.to(dtype),
+        temperature,
+        KEY_TARGETS[target],
+        normalize,
+        symmetric,
+        scale_by_t2,
+        own_key,
+        _allow_tf32(query),
+        REDUCTIONS[reduction],
+        grad and query.requires_grad,
+        grad and key.requires_grad,
+        grad and temperature_tensor is not None and temperature_tensor.requires_grad,
+    )
+    return loss
+
+
+def _allow_tf32(features: Tensor) -> bool:
+    """Whether these are multiplied on tensor cores where torch would do so itself."""
+    return features.is_cuda and features.dtype is torch.float32 and _tf32_is_allowed()
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles anew where it changes
+def _tf32_is_allowed() -> bool:
+    # Not `allow_tf32`, which is an error once the precision has been set by its newer name.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -1,0 +1,34 @@
+"""One module per function of `kdkernels.functional`, holding its options. The functions document them."""
+
+from .logit_rank import LogitRank
+from .memory_bank import CRDLoss, MemoryBankNCE
+from .row_losses import (
+    CWTMLoss,
+    DKPPLoss,
+    DynamicTemperatureKL,
+    KDLoss,
+    LabelSmoothingLoss,
+    SoftCrossEntropy,
+    SoftenedKL,
+    VirtualTeacherLoss,
+)
+from .similarity import InfoNCE, SelectTrustedRows, SimilarityKL, SimilarityRank, SupervisedContrastive
+
+__all__ = [
+    "CRDLoss",
+    "CWTMLoss",
+    "DKPPLoss",
+    "DynamicTemperatureKL",
+    "InfoNCE",
+    "KDLoss",
+    "LabelSmoothingLoss",
+    "LogitRank",
+    "MemoryBankNCE",
+    "SelectTrustedRows",
+    "SimilarityKL",
+    "SimilarityRank",
+    "SoftCrossEntropy",
+    "SoftenedKL",
+    "SupervisedContrastive",
+    "VirtualTeacherLoss",
+]

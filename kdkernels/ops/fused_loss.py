@@ -1,0 +1,250 @@
+"""Derivatives of the ops that compute a loss and its gradients in one call: what all of them share.
+
+Their schemas (csrc/library.cpp) have one form: tensors, the first of them differentiable; options, which
+vmap does not map; and for each differentiable tensor, last, whether its gradient is wanted. They return the
+loss, what else belongs to it, those gradients, and whatever comes after them.
+
+The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
+out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
+there is nothing to do where that is 1) and returns it: no memory, no synchronisation.
+
+No autocast rule: the ops read half precision, compute in float32 and return a float32 loss whatever the
+mode. A cast in front of them would only cost a copy of what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCALE = torch.ops.kdkernels.scale_gradient_.default
+
+
+class FusedLoss:
+    """One such op, as torch is to see it. Called with the arguments of its schema, it returns what is not a
+    gradient, by the cheapest form of the op that the context can differentiate.
+
+    A family says what its ops look like: `shapes`, `without_gradients`, `scaled`, `reference`, `vmap`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reference: Callable[..., Tensor],  # by the twin: see `reference` of the family
+        *,
+        differentiable: int,  # tensors, from the first on
+        first_gradient: int,  # in the output
+    ):
+        self.op = getattr(torch.ops.kdkernels, name).default
+        arguments = self.op._schema.arguments
+        self.names = [argument.name for argument in arguments]
+        self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
+        self.differentiable = differentiable
+        self.gradients = slice(first_gradient, first_gradient + differentiable)
+        self.constants = (None,) * (len(arguments) - differentiable)
+        self._reference = reference
+
+        qualified = f"kdkernels::{name}"
+        torch.library.register_fake(qualified)(self.shapes)
+        # For torch.compile and whoever calls the op itself.
+        torch.library.register_autograd(qualified, self._backward, setup_context=self.setup_context)
+        torch.library.register_vmap(qualified, self.vmap)
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return self.without_gradients(self.op(*arguments))
+        if torch._C._are_functorch_transforms_active():
+            return self.without_gradients(_Transformed.apply(self, *arguments))
+        if True not in arguments[-self.differentiable :]:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.without_gradients(self.op(*arguments))
+        return Eager.apply(self, arguments, *arguments[: self.differentiable])
+
+    def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """The whole output, inside a transform or outside."""
+        if torch._C._are_functorch_transforms_active():
+            return _Transformed.apply(self, *arguments)
+        return self.op(*arguments)
+
+    # What a family says
+
+    def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """The output, empty."""
+        raise NotImplementedError
+
+    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def scaled(
+        self,
+        gradients: tuple[Tensor, ...],
+        wanted: tuple[bool, ...],
+        upstream: Tensor,
+        options: tuple,
+        in_place: bool,
+    ) -> tuple[Tensor | None, ...]:
+        """Those wanted, times the upstream gradient."""
+        raise NotImplementedError
+
+    def reference(self, tensors: tuple, options: tuple) -> Tensor:
+        """The loss of the op by the twins of the functions that call it."""
+        raise NotImplementedError
+
+    def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
+        raise NotImplementedError
+
+    # First derivative
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        _, *others = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*others)
+        ctx.save_for_backward(*inputs[: self.tensors])  # for the rare paths alone
+        ctx.options = inputs[self.tensors :]
+        ctx.gradients = output[self.gradients]
+
+    def _backward(self, ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+        return (*self.input_gradients(ctx, upstream, ctx.needs_input_grad), *self.constants)
+
+    def input_gradients(
+        self, ctx: Any, upstream: Tensor | None, wanted: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        wanted = wanted[: self.differentiable]
+        if upstream is None:
+            return (None,) * self.differentiable
+        gradients, has = ctx.gradients, ctx.options[-self.differentiable :]
+        if gradients is None or any(want > given for want, given in zip(wanted, has)):
+            # A second backward over the same graph: the first has given the buffers away.
+            gradients = self.computed_again(ctx.saved_tensors, ctx.options, upstream, wanted)
+        if torch.is_grad_enabled():
+            found = iter(
+                _Derivative.apply(self, wanted, ctx.options, upstream, *gradients, *ctx.saved_tensors)
+            )
+            return tuple(next(found) if want else None for want in wanted)
+        if in_place := is_plain(upstream):
+            ctx.gradients = None
+        return self.scaled(gradients, wanted, upstream, ctx.options, in_place)
+
+    def computed_again(
+        self, tensors: tuple, options: tuple, upstream: Tensor, wanted: tuple[bool, ...]
+    ) -> tuple[Tensor, ...]:
+        """The gradients that `scaled` is to multiply by the upstream gradient."""
+        return self.whole(*tensors, *options[: -self.differentiable], *wanted)[self.gradients]
+
+
+@torch.library.register_fake("kdkernels::scale_gradient_")
+def _scale_shapes(gradient, upstream, dim):
+    return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Real memory: neither a tensor being traced (a subclass: torch.compile, export), nor one of a torch.func
+    transform, nor a batch of gradients (is_grads_batched=True)."""
+    return (
+        type(tensor) is Tensor
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
+def _is_one(upstream: Tensor | None) -> bool:
+    """Whether it is the number 1, as far as that can be seen without waiting for a device."""
+    return (
+        upstream is not None
+        and upstream.is_cpu
+        and upstream.dim() == 0
+        and is_plain(upstream)
+        and upstream.item() == 1.0
+    )
+
+
+def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
+    return gradient if wanted else None
+
+
+class Eager(torch.autograd.Function):
+    """What register_autograd makes, at half the cost: that goes through Python twice."""
+
+    @staticmethod
+    def forward(ctx, loss, arguments, *differentiable):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = loss.op(*arguments)
+        result = loss.without_gradients(output)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*result[1:])
+        ctx.save_for_backward(*arguments[: loss.tensors])  # for the rare paths alone
+        ctx.loss = loss
+        ctx.options = arguments[loss.tensors :]
+        ctx.gradients = output[loss.gradients]
+        return result
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        if _is_one(upstream) and ctx.gradients is not None and not torch.is_grad_enabled():
+            # The commonest case, in as few steps of Python as it takes: at small batches they are the time it takes.
+            gradients, ctx.gradients = ctx.gradients, None
+            return (None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
+        return (None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[2:]))
+
+
+class _Transformed(torch.autograd.Function):
+    """For torch.func, which refuses what register_autograd makes."""
+
+    @staticmethod
+    def forward(loss, *arguments):
+        return loss.op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.loss, *arguments = inputs
+        ctx.loss.setup_context(ctx, tuple(arguments), output)
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        gradients = ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[1:])
+        return (None, *gradients, *ctx.loss.constants)
+
+    @staticmethod
+    def vmap(info, in_dims, loss, *arguments):
+        return loss.vmap(info, in_dims[1:], *arguments)
+
+
+class _Derivative(torch.autograd.Function):
+    """The wanted gradients as a function of the upstream gradient and the inputs. Stands where they may be
+    differentiated again (create_graph=True, torch.func); only when they are does the reference run."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(loss, wanted, options, upstream, *tensors):
+        gradients = tensors[: loss.differentiable]
+        scaled = loss.scaled(gradients, wanted, upstream, options, in_place=False)
+        return tuple(gradient for gradient in scaled if gradient is not None)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.loss, ctx.wanted, ctx.options, upstream, *tensors = inputs
+        ctx.save_for_backward(upstream, *tensors[ctx.loss.differentiable :])
+
+    @staticmethod
+    def backward(ctx, *second):
+        upstream, *tensors = ctx.saved_tensors
+        loss, count = ctx.loss, ctx.loss.differentiable
+        given = [at for at in range(count) if tensors[at] is not None]
+
+        def value(*inputs):
+            changed = dict(zip(given, inputs))
+            return loss.reference([changed.get(at, tensor) for at, tensor in enumerate(tensors)], ctx.options)
+
+        def first(upstream, *inputs):
+            gradients = torch.func.vjp(value, *inputs)[1](upstream)
+            return tuple(gradient for gradient, at in zip(gradients, given) if ctx.wanted[at])
+
+        by_upstream, *by_inputs = torch.func.vjp(first, upstream, *[tensors[at] for at in given])[1](second)
+        found = dict(zip(given, by_inputs))
+        by_tensors = [found.get(at) for at in range(len(tensors))]
+        return (None, None, None, by_upstream, *[None] * count, *by_tensors)

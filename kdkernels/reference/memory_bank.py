@@ -1,0 +1,70 @@
+"""Noise-contrastive estimation against a memory bank.
+
+    P_bk = exp(<bank[index_bk], e_b> / T) / Z        c = K / n + eps
+    -log(P_b0 / (P_b0 + c)) - sum_k log((K / n) / (P_bk + c))
+
+In the logit `u = log(P / c)` that is logistic regression, `softplus(-u_b0) + sum_k softplus(u_bk)` and a
+constant: nothing overflows, and ratios near 1 keep their digits.
+"""
+
+from __future__ import annotations
+
+from math import log, log1p, nan
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _checks
+from .rows import arithmetic, reduce_rows
+
+
+def memory_bank_nce(
+    embedding: Tensor,  # [B, d], any float dtype
+    bank: Tensor,  # [n, d], any float dtype
+    index: Tensor,  # [B, K+1], int64 in [0, n), column 0 the positive
+    *,
+    normalizer: float | Tensor | None = None,  # Z; a tensor has no dimensions
+    temperature: float = 0.07,
+    eps: float = 1e-7,
+    reduction: str = "batchmean",
+    return_parts: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    dtype, entries, negatives = arithmetic(embedding, bank), bank.shape[0], index.shape[1] - 1
+    scores = bank_scores(embedding.to(dtype), bank.detach().to(dtype), index) / temperature
+    z = normalizer
+    if z is None or isinstance(z, Tensor):
+        known = None if z is None else z.detach().to(dtype)
+        z = agreed_normalizer(entries * scores.detach().exp().mean(), known, group)
+    else:
+        z = scores.new_full((), z)
+
+    log_noise = log(negatives / entries + eps)
+    u = scores - z.log() - log_noise
+    losses = -F.logsigmoid(u[:, 0]) - F.logsigmoid(-u[:, 1:]).sum(1)
+    losses = losses + negatives * log1p(eps * entries / negatives)
+    loss = reduce_rows(losses, None, None, reduction, classes=1)
+    positive = (u[:, 0] + log_noise).exp()
+    return (loss, {"normalizer": z, "positive": positive.detach()}) if return_parts else loss
+
+
+def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """`[B, K+1]` inner products; a row of NaN for an index that is none, where no device can raise."""
+    _checks.index_range("memory_bank_nce", index, bank.shape[0])
+    valid = (index >= 0) & (index < bank.shape[0])
+    scores = (bank[torch.where(valid, index, 0)] @ embedding.unsqueeze(-1)).squeeze(-1)
+    return torch.where(valid.all(1, keepdim=True), scores, nan)
+
+
+def agreed_normalizer(
+    found: Tensor,  # Z of this call
+    known: Tensor | None,  # Z, unless that is NaN: not known yet
+    group: torch.distributed.ProcessGroup | None,
+) -> Tensor:
+    """The known Z, else the mean of those found by the processes of the group."""
+    if group is not None:
+        found = found.clone()
+        torch.distributed.all_reduce(found, group=group)
+        found = found / group.size()
+    return found if known is None else torch.where(known.isnan(), found, known)

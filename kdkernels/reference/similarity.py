@@ -1,0 +1,258 @@
+"""Losses on the similarities of queries and keys, and ranks among them.
+
+    A_jk = <f_j, g_k>, of rows divided by max(norm, 1e-8) where `normalize`
+
+The definitions keep the matrix A [Q, K], which the kernels never do.
+"""
+
+from __future__ import annotations
+
+from math import nan
+
+import torch
+from torch import Tensor
+
+from .._checks import positive_range
+from .._gather import gather
+from .rows import arithmetic, reduce_rows
+from .softened_kl import softened_kl
+
+LEAST_NORM = 1e-8
+
+
+def similarity_kl(
+    student_query: Tensor,  # [Q, D], any float dtype
+    student_key: Tensor,  # [K, D], of the dtype of student_query
+    teacher_query: Tensor,  # [Q, E], any float dtype
+    teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
+    *,
+    temperature: float = 0.5,  # > 0
+    normalize: bool = True,
+    scale_by_t2: bool = True,
+    mask: Tensor | None = None,  # [Q], bool
+    row_weight: Tensor | None = None,  # [Q], float
+    reduction: str = "batchmean",
+) -> Tensor:
+    dtype = arithmetic(student_query, teacher_query)
+    return softened_kl(
+        similarities(student_query, student_key, normalize, dtype, mask),
+        similarities(teacher_query.detach(), teacher_key.detach(), normalize, dtype, mask),
+        temperature=temperature,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+    )
+
+
+def similarity_rank(
+    query: Tensor,  # [Q, D], any float dtype
+    key: Tensor,  # [K, D], of the dtype of query
+    positive: Tensor,  # [Q], int64 in [0, K)
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    positive_range("similarity_rank", positive, key.shape[0])
+    similarity = similarities(query.detach(), key.detach(), normalize, arithmetic(query))
+    at, valid = _usable(positive, key.shape[0])
+    own = similarity.gather(1, at).masked_fill(~valid.unsqueeze(1), nan)  # which nothing is larger than
+    before = torch.arange(key.shape[0], device=key.device) < at
+    return ((similarity > own) | ((similarity == own) & before)).sum(1)
+
+
+def select_trusted_rows(
+    rank: Tensor,  # [Q], int64
+    ratio: float,  # in [0, 1]
+) -> Tensor:
+    trusted = (rank == 0).sum()
+    wrong = rank.numel() - trusted
+    kept = trusted + (wrong.double() * ratio).long()  # the product in double, cut off: Python's int(wrong * ratio)
+    # Rows by rising rank, equal ones as they come; then the place of each row in that order.
+    place = rank.argsort(stable=True).argsort()
+    return place < kept
+
+
+def info_nce(
+    query: Tensor,  # [Q, D], any float dtype
+    key: Tensor,  # [K, D], of the dtype of query
+    positive: Tensor | None = None,  # [Q], int64 in [0, K)
+    *,
+    temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
+    normalize: bool = True,
+    symmetric: bool = False,
+    logit_bias: Tensor | None = None,  # broadcastable to [Q, K], float
+    mask: Tensor | None = None,  # [Q], bool
+    reduction: str = "batchmean",
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor:
+    options = dict(temperature=temperature, normalize=normalize, logit_bias=logit_bias, mask=mask)
+    if group is not None:
+        return info_nce_of_group(info_nce, query, key, positive, symmetric, reduction, group, **options)
+    return info_nce_loss(query, key, positive, symmetric=symmetric, reduction=reduction, **options)
+
+
+def supervised_contrastive(
+    features: Tensor,  # [N, D], any float dtype
+    labels: Tensor,  # [N], int64
+    *,
+    temperature: float = 0.07,  # > 0
+    normalize: bool = True,
+    mask: Tensor | None = None,  # [N], bool
+    reduction: str = "batchmean",
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor:
+    key, key_labels, own_key = keys_of_group(features, labels, group)
+    return supervised_contrastive_loss(
+        features,
+        key,
+        labels,
+        key_labels,
+        own_key,
+        temperature=temperature,
+        normalize=normalize,
+        mask=mask,
+        reduction=reduction,
+    )
+
+
+# What the functions and the compiled op have in common
+
+
+def info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    positive: Tensor | None,
+    *,
+    temperature: float | Tensor,
+    normalize: bool,
+    symmetric: bool,
+    logit_bias: Tensor | None,
+    mask: Tensor | None,
+    row_weight: Tensor | None = None,  # [Q]
+    reduction: str,
+) -> Tensor:
+    """Cross entropy of each query with its positive; with `symmetric` its mean with that of the positive's column."""
+    keys = key.shape[0]
+    if positive is None:
+        positive = torch.arange(query.shape[0], device=query.device)
+    positive_range("info_nce", positive, keys, mask)
+    logits = similarities(query, key, normalize, arithmetic(query), mask) / temperature
+    if logit_bias is not None:
+        logits = logits + logit_bias.detach().to(logits.dtype)
+    if mask is not None:
+        logits = logits.masked_fill(~mask.unsqueeze(1), 0)  # a row without a key is NaN, to its gradient too
+    at, valid = _usable(positive, keys)
+    losses = -logits.log_softmax(1).gather(1, at).squeeze(1)
+    if symmetric:
+        # Of probability 0, and not NaN in a column without anything else.
+        absent = torch.finfo(logits.dtype).min
+        logits = logits.clamp(min=absent)
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(1), absent)
+        columns = -logits.log_softmax(0).gather(1, at).squeeze(1)
+        losses = (losses + columns) / 2
+    losses = losses * torch.where(valid, 1.0, nan).to(losses.dtype)  # where no device can raise
+    return reduce_rows(losses, mask, row_weight, reduction, keys)
+
+
+def supervised_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    query_labels: Tensor,
+    key_labels: Tensor,
+    own_key: int,  # key own_key + j is query j; < 0: a query is none of the keys
+    *,
+    temperature: float | Tensor,
+    normalize: bool,
+    mask: Tensor | None,
+    row_weight: Tensor | None = None,  # [Q]
+    reduction: str,
+) -> Tensor:
+    logits = similarities(query, key, normalize, arithmetic(query)) / temperature
+    positive = query_labels.unsqueeze(1) == key_labels
+    if own_key >= 0:
+        place = torch.arange(key.shape[0], device=key.device)
+        own = place == own_key + torch.arange(query.shape[0], device=query.device).unsqueeze(1)
+        positive = positive & ~own
+        logits = logits.masked_fill(own, torch.finfo(logits.dtype).min)  # of probability 0, and not NaN where alone
+    counted = positive.any(1) if mask is None else positive.any(1) & mask
+    log_q = logits.log_softmax(1).masked_fill(~positive, 0)
+    losses = -log_q.sum(1) / positive.sum(1).clamp(min=1)
+    return reduce_rows(losses, counted, row_weight, reduction, key.shape[0])
+
+
+def similarities(
+    query: Tensor, key: Tensor, normalize: bool, dtype: torch.dtype, mask: Tensor | None = None
+) -> Tensor:
+    """A [Q, K]. A masked query becomes a harmless row of zeros: a NaN there must not reach the gradient either."""
+    query, key = query.to(dtype), key.to(dtype)
+    if mask is not None:
+        query = query.masked_fill(~mask.unsqueeze(1), 0)
+    return _unit_rows(query) @ _unit_rows(key).T if normalize else query @ key.T
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    # A short row is divided by a constant. Its norm is kept out of the derivatives, the second of which would be NaN.
+    squares = (rows * rows).sum(1, keepdim=True)
+    short = squares <= LEAST_NORM**2
+    return rows / torch.where(short, 1, squares).sqrt().masked_fill(short, LEAST_NORM)
+
+
+def _usable(positive: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Columns [Q, 1] that can index, some key standing for those out of range; and which are in range."""
+    valid = (positive >= 0) & (positive < keys)
+    return torch.where(valid, positive, 0).unsqueeze(1), valid
+
+
+# Process groups
+
+
+def keys_of_group(
+    features: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup | None
+) -> tuple[Tensor, Tensor, int]:
+    """Keys and labels of all processes, and which key is the first of the own rows."""
+    if group is None:
+        return features, labels, 0
+    first = torch.distributed.get_rank(group) * features.shape[0]
+    return (
+        gather("supervised_contrastive", "features", features, group),
+        gather("supervised_contrastive", "labels", labels, group),
+        first,
+    )
+
+
+def info_nce_of_group(
+    loss,  # info_nce of one process: of the op or of the reference
+    query: Tensor,
+    key: Tensor,
+    positive: Tensor | None,
+    symmetric: bool,
+    reduction: str,
+    group: torch.distributed.ProcessGroup,
+    *,
+    logit_bias: Tensor | None,
+    mask: Tensor | None,
+    **options: float | Tensor | bool,
+) -> Tensor:
+    """The own queries against the keys of all processes; with `symmetric` their positives against all queries too."""
+    queries, keys = query.shape[0], key.shape[0]
+    rank = torch.distributed.get_rank(group)
+    own = torch.arange(queries, device=query.device)
+    if positive is None:
+        positive = own
+    positive_range("info_nce", positive, keys, mask)
+    at, valid = _usable(positive, keys)
+    all_keys = gather("info_nce", "key", key, group)
+    divisor = all_keys.shape[0] if reduction == "elementmean" else 1
+    options.update(mask=mask, reduction="batchmean" if divisor > 1 else reduction)
+    rows = loss(query, all_keys, (positive + rank * keys).where(valid, -1), logit_bias=logit_bias, **options)
+    if not symmetric:
+        return rows / divisor
+    absent, present_query = None, query
+    if mask is not None:
+        present_query = query.masked_fill(~mask.unsqueeze(1), 0)  # a NaN would be one beside the bias of -inf too
+        present = gather("info_nce", "mask", mask, group)
+        absent = torch.zeros_like(present, dtype=arithmetic(query)).masked_fill(~present, -torch.inf)
+    all_queries = gather("info_nce", "query", present_query, group)
+    columns = loss(key[at.squeeze(1)], all_queries, own + rank * queries, logit_bias=absent, **options)
+    return (rows + columns) / 2 / divisor
