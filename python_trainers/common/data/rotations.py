@@ -38,4 +38,4 @@ class FourRotations(Augmentation):
 
 def four_rotations(pixels: Tensor) -> Tensor:
     """``pixels`` [N, channels, side, side] by 0, 90, 180 and 270 degrees counter-clockwise: [4 N, ...]."""
-    return torch.stack([torch.rot90(pixels, -r, (2, 3)) for r in range(TURNS)], dim=1).flatten(0, 1)
+    return torch.stack([torch.rot90(pixels, r, (2, 3)) for r in range(TURNS)], dim=1).flatten(0, 1)
