@@ -371,7 +371,9 @@ def at_least_one(function: str, name: str, value: Any) -> None:
 def features_of_width(function: str, name: str, tensor: Any, width: int) -> None:
     features(function, name, tensor)
     if tensor.shape[1] != width:
-        raise ValueError(f"{function}: {name} must be [B, {width}], got {list(tensor.shape)}; give {name}_dim")
+        raise ValueError(
+            f"{function}: {name} must be [B, {name}_dim], here [B, {width}], got {list(tensor.shape)}"
+        )
 
 
 def memory_bank(function: str, bank: Any, embedding: Tensor) -> None:

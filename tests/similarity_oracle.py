@@ -15,7 +15,7 @@ def growth(count):
 
 
 def unit_rows(x, normalize):
-    """Rows as they are multiplied, what they were multiplied by [rows, 1], and whether their gradient is projected [rows, 1]."""
+    """Rows as they are compared; per row [rows, 1] what it was multiplied by and whether its gradient is projected."""
     norm = np.sqrt((x * x).sum(1, keepdims=True)) if normalize else np.ones((len(x), 1))
     inverse = 1 / np.maximum(norm, LEAST_NORM)
     return x * inverse, inverse, (norm > LEAST_NORM) & normalize
@@ -76,22 +76,20 @@ def similarity(
     if target == "positive":
         positive = np.arange(rows) if positive is None else positive
         p = (np.arange(keys) == np.where(counted, positive, -1)[:, None]).astype(np.float64)
-        log_p = Estimate(np.zeros_like(p), np.zeros_like(p))
     elif target == "labels":
         alike = (query_labels[:, None] == key_labels) & ~own
         counted = counted & alike.any(1)
         p = alike / np.maximum(alike.sum(1, keepdims=True), 1)
-        log_p = Estimate(np.zeros_like(p), np.zeros_like(p))
-    else:
-        log_p, p = softmax(logits_of(teacher_query, teacher_key, None))
-        p, p_scale = p
-    p_scale = p if target != "teacher" else p_scale
+    if target == "teacher":
+        log_p, (p, p_scale) = softmax(logits_of(teacher_query, teacher_key, None))
+    else:  # a cross entropy: the target's own entropy is left out
+        log_p, p_scale = Estimate(np.zeros_like(p), np.zeros_like(p)), p
 
     log_q, q = softmax(logits)
     ratio = log_p.value - log_q.value
     value = Estimate(
         total(times(p, ratio))[:, 0],
-        (times(p, log_p.scale + log_q.scale) + times(p_scale + times(q.value, 1), 1 + np.abs(np.where(p == 0, 0, ratio)))).sum(1),
+        (times(p, log_p.scale + log_q.scale) + (p_scale + q.value) * (1 + np.abs(np.where(p == 0, 0, ratio)))).sum(1),
     )
     factor = np.ones(rows) if row_weight is None else row_weight.astype(np.float64)
     if scale_by_t2:
@@ -121,7 +119,8 @@ def similarity(
         return Estimate(weights.value @ others, size @ np.abs(others))
 
     def unprojected(m, unit, inverse, projected):
-        along = Estimate((m.value * unit).sum(1), ((m.scale + growth(unit.shape[1]) * np.abs(m.value)) * np.abs(unit)).sum(1))
+        size = m.scale + growth(unit.shape[1]) * np.abs(m.value)
+        along = Estimate((m.value * unit).sum(1), (size * np.abs(unit)).sum(1))
         part = Estimate(unit * along.value[:, None], np.abs(unit) * (along.scale + 2 * np.abs(along.value))[:, None])
         return (m + Estimate(-part.value, part.scale).where(projected)) * inverse, along
 

@@ -1,5 +1,5 @@
-"""NumPy problems of the similarity family drawn by hypothesis, and the comparison of a kernel's results with the oracle: for the
-CPU kernels of kdkernels._host and for the CUDA kernels, emulated.
+"""NumPy problems of the similarity family drawn by hypothesis, and the comparison of a kernel's results with the oracle: for
+the CPU kernels of kdkernels._host and for the CUDA kernels, emulated.
 """
 
 import numpy as np
@@ -13,6 +13,9 @@ QUERIES = st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65, 130, 192]) | st.inte
 KEYS = st.sampled_from([1, 2, 5, 6, 7, 64, 65, 126, 127, 200, 300]) | st.integers(1, 100)
 WIDTHS = st.sampled_from([1, 2, 3, 16, 17, 63, 64, 65, 128, 129, 257, 300]) | st.integers(1, 100)
 REDUCTIONS = st.sampled_from(oracle.REDUCTIONS)
+# The arguments of lay_out; plain ones half of the time.
+GAPS = st.integers(0, 9)
+LAYOUTS = st.just((0, 0, 1, False)) | st.tuples(GAPS, GAPS, st.sampled_from([1, 1, 2]), st.booleans())
 
 
 def make_features(rng, rows, width, spread):
@@ -87,8 +90,7 @@ def similarity_problems(draw, queries=QUERIES, keys=KEYS, widths=WIDTHS):
 
     def features(rows, width, dtype):
         spread = draw(st.sampled_from([1.0, 1e-3, 1e3])) if options["normalize"] else 2 / np.sqrt(width)
-        layout = draw(st.just((0, 0, 1, False)) | st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 1, 2]), st.booleans()))
-        return lay_out(encode(make_features(rng, rows, width, spread), dtype), *layout)
+        return lay_out(encode(make_features(rng, rows, width, spread), dtype), *draw(LAYOUTS))
 
     dtypes = st.sampled_from(FLOATS)
     dtype = draw(dtypes)

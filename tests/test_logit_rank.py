@@ -81,7 +81,8 @@ def test_torch(device):
     logits, target = draw(4, 6, 10, device=device), labels(4, 6, classes=10, device=device)
     with kd.backend(device):
         expected = kd.logit_rank(logits, target)
-        assert torch.equal(torch.compile(kd.logit_rank, fullgraph=True, backend="aot_eager")(logits, target), expected)
+        compiled = torch.compile(kd.logit_rank, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(logits, target), expected)
         assert torch.equal(torch.vmap(kd.logit_rank)(logits, target), expected)
         assert not kd.logit_rank(logits.requires_grad_(), target).requires_grad
 
@@ -97,7 +98,8 @@ def test_errors(backend):
         for bad in (5, -1, -100, -(2**63)):
             with refuses(ValueError, f"target contains {bad}, valid labels are 0..4"):
                 kd.logit_rank(logits, torch.tensor([0, bad]))
-        with refuses(TypeError, "logits must be float32, float16, bfloat16 or float64, got int64; convert it with logits.float()"):
+        rule = "logits must be float32, float16, bfloat16 or float64, got int64; convert it with logits.float()"
+        with refuses(TypeError, rule):
             kd.logit_rank(logits.long(), target)
         with refuses(TypeError, "target must be int64 class labels, got int32; convert it with target.long()"):
             kd.logit_rank(logits, target.int())

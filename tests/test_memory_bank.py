@@ -8,6 +8,8 @@ import torch
 from helpers import FLOATS, assert_accurate, draw, threads
 
 import kdkernels as kd
+from benchmarks import bench_memory_bank
+from benchmarks.timing import peak_bytes
 from kdkernels.functional.memory_bank import update_entries
 
 OP = torch.ops.kdkernels.memory_bank_nce.default
@@ -114,17 +116,20 @@ def test_extreme_scores(machine, backend):
     index = torch.tensor([[0, 1], [1, 0]], device=machine)
     bank = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], device=machine)
     embedding = torch.tensor([[200.0, 0.0]] * 2, device=machine)
-    loss, _, positive, gradient = run(backend, embedding, bank, index, normalizer=1.0, temperature=1.0, reduction="none", eps=0.0)
+    options = {"temperature": 1.0, "eps": 0.0, "reduction": "none"}
+    loss, _, positive, gradient = run(backend, embedding, bank, index, normalizer=1.0, **options)
     # c = 1/2: the logits are 200 and -200, plus log 2.
     assert torch.equal(positive, torch.tensor([inf, 0.0], device=machine))
     torch.testing.assert_close(loss, torch.tensor([0.0, 400.0], device=machine))
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [2.0, 0.0]], device=machine))
-    _, z, _, _ = run(backend, embedding, bank, index, temperature=1.0)
+    _, z, _, _ = run(backend, embedding, bank, index, **options)
     assert z == inf
+    loss, z, _, _ = run(backend, -embedding, bank, index * 0, **options)
+    assert z == 0 and (loss == inf).all()  # every exponential is 0 in float32
     for broken in (nan, inf):
         changed = embedding.clone()
         changed[1, 1] = broken
-        loss, _, _, gradient = run(backend, changed, bank, index, normalizer=1.0, temperature=1.0, reduction="none")
+        loss, _, _, gradient = run(backend, changed, bank, index, normalizer=1.0, **options)
         assert loss[0].isfinite() and loss[1].isnan() and gradient[0].isfinite().all()
 
 
@@ -135,6 +140,18 @@ def test_float32_keeps_what_many_negatives_add_up_to(machine):
     loss = run(machine, embedding, bank, index)[0]
     truth = run("reference", embedding.double(), bank.double(), index)[0]
     assert (loss - truth).abs() < 5e-7 * truth
+
+
+def test_nothing_of_the_size_of_the_scores_is_stored():
+    calls = bench_memory_bank.contenders(8, 4096, 64, 1000, torch.float32, "cpu")
+    assert peak_bytes(calls["kdkernels"], "cpu") < 4 * 8 * 64 * 4 < 8 * 4096 * 4
+    assert peak_bytes(calls["eager"], "cpu") > 8 * 4096 * 64 * 4
+
+
+def test_both_sides_of_the_benchmark_are_the_same_loss():
+    arguments = problem(columns=300, dtypes=(torch.float32,) * 2)
+    ours, eager = bench_memory_bank.LOSSES["memory_bank_nce"]
+    torch.testing.assert_close(ours(*arguments), eager(*arguments), rtol=2e-4, atol=0)
 
 
 # PyTorch
@@ -273,7 +290,8 @@ def test_tensors_that_are_refused(backend):
     call()
     with refuses(ValueError, "embedding must be [rows, width] with at least 1 column, got [4]"):
         call(torch.zeros(4))
-    with refuses(TypeError, "bank must be float32, float16, bfloat16 or float64, got int64; convert it with bank.float()"):
+    rule = "bank must be float32, float16, bfloat16 or float64, got int64; convert it with bank.float()"
+    with refuses(TypeError, rule):
         call(bank=torch.zeros(40, 4, dtype=torch.int64))
     with refuses(ValueError, "embedding [2, 4] and bank [40, 5] must have equal widths"):
         call(bank=torch.zeros(40, 5))

@@ -236,9 +236,9 @@ def refuses(error, message):
 
 def test_batches_that_are_refused():
     crd, (student, teacher, index, contrast) = module(), batch()
-    with refuses(ValueError, "student must be [B, 5], got [6, 4]; give student_dim"):
+    with refuses(ValueError, "student must be [B, student_dim], here [B, 5], got [6, 4]"):
         crd(student[:, :4], teacher, index)
-    with refuses(ValueError, "teacher must be [B, 7], got [6, 5]; give teacher_dim"):
+    with refuses(ValueError, "teacher must be [B, teacher_dim], here [B, 7], got [6, 5]"):
         crd(student, student, index)
     with refuses(ValueError, "student [6, 5] and teacher [5, 7] must have as many rows as each other"):
         crd(student, teacher[:5], index)

@@ -59,7 +59,8 @@ void read_keys(const SimilarityWork<A>& work, int64_t begin, int64_t end) {
 
 // A band's queries, by rows to slot.rows and by columns to `columns`.
 template <class A>
-void read_queries(const SimilarityWork<A>& work, const Features& features, int64_t band, const BandSlot<A>& slot, A* columns) {
+void read_queries(const SimilarityWork<A>& work, const Features& features, int64_t band, const BandSlot<A>& slot,
+                  A* columns) {
   constexpr int64_t block = panel_columns * panel_columns;
   const int64_t first = band * band_queries, padded = padded_queries(*work.problem, band);
   const int64_t width = round_up(features.width, panel_columns), blocks = width / panel_columns;

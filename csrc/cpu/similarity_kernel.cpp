@@ -194,7 +194,8 @@ class Solver {
         std::fill_n(work_.key_products + k * work_.key_product_stride, problem_.key.width, A(0));
   }
 
-  // Labels as numbers of the keys' labels in the order they come in, and positives of each query. One without does not count.
+  // Labels as small numbers, in the order in which the keys have them, and positives of each query. A query without does
+  // not count.
   void number_labels() {
     const int64_t queries = problem_.queries(), keys = problem_.keys();
     std::unordered_map<int64_t, Label> numbers;

@@ -9,33 +9,36 @@ constexpr A largest_inverse_norm() {
   return static_cast<A>(1 / least_norm);
 }
 
+// Features [begin, begin + padded) of a row, 0 beyond the last, and the sum of their squares.
+template <class A>
+KD_INLINE A read_block(const Features& features, int64_t row, int64_t begin, int64_t padded, A* to) {
+  const int64_t left = features.width - begin, count = left < 0 ? 0 : left < padded ? left : padded;
+  with_dtype(features.dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(features.data) + row * features.stride + begin;
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(to_arithmetic(from[i]));
+  });
+  for (int64_t i = count; i < padded; ++i) to[i] = 0;
+  Vec<A> squares = {};
+  for (int64_t i = 0; i < padded; i += Simd<A>::lanes) squares += load(to + i) * load(to + i);
+  return sum_lanes<A>(squares);
+}
+
 // A row divided by its norm, or as it is, to blocks of 64 numbers that begin `block_stride` apart; `padded_width` numbers, a
 // multiple of 16. Returns the inverse norm, 1 unless `normalize`.
 template <class A>
 A unit_row(const Features& features, int64_t row, bool normalize, A* to, int64_t block_stride, int64_t padded_width) {
-  const auto each_block = [&](const auto& body) {
-    for (int64_t d = 0; d < padded_width; d += panel_columns)
-      body(to + d / panel_columns * block_stride, d, padded_width - d < panel_columns ? padded_width - d : panel_columns);
-  };
-  double squares = 0;  // of blocks: the norm of a long row has as many right digits as that of a short one
-  each_block([&](A* block, int64_t begin, int64_t padded) {
-    const int64_t left = features.width - begin, count = left < 0 ? 0 : left < padded ? left : padded;
-    with_dtype(features.dtype, [&](auto* type) {
-      const auto* from = static_cast<decltype(type)>(features.data) + row * features.stride + begin;
-      for (int64_t i = 0; i < count; ++i) block[i] = static_cast<A>(to_arithmetic(from[i]));
-    });
-    for (int64_t i = count; i < padded; ++i) block[i] = 0;
-    if (!normalize) return;
-    Vec<A> part = {};
-    for (int64_t i = 0; i < padded; i += Simd<A>::lanes) part += load(block + i) * load(block + i);
-    squares += sum_lanes<A>(part);
-  });
+  const auto padded = [&](int64_t d) { return padded_width - d < panel_columns ? padded_width - d : panel_columns; };
+  // Of blocks, in double: the norm of a long row has as many right digits as that of a short one.
+  double squares = 0;
+  A* block = to;
+  for (int64_t d = 0; d < padded_width; d += panel_columns, block += block_stride)
+    squares += read_block(features, row, d, padded(d), block);
   if (!normalize) return 1;
   const double norm = std::sqrt(squares);
   const A inverse = norm <= least_norm ? largest_inverse_norm<A>() : static_cast<A>(1 / norm);
-  each_block([&](A* block, int64_t, int64_t padded) {
-    for (int64_t i = 0; i < padded; i += Simd<A>::lanes) store(block + i, load(block + i) * inverse);
-  });
+  block = to;
+  for (int64_t d = 0; d < padded_width; d += panel_columns, block += block_stride)
+    for (int64_t i = 0; i < padded(d); i += Simd<A>::lanes) store(block + i, load(block + i) * inverse);
   return inverse;
 }
 

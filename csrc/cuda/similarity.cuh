@@ -170,7 +170,7 @@ KD_DEVICE void sweep_tile(const SimilarityOnDevice<A>& problem, bool by_column, 
   }
 }
 
-// Threads that share rows put their sweeps together, in the order of their columns.
+// Threads that share rows put their sweeps together. Of the lanes, the first has them in the order of their columns.
 template <class A, class Kind, class Body>
 KD_DEVICE void merge_sweeps(RowSweep<A> (&sweeps)[own_rows], TileNumbers16& shared, const Body& body) {
   constexpr int words = sizeof(RowSweep<A>) / 4;
@@ -181,13 +181,7 @@ KD_DEVICE void merge_sweeps(RowSweep<A> (&sweeps)[own_rows], TileNumbers16& shar
       KD_UNROLL for (int w = 0; w < words; ++w) theirs[w] = simt::shuffle_xor(mine[w], mask);
       RowSweep<A> other;
       memcpy(&other, theirs, sizeof other);
-      // The lower lane's first, in both lanes.
-      if (simt::lane_index() & mask) {
-        other.merge(sweeps[r]);
-        sweeps[r] = other;
-      } else {
-        sweeps[r].merge(other);
-      }
+      sweeps[r].merge(other);
     }
   static_assert(sizeof(RowSweep<A>) * Kind::warps_across * tile_rows <= sizeof(TileNumbers16), "room for all");
   auto* table = reinterpret_cast<RowSweep<A>*>(shared);

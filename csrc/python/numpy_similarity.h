@@ -208,7 +208,8 @@ void def_similarity(py::module_& m, py::dict (*solve)(const SimilarityOptions&, 
 
 // Defines m.similarity_rank(query, key, positive, normalize=True, extra): solve fills in the ranks of the problem.
 template <class... Extra, class... Names>
-void def_similarity_rank(py::module_& m, py::array (*solve)(const py::array&, const py::array&, const Int64s&, bool, Extra...),
+void def_similarity_rank(py::module_& m,
+                         py::array (*solve)(const py::array&, const py::array&, const Int64s&, bool, Extra...),
                          const char* doc, Names... extra) {
   using namespace py::literals;
   m.def("similarity_rank", solve, "query"_a, "key"_a, "positive"_a, "normalize"_a = true, extra..., doc);

@@ -119,7 +119,8 @@ class CRDLoss(nn.Module):
         bound = sqrt(3 / embed_dim)
         self.register_buffer("student_bank", torch.empty(n_data, embed_dim).uniform_(-bound, bound))
         self.register_buffer("teacher_bank", torch.empty(n_data, embed_dim).uniform_(-bound, bound))
-        # Z of that network's embeddings against the other's bank; NaN until the first forward, as the device knows.
+        # Z of that network's embeddings against the other's bank; NaN until the first forward, which the device
+        # finds out for itself.
         self.register_buffer("student_normalizer", torch.tensor(nan))
         self.register_buffer("teacher_normalizer", torch.tensor(nan))
 
