@@ -1,16 +1,11 @@
 // The ops of the family on CPU tensors.
 #include "cpu/memory_bank_kernel.h"
 
+#include "cpu/torch_threads.h"
 #include "memory_bank_op.h"
 
 namespace kd {
 namespace {
-
-// libtorch's thread pool; not even entered for fewer than two grains.
-void torch_threads(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  if (count > grain) torch::stable::parallel_for(0, count, grain, body);
-  else if (count > 0) body(0, count);
-}
 
 struct Cpu {
   static size_t workspace_bytes(const MemoryBank& problem) { return memory_bank_workspace_cpu(problem); }

@@ -12,13 +12,6 @@
 namespace kd {
 namespace {
 
-// Below this many numbers a thread is not worth waking.
-constexpr int64_t grain_elements = 16384;
-
-struct CacheLine {
-  alignas(64) unsigned char bytes[64];
-};
-
 void check_index(const MemoryBank& problem) {
   const int64_t count = problem.rows() * problem.columns;
   const uint64_t entries = static_cast<uint64_t>(problem.bank.rows);

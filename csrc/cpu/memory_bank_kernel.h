@@ -1,6 +1,6 @@
 // The CPU kernels of the family, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
 #pragma once
-#include "cpu/softened_kl_kernel.h"
+#include "cpu/threads.h"
 #include "memory_bank.h"
 
 namespace kd {

@@ -2,16 +2,11 @@
 #include "cpu/similarity_kernel.h"
 
 #include "cpu/pages.h"
+#include "cpu/torch_threads.h"
 #include "similarity_op.h"
 
 namespace kd {
 namespace {
-
-// libtorch's thread pool; not even entered for fewer than two grains.
-void torch_threads(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  if (count > grain) torch::stable::parallel_for(0, count, grain, body);
-  else if (count > 0) body(0, count);
-}
 
 struct Cpu {
   static void similarity(const Similarity& problem, const Tensor&) {

@@ -21,13 +21,8 @@
 namespace kd {
 namespace {
 
-// Below this many multiplications and additions, or numbers read, a thread is not worth waking.
+// Below this many multiplications and additions a thread is not worth waking.
 constexpr double grain_products = 1e6;
-constexpr int64_t grain_elements = 16384;
-
-struct CacheLine {
-  alignas(64) unsigned char bytes[64];
-};
 
 // What bands under way may take together, unless one alone takes more.
 constexpr int64_t band_bytes = 26 << 20;

@@ -3,16 +3,11 @@
 
 #include "cpu/isa.h"
 #include "cpu/pages.h"
+#include "cpu/torch_threads.h"
 #include "softened_kl_op.h"
 
 namespace kd {
 namespace {
-
-// libtorch's thread pool; not even entered for fewer than two grains.
-void torch_threads(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  if (count > grain) torch::stable::parallel_for(0, count, grain, body);
-  else if (count > 0) body(0, count);
-}
 
 struct Cpu {
   static void softened_kl(const SoftenedKL& problem, const Tensor&) {

@@ -14,13 +14,6 @@
 namespace kd {
 namespace {
 
-// Below this many numbers a thread is not worth waking.
-constexpr int64_t grain_elements = 16384;
-
-struct CacheLine {
-  alignas(64) unsigned char bytes[64];
-};
-
 void check_labels(const SoftenedKL& problem) {
   for (int64_t row = 0; row < problem.rows(); ++row)
     if (problem.has_label(row) && (problem.target[row] < 0 || problem.target[row] >= problem.classes))

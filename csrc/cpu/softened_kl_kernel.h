@@ -1,15 +1,9 @@
 // The CPU kernels of the family, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
 #pragma once
-#include <cstdint>
-#include <functional>
-
+#include "cpu/threads.h"
 #include "softened_kl.h"
 
 namespace kd {
-
-// Calls body(begin, end) on ranges that cover [0, count), `grain` at least where possible, on as many threads as it likes.
-using ParallelFor =
-    std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body)>;
 
 // Solves the problem; std::invalid_argument for a label that is none and a permutation that is none. The result does not
 // depend on how rows are split.

@@ -8,10 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-void one_thread(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  if (count > 0) body(0, count);
-}
-
 py::dict memory_bank_nce(const kd::python::BankOptions& options) {
   std::vector<std::unique_ptr<double[]>> memory;
   const auto allocate = [&](const std::string&, size_t bytes) -> void* {
@@ -19,8 +15,8 @@ py::dict memory_bank_nce(const kd::python::BankOptions& options) {
   };
   kd::python::NumpyBank numpy(options, allocate);
   numpy.problem.workspace = allocate("workspace", kd::memory_bank_workspace_cpu(numpy.problem));
-  kd::memory_bank_normalizer_cpu(numpy.problem, one_thread);
-  kd::memory_bank_nce_cpu(numpy.problem, one_thread);
+  kd::memory_bank_normalizer_cpu(numpy.problem, kd::one_thread);
+  kd::memory_bank_nce_cpu(numpy.problem, kd::one_thread);
   return numpy.results();
 }
 

@@ -8,7 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-void one_thread(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
 
 // Keeps what it allocates.
 class Outputs {
@@ -24,14 +23,14 @@ class Outputs {
 py::dict similarity(const kd::python::SimilarityOptions& options) {
   Outputs outputs;
   const kd::python::NumpySimilarity numpy(options, std::ref(outputs));
-  kd::similarity_cpu(numpy.problem, one_thread);
+  kd::similarity_cpu(numpy.problem, kd::one_thread);
   return numpy.results();
 }
 
 py::array similarity_rank(const py::array& query, const py::array& key, const kd::python::Int64s& positive, bool normalize) {
   Outputs outputs;
   const kd::python::NumpySimilarityRank numpy(query, key, positive, normalize, std::ref(outputs));
-  kd::similarity_rank_cpu(numpy.problem, one_thread);
+  kd::similarity_rank_cpu(numpy.problem, kd::one_thread);
   return numpy.results();
 }
 

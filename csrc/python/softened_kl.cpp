@@ -8,14 +8,13 @@ namespace py = pybind11;
 
 namespace {
 
-void one_thread(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
 
 py::dict softened_kl(const kd::python::Options& options) {
   std::vector<std::unique_ptr<int64_t[]>> memory;
   const kd::python::NumpyProblem numpy(options, [&](const std::string&, size_t bytes) -> void* {
     return memory.emplace_back(new int64_t[bytes / sizeof(int64_t) + 1]).get();
   });
-  kd::softened_kl_cpu(numpy.problem, one_thread);
+  kd::softened_kl_cpu(numpy.problem, kd::one_thread);
   return numpy.results();
 }
 
