@@ -32,6 +32,14 @@ def main() -> None:
             embedding, bank = (torch.randn(rows, width, device="cuda", dtype=dtype) for rows in (5, 40))
             index = torch.randint(40, (5, 600), device="cuda")
             kd.memory_bank_nce(embedding.requires_grad_(), bank, index, temperature=10.0).backward()
+        # Within a tile of 128, and beyond it; widths of whole and of broken 16-byte loads.
+        for queries, keys, width in ((5, 7, 3), (150, 300, 64), (129, 131, 37)):
+            query, key = (torch.randn(n, width, device="cuda", dtype=dtype, requires_grad=True) for n in (queries, keys))
+            positive, labels = torch.arange(queries, device="cuda"), torch.arange(keys, device="cuda") % 4
+            kd.info_nce(query, key, positive, symmetric=True, temperature=torch.tensor(0.1, device="cuda")).backward()
+            kd.similarity_kl(query, key, query.detach().flip(0), key.detach().flip(0)).backward()
+            kd.supervised_contrastive(key, labels).backward()
+            kd.select_trusted_rows(kd.similarity_rank(query, key, positive), 0.75)
     torch.cuda.synchronize()
 
 
