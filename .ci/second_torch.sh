@@ -15,7 +15,7 @@ grep -v -E '^(torch|torchvision|triton|nvidia-|cuda-)' "$root/constraints.txt" >
 
 # Beside the tests there is no kdkernels folder, so they import what the wheel installed.
 mkdir "$work/checkout"
-cp -r benchmarks csrc tests pyproject.toml setup.py constraints.txt "$work/checkout"
+cp -r benchmarks csrc docs tests pyproject.toml setup.py constraints.txt "$work/checkout"
 cd "$work/checkout"
 "$work/venv/bin/python" -m kdkernels
 # Emulated kernels know no torch, old or new; torchvision, which the trainers need, is not there.
