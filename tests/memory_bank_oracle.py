@@ -98,17 +98,18 @@ def numbered(options):
 
 
 def check(embedding, bank, index, options, ours):
-    """Compares results with the oracle. Small terms that are equal round alike when they are added to a large one, and
-    the kernels add some after another: 16 roundings."""
+    """Compares results with the oracle. Equal terms may all round alike when they are added one after another, to a sum half
+    as large as the last on average; a thread of a GPU adds up to 128: 64 roundings."""
+    factor = 64
     truth = memory_bank_nce(decode(embedding), decode(bank), index, **options)
     is_double = "float64" in (name_of(embedding), name_of(bank))
     precision = PRECISION["float64" if is_double else "float32"]
     for name in ("loss", "normalizer", "positive"):
-        close(ours[name].astype(np.float64), truth[name], precision, precision, factor=16)
+        close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
     if ours["grad_embedding"] is None:
         return
     assert ours["grad_embedding"].shape == embedding.shape and ours["grad_embedding"].dtype == embedding.dtype
-    close(decode(ours["grad_embedding"]), truth["grad_embedding"], precision, *STORED[name_of(embedding)][:2], factor=16)
+    close(decode(ours["grad_embedding"]), truth["grad_embedding"], precision, *STORED[name_of(embedding)][:2], factor=factor)
 
 
 def plain_problem(rows=2, width=128, columns=40, entries=50, seed=0, dtype="float32"):

@@ -129,8 +129,11 @@ KD_DEVICE void each_entry(const MemoryBank& problem, const BankPlan& plan, const
       read_features(problem.embedding, type, block.row, first_chunk + team.rank() + k * team.size(), true, embedding[k]);
   });
 
-  // As many rounds for all teams: they sum together.
-  for (int64_t first = block.begin; first < block.end; first += teams * in_flight) {
+  // As many rounds for all teams: they sum together. From the last on, so that the positive, whose weight is far the largest,
+  // is added to the sum of many small ones and not they to it, each rounded alike.
+  const int64_t columns = teams * in_flight;
+  for (int64_t round = parts_of(block.end - block.begin, columns) - 1; round >= 0; --round) {
+    const int64_t first = block.begin + round * columns;
     int64_t id[in_flight];
     KD_UNROLL for (int j = 0; j < in_flight; ++j) {
       const int64_t column = first + j * teams + number;
@@ -162,7 +165,7 @@ KD_DEVICE void each_entry(const MemoryBank& problem, const BankPlan& plan, const
       }
     }
     team.sum(product);
-    KD_UNROLL for (int j = 0; j < in_flight; ++j) {
+    KD_UNROLL for (int j = in_flight - 1; j >= 0; --j) {
       const int64_t column = first + j * teams + number;
       if (column < block.end) body(column, problem.has_entry(id[j]) ? product[j] : A(NAN), entry[j]);
     }
