@@ -1,5 +1,5 @@
 """Memory of one step as the operating system counts it, in a process of its own: a library may allocate what no
-profiler of torch sees.
+profiler of torch sees. Linux only.
 
     python -m benchmarks.resident MODULE LOSS kdkernels|eager DTYPE SIZE...
 """
@@ -7,9 +7,10 @@ profiler of torch sees.
 from __future__ import annotations
 
 import importlib
-import resource
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -22,9 +23,9 @@ def growth(module: str, loss: str, side: str, shape: tuple[int, ...], dtype: tor
 
 
 def largest() -> int:
-    """Bytes that this process has occupied at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Bytes that this process has occupied at most. Not ru_maxrss, which on Linux a process takes over from its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[1]) * 1024
 
 
 def main() -> None:

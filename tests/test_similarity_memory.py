@@ -7,7 +7,13 @@ import pytest
 
 MIB = 2**20
 STEP = """
-import resource, sys, torch, kdkernels as kd
+import re, sys, torch, kdkernels as kd
+
+
+def largest():  # KiB; ru_maxrss would be that of the parent process, where that is larger
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+
+
 rows, width, losses = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 query, key, *teacher = torch.randn(4, rows, width).unbind()
 query, key = query.requires_grad_(), key.requires_grad_()
@@ -18,15 +24,15 @@ functions = {
     "similarity_rank": lambda q, k: kd.similarity_rank(q, k, torch.arange(len(q))) + 0 * q.sum(),
 }
 for rows in (8, rows):  # the first calls start threads and load what they need
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = largest()
     for loss in losses:
         functions[loss](query[:rows], key[:rows]).sum().backward()
         query.grad = key.grad = None
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(largest() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     "rows, width, losses",
     [
@@ -41,4 +47,4 @@ def test_memory_beyond_inputs_and_gradients(rows, width, losses):
     command = [sys.executable, "-c", STEP, str(rows), str(width), *losses]
     growth = 1024 * int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     gradients = 2 * rows * width * 4
-    assert growth < gradients + 64 * MIB
+    assert gradients / 2 < growth < gradients + 64 * MIB  # less would be no measurement
