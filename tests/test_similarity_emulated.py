@@ -90,6 +90,14 @@ def test_every_order_of_threads_gives_the_same_bits(dtype, target):
             np.testing.assert_array_equal(result[name], results[0][name], err_msg=name)
 
 
+@pytest.mark.parametrize("plan", [{"band_tiles": 1}, {"product_shares": 2}, {"row_shares": 2, "column_shares": 2}], ids=str)
+@pytest.mark.parametrize("target", ["positive", "labels", "teacher"])
+def test_bands_and_shares_add_up(target, plan):
+    query, key, options = plain_problem(target=target)
+    options["symmetric"] = target == "positive"
+    check(query, key, options, solve(query, key, options, (1, plan)))
+
+
 def test_equal_student_and_teacher_have_no_loss_and_no_gradient():
     query, key, options = plain_problem(target="teacher")
     options.update(teacher_query=query, teacher_key=key)
