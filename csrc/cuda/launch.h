@@ -4,7 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace kd {
+
+KD_HOST_DEVICE constexpr int64_t parts_of(int64_t items, int64_t part) { return (items + part - 1) / part; }
 
 // A thread moves rows in chunks of 8 neighbouring classes: 16 bytes in half precision, two 16-byte accesses in float32.
 constexpr int chunk_classes = 8;
@@ -93,7 +97,7 @@ constexpr int shares_of(int64_t blocks, int64_t tiles) {
 }
 
 constexpr SimilarityPlan plan_similarity(int64_t queries, int64_t keys, int64_t width, int band_bytes) {
-  const auto tiles = [](int64_t count) { return (count + similarity_tile - 1) / similarity_tile; };
+  const auto tiles = [](int64_t count) { return parts_of(count, similarity_tile); };
   // A band as large as the features in half precision, or 16 MiB; shares of the query gradient half of that. No memory grows
   // with the product of the sizes.
   const int64_t features = (queries + keys) * width * 2, least = int64_t(16) << 20;

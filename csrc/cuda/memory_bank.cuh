@@ -9,10 +9,10 @@
 // registers of a warp are summed piece by piece, by blocks that compute all scores again. No atomics: every sum has a fixed
 // order. An index that is none makes its row NaN, and the Z that is computed from it: a device cannot raise.
 #pragma once
-#include <cmath>
 #include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/math.cuh"
 #include "cuda/simt.cuh"
 #include "cuda/team.cuh"
 #include "elements.h"
@@ -22,13 +22,6 @@ namespace kd {
 namespace {
 
 #include "cuda/row_storage.cuh"
-
-KD_DEVICE float exponential(float x) { return ::expf(x); }
-KD_DEVICE double exponential(double x) { return ::exp(x); }
-KD_DEVICE float logarithm(float x) { return ::logf(x); }
-KD_DEVICE double logarithm(double x) { return ::log(x); }
-KD_DEVICE float logarithm_of_1_and(float x) { return ::log1pf(x); }
-KD_DEVICE double logarithm_of_1_and(double x) { return ::log1p(x); }
 
 // Four warps: eight entries of 128 features side by side, and blocks small enough to fill the last wave.
 constexpr int bank_threads = 128;
@@ -47,8 +40,6 @@ struct BankPlan {
   KD_HOST_DEVICE constexpr int64_t segment_chunks() const { return static_cast<int64_t>(lanes) * chunks; }
   KD_HOST_DEVICE constexpr int64_t segment_width() const { return segment_chunks() * chunk_classes; }
 };
-
-KD_HOST_DEVICE constexpr int64_t parts_of(int64_t items, int64_t part) { return (items + part - 1) / part; }
 
 constexpr BankPlan plan_bank(int64_t columns, int64_t width) {
   const int64_t chunks = parts_of(width, chunk_classes), all = simt::warp_threads;

@@ -327,8 +327,6 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
 
 // --- Launchers ---------------------------------------------------------------------------------------------------------
 
-inline int64_t blocks_for(int64_t items, int threads) { return (items + threads - 1) / threads; }
-
 template <class A, class Source, class D>
 void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, const D& divergence) {
   const auto lanes = [&](auto kernel) {
@@ -378,7 +376,7 @@ void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream
     simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
   launch_source<A>(problem, plan, stream);
   if (problem.reduction == Reduction::none)
-    simt::launch(weigh_rows_kernel<A>, blocks_for(problem.rows(), reduce_threads), reduce_threads, 0, stream, problem);
+    simt::launch(weigh_rows_kernel<A>, parts_of(problem.rows(), reduce_threads), reduce_threads, 0, stream, problem);
   else
     simt::launch(reduce_rows_kernel<A>, problem.groups, reduce_threads, 0, stream, problem);
 }
@@ -412,7 +410,7 @@ inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, int
 inline void scale_gradient_cuda(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner,
                                 const void* upstream, Dtype upstream_dtype, bool per_row, void* stream) {
   const int64_t count = outer * classes * inner;
-  int64_t blocks = blocks_for(count, reduce_threads * chunk_classes);
+  int64_t blocks = parts_of(count, reduce_threads * chunk_classes);
   blocks = blocks < scale_blocks_limit ? blocks : scale_blocks_limit;
   with_dtype(gradient.dtype, [&](auto* type) {
     with_dtype(upstream_dtype, [&](auto* upstream_type) {

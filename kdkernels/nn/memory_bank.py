@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from .. import _checks, functional
+from .._gather import gather
 from ..functional.memory_bank import LEAST_NORM, update_entries
 from .loss import Loss
 
@@ -172,7 +173,10 @@ class CRDLoss(nn.Module):
 
     def _update_banks(self, e_s: Tensor, e_t: Tensor, index: Tensor, communicates: bool) -> None:
         if communicates:
-            e_s, e_t, index = (_of_all_processes(tensor) for tensor in (e_s, e_t, index))
+            world = distributed.group.WORLD
+            e_s = gather("CRDLoss", "student", e_s, world)
+            e_t = gather("CRDLoss", "teacher", e_t, world)
+            index = gather("CRDLoss", "index", index, world)
         update_entries(self.student_bank, index, e_s, momentum=self.momentum)
         update_entries(self.teacher_bank, index, e_t, momentum=self.momentum)
 
@@ -193,9 +197,3 @@ def _unit(features: Tensor) -> Tensor:
 
 def _several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _of_all_processes(tensor: Tensor) -> Tensor:
-    gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, tensor.contiguous())
-    return torch.cat(gathered)
