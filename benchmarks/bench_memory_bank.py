@@ -57,8 +57,8 @@ def contenders(
 
     def step(function):
         def call():
-            embedding.grad = None
             function(embedding, bank, index).backward()
+            embedding.grad = None
 
         return call
 

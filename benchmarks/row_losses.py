@@ -34,8 +34,8 @@ def contenders(
 
     def step(function):
         def call():
-            student.grad = None
             function(student, teacher, target).backward()
+            student.grad = None  # at the end: what a call leaves behind would be given back within the next
 
         return call
 

@@ -28,8 +28,8 @@ def step(loss: Loss, queries: int, keys: int, width: int, dtype: torch.dtype, de
     positive = torch.arange(queries, device=device) * keys // queries
 
     def call():
-        query.grad = key.grad = None
         loss(query, key, teacher_query, teacher_key, positive).backward()
+        query.grad = key.grad = None
 
     return call
 

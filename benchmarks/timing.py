@@ -64,12 +64,8 @@ def ratio(times: dict[str, list[float]], other: str, ours: str) -> float:
 
 
 def peak_bytes(call: Call, device: str) -> int:
-    """Largest sum of tensors alive at once beyond those alive before the call; the median of five calls, since the
-    profiler of the CPU now and then loses events, of memory taken or given back."""
-    return int(statistics.median(peak_bytes_once(call, device) for _ in range(5)))
-
-
-def peak_bytes_once(call: Call, device: str) -> int:
+    """Largest sum of tensors alive at once beyond those alive before the call, which has to leave none behind: the
+    profiler of the CPU learns that memory is given back only where it has seen it taken."""
     call()
     if device == "cuda":
         torch.cuda.synchronize()
