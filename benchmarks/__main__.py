@@ -17,7 +17,7 @@ import torch
 
 import kdkernels as kd
 
-from . import bench_memory_bank, row_losses, similarities
+from . import bench_memory_bank, bench_peer_ensemble, row_losses, similarities
 
 # What measures a family, and makes one table of all such.
 FAMILIES = {
@@ -27,6 +27,7 @@ FAMILIES = {
     "dynamic_temperature_kl": row_losses,
     "similarity": similarities,
     "memory_bank": bench_memory_bank,
+    "peer_ensemble": bench_peer_ensemble,
 }
 
 

@@ -1,8 +1,9 @@
 """Everything that needs a GPU, in one command: `make gpu-check`.
 
-Runs the test suite with CUDA tensors, a small set of problems under compute-sanitizer (memcheck and racecheck), and the
-benchmarks beside eager PyTorch, torch.compile and a device-to-device copy. Writes benchmarks/results/<gpu>.json and prints
-the table; exits with 1 if anything failed. Needs torch, pytest and hypothesis, no network.
+Runs the test suite with CUDA tensors, a small set of problems under compute-sanitizer (memcheck and racecheck), counts the
+kernels that a loss among peers launches, and runs the benchmarks beside eager PyTorch, torch.compile and a device-to-device
+copy. Writes benchmarks/results/<gpu>.json and prints the table; exits with 1 if anything failed. Needs torch, pytest and
+hypothesis, no network.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 import kdkernels as kd
 
 from . import __main__ as benchmarks
+from . import bench_peer_ensemble
 
 RESULTS = Path(__file__).parent / "results"
 SANITIZERS = ("memcheck", "racecheck")
+MOST_LAUNCHES = 2
 
 
 def step(name: str, command: list[str]) -> dict:
@@ -33,6 +39,34 @@ def step(name: str, command: list[str]) -> dict:
     lines = run.stdout.strip().splitlines() or [""]
     print("\n".join(lines[-1:] if run.returncode == 0 else lines[-60:]), flush=True)
     return {"passed": run.returncode == 0, "summary": lines[-1], "seconds": round(time.monotonic() - start, 1)}
+
+
+def kernels(call: Callable[[], object]) -> int:
+    """Launched by the second call."""
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in record.events())
+
+
+def launches() -> dict:
+    """Of the losses among peers: at most two kernels forward and two backward, whatever the upstream gradient."""
+    start, found = time.monotonic(), {}
+    upstream = torch.tensor(3.0, device="cuda")
+    for name, (ours, _, _, differentiated) in bench_peer_ensemble.LOSSES.items():
+        batch = bench_peer_ensemble.draw(128, 3, 100, 8, torch.bfloat16, "cuda")
+        leaves = [getattr(batch, tensor).requires_grad_() for tensor in differentiated]
+        losses = [ours(batch), ours(batch)]  # one for each call: a second backward computes its gradients anew
+        found[name] = (
+            kernels(lambda: ours(batch)),
+            kernels(lambda: torch.autograd.grad(losses.pop(), leaves, upstream)),
+        )
+    summary = ", ".join(f"{name} {forward} + {backward}" for name, (forward, backward) in found.items())
+    print(f"== kernels launched, forward + backward: {summary}", flush=True)
+    passed = all(0 < forward <= MOST_LAUNCHES and backward <= MOST_LAUNCHES for forward, backward in found.values())
+    return {"passed": passed, "summary": summary, "seconds": round(time.monotonic() - start, 1)}
 
 
 def main() -> int:
@@ -50,6 +84,7 @@ def main() -> int:
             steps[check] = step(check, command)
     else:
         print("== compute-sanitizer is not on PATH: skipped", flush=True)
+    steps["launches"] = launches()
 
     reports = [benchmarks.run(benchmarks.FAMILIES, "cuda", dtype, quick=False) for dtype in (torch.bfloat16, torch.float32)]
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")

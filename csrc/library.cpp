@@ -67,6 +67,33 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "int reduction, bool grad_embedding) -> (Tensor loss, Tensor positive, Tensor grad_embedding)");
   m.def("memory_bank_normalizer(Tensor embedding, Tensor bank, Tensor index, Tensor? known, float temperature) -> Tensor");
 
+  // Losses of peers [B, P, C] that learn from each other (csrc/peer_ensemble.h). `parts`, [4]: cross entropy of the peers, of
+  // leader or ensemble, KL of the peers, of the leader. `mix`: PEER_MIXES of kdkernels/_names.py. Gradients as above, dense.
+  m.def(
+      "okddip_loss(Tensor peer_logits, Tensor? leader_logits, Tensor query, Tensor key, Tensor target, float temperature, "
+      "float kl_weight, float target_eps, int mix, bool detach_targets, bool grad_peers, bool grad_leader, bool grad_query, "
+      "bool grad_key) -> (Tensor loss, Tensor parts, Tensor grad_peers, Tensor grad_leader, Tensor grad_query, "
+      "Tensor grad_key)");
+  m.def(
+      "gated_ensemble_loss(Tensor gate, Tensor branch_logits, Tensor target, float temperature, float kl_weight, "
+      "float target_eps, bool grad_gate, bool grad_branches) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_gate, Tensor grad_branches)");
+  m.def(
+      "leave_one_out_loss(Tensor peer_logits, Tensor target, float temperature, float kl_weight, float target_eps, "
+      "bool pairwise, bool grad_peers) -> (Tensor loss, Tensor parts, Tensor grad_peers)");
+
+  // The mixture alone, and the attention [B, P, P] it was made with; without query and key the mean, [B, 1, C].
+  m.def(
+      "peer_mixture(Tensor peer_logits, Tensor? query, Tensor? key, float temperature, int mix) "
+      "-> (Tensor mixture, Tensor attention)");
+  m.def(
+      "peer_mixture_backward(Tensor grad_mixture, Tensor? grad_attention, Tensor peer_logits, Tensor? query, Tensor? key, "
+      "Tensor attention, float temperature, int mix, bool grad_peers, bool grad_query, bool grad_key) "
+      "-> (Tensor grad_peers, Tensor grad_query, Tensor grad_key)");
+
+  // scale_gradient_ of all gradients of a loss at once, by one number; dense ones.
+  m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor upstream) -> ()");
+
   // The instruction set of the CPU kernels: "base", "avx2" or "avx512".
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");

@@ -18,6 +18,8 @@ def report(info: dict, indent: str = "") -> None:
 
 def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
     """One per op and kind of target."""
+    peers, label = torch.stack([student, teacher], 1)[..., :10], target % 10
+    query, key = peers[..., :4], peers[..., 4:8]
     trusted = kd.select_trusted_rows(kd.similarity_rank(teacher[2:], teacher[:2], target[2:] // 4), 0.5)
     return [
         kd.softened_kl(student, teacher, temperature=4.0),
@@ -27,6 +29,11 @@ def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -
         kd.similarity_kl(student[2:], student[:2], teacher[2:], teacher[:2], mask=trusted),
         kd.info_nce(student, teacher, symmetric=True),
         kd.supervised_contrastive(student, target // 2),
+        kd.okddip_loss(peers, student[:, :10], query, key, label),
+        kd.gated_ensemble_loss(student[:, :2], peers, label),
+        kd.leave_one_out_loss(peers, label),
+        kd.leave_one_out_loss(peers, label, pairwise=True),
+        (kd.peer_attention(query, key, peers).square().sum(1) * kd.mean_probabilities(peers)).sum(),
         kd.memory_bank_nce(student, teacher, torch.stack([kd.logit_rank(teacher[:, :8], target), target], 1), temperature=9.0),
     ]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _INTEGERS = frozenset((torch.int8, torch.int16, torch.int32, torch.uint8))
 _NUMBERS = frozenset((float, int))
+_MOST_PEERS = 32  # most_peers of csrc/peer_ensemble.h
 
 
 def float_tensor(function: str, name: str, tensor: Any) -> None:
@@ -443,6 +444,72 @@ def normalizer(function: str, value: Any, embedding: Tensor) -> None:
         positive(function, "normalizer", value.item())
 
 
+def peers(function: str, name: str, value: Any) -> Tensor:
+    """[B, P, C] logits; a list of P tensors [B, C], all alike, is stacked."""
+    if not isinstance(value, Tensor):
+        value = _stacked_peers(function, name, value)
+    float_tensor(function, name, value)
+    shape = value.shape
+    if len(shape) != 3 or not shape[1] or not shape[2]:
+        raise ValueError(f"{function}: {name} must be [B, P, C] with at least 1 peer and 1 class, got {list(shape)}")
+    if shape[1] > _MOST_PEERS:
+        raise ValueError(f"{function}: at most {_MOST_PEERS} peers are possible, got {name} {list(shape)}")
+    return value
+
+
+def leader(function: str, value: Any, peer_logits: Tensor) -> None:
+    float_tensor(function, "leader_logits", value)
+    samples, _, classes = shape = peer_logits.shape
+    if value.shape != (samples, classes):
+        raise ValueError(
+            f"{function}: leader_logits must be [B, C], {[samples, classes]} for peer_logits {list(shape)}, "
+            f"got {list(value.shape)}"
+        )
+    same_device(function, "leader_logits", value, peer_logits, "peer_logits")
+
+
+def peer_features(function: str, query: Any, key: Any, peer_logits: Tensor) -> None:
+    """Of one dtype, each [B, P, d]."""
+    float_tensor(function, "query", query)
+    float_tensor(function, "key", key)
+    shape = query.shape
+    if len(shape) != 3 or shape[:2] != peer_logits.shape[:2] or not shape[2]:
+        raise ValueError(
+            f"{function}: query must be [B, P, d] with at least 1 column and the B and P of peer_logits "
+            f"{list(peer_logits.shape)}, got {list(shape)}"
+        )
+    if key.shape != shape:
+        raise ValueError(f"{function}: query {list(shape)} and key {list(key.shape)} must have equal shapes")
+    if query.dtype is not key.dtype:
+        raise TypeError(
+            f"{function}: query and key must have one dtype, got {_dtype(query)} and {_dtype(key)}; "
+            "convert one of them"
+        )
+    same_device(function, "query", query, peer_logits, "peer_logits")
+    same_device(function, "key", key, peer_logits, "peer_logits")
+
+
+def gate(function: str, value: Any, branches: Tensor) -> None:
+    float_tensor(function, "gate", value)
+    if value.shape != branches.shape[:2]:
+        raise ValueError(
+            f"{function}: gate must be [B, P], {list(branches.shape[:2])} for branch_logits "
+            f"{list(branches.shape)}, got {list(value.shape)}"
+        )
+    same_device(function, "gate", value, branches, "branch_logits")
+
+
+def sample_labels(function: str, target: Any, logits: Tensor, logits_name: str) -> None:
+    """One per sample: the first dimension of the logits."""
+    _int64(function, "target", target)
+    if target.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{function}: target must have one label per sample of {logits_name} {list(logits.shape)}, "
+            f"got {list(target.shape)}"
+        )
+    same_device(function, "target", target, logits, logits_name)
+
+
 def class_range(function: str, target: Tensor, classes: int) -> None:
     """Labels that no function may ignore."""
     if not _readable(target):
@@ -451,7 +518,33 @@ def class_range(function: str, target: Tensor, classes: int) -> None:
     if bool(bad.any()):
         raise ValueError(
             f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1}"
+        ) from None
+
+
+def _stacked_peers(function: str, name: str, value: Any) -> Tensor:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{function}: {name} must be a torch.Tensor, or a list of one per peer, got {type(value).__name__}"
         )
+    if not value:
+        raise ValueError(f"{function}: {name} must have at least 1 peer, got an empty {type(value).__name__}")
+    for at, peer in enumerate(value):
+        own = f"{name}[{at}]"
+        float_tensor(function, own, peer)
+        if peer.dim() != 2:
+            raise ValueError(f"{function}: {own} must be [B, C], got {list(peer.shape)}")
+        if peer.shape != value[0].shape:
+            raise ValueError(
+                f"{function}: {name}[0] {list(value[0].shape)} and {own} {list(peer.shape)} "
+                "must have equal shapes"
+            )
+        if peer.dtype is not value[0].dtype:
+            raise TypeError(
+                f"{function}: {name}[0] and {own} must have one dtype, "
+                f"got {_dtype(value[0])} and {_dtype(peer)}; convert one of them"
+            )
+        same_device(function, own, peer, value[0], f"{name}[0]")
+    return torch.stack(value, 1)
 
 
 def _per_feature_row(function: str, name: str, tensor: Tensor, features: Tensor, features_name: str) -> None:

@@ -10,3 +10,4 @@ BANK_REDUCTIONS = {name: REDUCTIONS[name] for name in ("none", "sum", "batchmean
 NORMALIZATIONS = {None: False, "l1": True}
 CONVENTIONS = {"paper": 0, "others": 1}  # no op asks: it is told the two probabilities
 KEY_TARGETS = {"positive": 0, "labels": 1, "teacher": 2}
+PEER_MIXES = {"logits": 0, "probs": 1}

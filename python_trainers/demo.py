@@ -2,12 +2,14 @@
 
 Hinton, Vinyals, Dean 2015, section 6 ("Soft targets as regularizers"), on handwritten digits: a student
 that sees five labelled images of each digit learns more from them when a teacher tells how it reads them.
-Per seed, five students see the same 50 images under one-pixel shifts for the same number of steps:
+Per seed, six students see the same 50 images under one-pixel shifts for the same number of steps:
 
     undistilled   labels alone
     distilled     labels and a teacher that was trained on the whole training split, 1,000 labelled images:
                   its knowledge of those is what is distilled
     teacher-free  labels and a hand-made teacher that knows nothing but the label (tf_kd, mode reg)
+    online        labels and three peers on branches of its own trunk, which learn at the same time, each from
+                  labels and the others, and are thrown away (okddip); nobody was trained before
     born again    taught by the undistilled student of its seed, from new weights (born_again, generation 1)
     rotations     labels and teacher as the distilled one, and what teacher and teacher's head make of images
                   turned by 90, 180 and 270 degrees (sskd); a step is 16 images four times, not 64
@@ -30,18 +32,30 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from python_trainers import born_again, kd, sskd, tf_kd
+from python_trainers import born_again, kd, okddip, sskd, tf_kd
 from python_trainers.common.checks import option
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import load_dataset
 from python_trainers.common.errors import require
 from python_trainers.common.files import write_atomically, write_json
-from python_trainers.common.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, clean, save_figure
+from python_trainers.common.plots import (
+    AMBER,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    clean,
+    save_figure,
+)
 from python_trainers.common.teacher import obtain_teacher
 
 DISTILLED = kd.Args(train_images=50)
 BORN_AGAIN = born_again.Args(train_images=50, generations=2)
 TEACHER_FREE = tf_kd.Args(train_images=50, mode="reg")
+ONLINE = okddip.Args(train_images=50)
 # As many rows as the others in a step, and 62 steps an epoch, not 15.
 ROTATIONS = sskd.Args(train_images=50, batch_size=16, epochs=10)
 WRONG_LABELS = {"train_images": None, "noisy_labels": 0.4}
@@ -50,6 +64,7 @@ COLOURS = {
     "undistilled": ORANGE,
     "distilled": BLUE,
     "teacher-free": GREEN,
+    "online": AMBER,
     "born again": PURPLE,
     "rotations": SKY,
     TOGETHER: BLACK,
@@ -109,12 +124,14 @@ def train_students(out: Path, teacher: Path, seed: int) -> dict[str, dict[str, f
     undistilled = kd.train(replace(DISTILLED, seed=seed, kl_weight=0.0, out=first))
     distilled = kd.train(replace(DISTILLED, seed=seed, teacher=teacher, out=out / f"distilled-{seed}"))
     teacher_free = tf_kd.train(replace(TEACHER_FREE, seed=seed, out=out / f"teacher-free-{seed}"))
+    online = okddip.train(replace(ONLINE, seed=seed, out=out / f"online-{seed}"))
     again = born_again.train(replace(BORN_AGAIN, seed=seed, teacher=first, out=out / f"born-again-{seed}"))
     rotations = sskd.train(replace(ROTATIONS, seed=seed, teacher=teacher, out=out / f"rotations-{seed}"))
     return {
         "undistilled": undistilled["figures"],
         "distilled": distilled["figures"],
         "teacher-free": teacher_free["figures"],
+        "online": online["figures"],
         "born again": {"test_accuracy": again["figures"]["generation_1"]},
         "rotations": rotations["figures"],
         TOGETHER: {"test_accuracy": again["figures"]["ensemble_3"]},
@@ -191,7 +208,7 @@ def lines(comparison: dict[str, Any]) -> list[str]:
 def plot(path: Path, summary: dict[str, Any]) -> None:
     """A line of points per seed, mean and spread beside them, the teacher as a line."""
     columns, images = summary["per_seed"], summary["images"]
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for line in zip(*columns.values(), strict=True):
         axes.plot(range(len(columns)), line, color="#D8D8D8", linewidth=1, zorder=1)

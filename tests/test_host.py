@@ -101,8 +101,23 @@ def test_similarity_plans_keep_a_band(queries, keys, width, dtype, size):
     assert 1 <= plan["row_shares"] <= -(-keys // 128) and 1 <= plan["product_shares"] <= -(-keys // 128)
 
 
+@pytest.mark.parametrize("classes", [1, 10, 100, 1000, 32768])
+@pytest.mark.parametrize("peers", [1, 3, 8, 15, 16, 31, 32])
+@pytest.mark.parametrize("dtype, size", [("float64", 8), ("bfloat16", 4)])
+@pytest.mark.parametrize("sm, most", [(75, 62), (86, 97), (90, 225), (120, 97)])
+def test_peer_plans_fit_a_multiprocessor(classes, peers, dtype, size, sm, most):
+    plan = host.launch_plan("peer_ensemble", 256, classes, dtype, sm, peers=peers)
+    assert plan["threads"] == 32 * plan["teams"] * plan["parts"] <= 512 and plan["teams"] <= peers + 1
+    assert plan["tile"] % 8 == 0 and 2 * (peers + 1) * plan["tile"] * size < plan["shared_bytes"] <= most * 1024
+
+
+def test_a_thousand_classes_of_eight_peers_stay_in_shared_memory():
+    plan = host.launch_plan("peer_ensemble", 256, 1000, "bfloat16", peers=8)
+    assert plan["tile"] == 1000 and 3 * plan["shared_bytes"] < 225 * 1024
+
+
 def test_launch_plans_of_nothing_known():
-    with pytest.raises(ValueError, match="family must be softened_kl or similarity, got kl"):
+    with pytest.raises(ValueError, match="family must be softened_kl, similarity or peer_ensemble, got kl"):
         host.launch_plan("kl", 1, 1)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
         host.launch_plan("softened_kl", 1, 1, "int8")

@@ -26,6 +26,11 @@ PAIRS = {
     kd.nn.SupervisedContrastive: kd.supervised_contrastive,
     kd.nn.MemoryBankNCE: kd.memory_bank_nce,
     kd.nn.LogitRank: kd.logit_rank,
+    kd.nn.OKDDipLoss: kd.okddip_loss,
+    kd.nn.GatedEnsembleLoss: kd.gated_ensemble_loss,
+    kd.nn.LeaveOneOutLoss: kd.leave_one_out_loss,
+    kd.nn.PeerAttention: kd.peer_attention,
+    kd.nn.MeanProbabilities: kd.mean_probabilities,
 }
 OTHER = {
     "temperature": 3.0,
@@ -54,6 +59,10 @@ OTHER = {
     "symmetric": True,
     "ratio": 0.5,
     "eps": 0.01,
+    "mix": "probs",
+    "detach_targets": True,
+    "pairwise": True,
+    "return_attention": True,
     "group": None,  # of two processes: test_row_losses_group.py, test_similarity_group.py
 }
 ROWS = {
@@ -79,12 +88,23 @@ FEATURES = {
     "mask": labels(6, classes=2, seed=2) > 0,
     "row_weight": draw(6, seed=8).abs(),
 }
+PEERS = {
+    "peer_logits": draw(6, 3, 5),
+    "branch_logits": draw(6, 3, 5),
+    "leader_logits": draw(6, 5, seed=1),
+    "query": draw(6, 3, 2, seed=2),
+    "key": draw(6, 3, 2, seed=3),
+    "gate": draw(6, 3, seed=4).softmax(1),
+    "target": labels(6, classes=5),
+}
 
 
 def arguments(module):
     """Tensors for its forward, and options other than the defaults."""
     options = {name: OTHER[name] for name in inspect.signature(module).parameters}
     forward = inspect.signature(module.forward).parameters
+    if forward.keys() & {"peer_logits", "branch_logits"}:
+        return {name: PEERS[name] for name in forward if name in PEERS}, options
     if forward.keys() & FEATURES.keys() <= {"mask", "row_weight"}:
         return {name: ROWS[name] for name in forward if name in ROWS}, options
     options.update({"normalize": False} if "normalize" in options else {})
@@ -128,8 +148,8 @@ def test_same_result(module, function):
 
 
 FAMILIES = ("softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl", "similarity", "info_nce")
-FAMILIES += ("memory_bank", "logit_rank")
-DOCUMENTED = [f"nn.{name}" for name in ("row_losses", "similarity", "memory_bank")]
+FAMILIES += ("memory_bank", "logit_rank", "peer_ensemble", "peer_mixture")
+DOCUMENTED = [f"nn.{name}" for name in ("row_losses", "similarity", "memory_bank", "peer_ensemble")]
 DOCUMENTED += [f"functional.{name}" for name in FAMILIES]
 
 

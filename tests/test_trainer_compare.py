@@ -152,9 +152,17 @@ def test_published_figures_stand_beside_the_same_setting():
         ("born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),
         ("sskd", "resnet32x4/shufflenetv1", 78.44),
         ("crd:kl-weight=1", "vgg13/vgg8", 74.29),
+        ("okddip", "resnet110/resnet32", 74.37),  # structure by default
+        ("okddip:method=dml", "resnet110/resnet32", 73.53),
+        ("okddip:method=dml,structure=network", "resnet110/resnet32", 73.53),
     ):
         assert job(text, pair, args).published().accuracy == accuracy
-    for text, pair in (("kd", "resnet18/mobilenetv2"), ("born_again:loss=cwtm", "resnet50/densenet_90_60")):
+    for text, pair in (
+        ("kd", "resnet18/mobilenetv2"),
+        ("born_again:loss=cwtm", "resnet50/densenet_90_60"),
+        ("okddip:no-leader", "resnet110/resnet32"),
+        ("okddip:students=8", "resnet110/resnet32"),
+    ):
         assert job(text, pair, args).published() is None
 
 

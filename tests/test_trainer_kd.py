@@ -270,7 +270,7 @@ def test_console_command(capsys, tmp_path):
 def test_tools_are_reachable_but_no_methods(capsys):
     assert cli.main(["--help"]) == 0
     methods, tools = capsys.readouterr().out.split("Several methods at once:")
-    assert all(f"  {name} " in methods for name in ("born_again", "crd", "ka_dtd", "kd", "sskd", "tf_kd"))
+    assert all(f"  {name} " in methods for name in ("born_again", "crd", "ka_dtd", "kd", "okddip", "sskd", "tf_kd"))
     assert "  compare " in tools and "  demo " in tools
     assert cli.main(["compare", "--seeds", "0"]) == 1
 

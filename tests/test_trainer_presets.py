@@ -1,16 +1,16 @@
 """Every preset can be run, sets what it says, and yields to options given by themselves."""
 
 import importlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from trainer_runs import torch_settings  # noqa: F401
 
-from python_trainers import born_again, crd, sskd, tf_kd
+from python_trainers import born_again, crd, okddip, sskd, tf_kd
 from python_trainers.common.presets import published
 
 pytestmark = pytest.mark.trainers
-METHODS = ("born_again", "crd", "ka_dtd", "sskd", "tf_kd")
+METHODS = ("born_again", "crd", "ka_dtd", "okddip", "sskd", "tf_kd")
 
 
 def trained_with(monkeypatch, module, argv):
@@ -72,6 +72,12 @@ def test_published_figures():
     assert crd.PRESETS["cifar100-crd_kd-resnet110-resnet32"].accuracy == 73.75
     assert crd.PRESETS["cifar100-kd-wrn_40_2-shufflenetv1"].accuracy == 74.83
     assert crd.PRESETS["cifar100-crd-resnet32x4-shufflenetv2"].recipe["learning_rate"] == 0.01
+    assert okddip.PRESETS["cifar10-okddip-branch-resnet32"].accuracy == 94.42
+    assert okddip.PRESETS["cifar100-okddip-network-wrn_20_8"].accuracy == 80.37
+    assert okddip.PRESETS["cifar100-dml-network-vgg16_fc"].accuracy == 74.67
+    assert okddip.PRESETS["cifar100-one-branch-resnet110_bottleneck"].accuracy == 78.33
+    assert "71.24 %; all four together 75.10 %" in okddip.PRESETS["cifar100-one-branch-resnet32"].source
+    assert "together 76.55 %" in okddip.PRESETS["cifar100-leaderless-branch-resnet32"].source
     assert sskd.PRESETS["cifar100-code-resnet32x4-shufflenetv1"].accuracy == 78.44
     assert sskd.PRESETS["cifar100-eccv-vgg13-mobilenetv2_half"].accuracy == 71.53
 
@@ -98,3 +104,20 @@ def test_three_weights_of_one_paper(monkeypatch):
             assert (args.ce_weight, args.kl_weight) == (0.1, 0.9)
             assert (args.similarity_weight, args.rotated_weight) == (similarity, rotated)
     assert trained_with(monkeypatch, sskd, ["--preset", "code"]) == sskd.Args()
+
+
+def test_online_students_of_four_kinds(monkeypatch):
+    """Each method with the structure and the ramp of its column."""
+    for preset, method, structure, ramp in (
+        ("cifar10-okddip-network-vgg16_fc", "okddip", "network", 80),
+        ("cifar100-one-branch-resnet32", "one", "branch", 80),
+        ("cifar100-dml-network-densenet_40_12", "dml", "network", 0),
+        ("cifar100-independent-branch-wrn_20_8", "independent", "branch", 80),
+    ):
+        args = trained_with(monkeypatch, okddip, ["--preset", preset])
+        assert (args.method, args.structure, args.rampup_epochs) == (method, structure, ramp)
+        assert (args.students, args.milestones, args.batch_size) == (4, (150, 225), 128)
+    leaderless = trained_with(monkeypatch, okddip, ["--preset", "cifar100-leaderless-branch-resnet32"])
+    assert not leaderless.leader
+    assert published(okddip.PRESETS, leaderless) is None
+    assert published(okddip.PRESETS, replace(leaderless, leader=True)).accuracy == 74.37

@@ -19,6 +19,7 @@ TRAINERS = {
     # Heads and banks beside the student, contrasts drawn.
     "sskd": ["--teacher-model", "small_mlp", "--teacher-epochs", "2", "--head-epochs", "2"],
     "crd": ["--teacher-model", "small_mlp", "--teacher-epochs", "2", "--negatives", "20"],
+    "okddip": ["--rampup-epochs", "20"],  # peers, attention, the ramp in the middle
 }
 
 

@@ -64,9 +64,9 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
   const bool of_student = problem.statistic != RowStatistic::confidence;
   const bool of_teacher = problem.statistic == RowStatistic::confidence || problem.statistic == RowStatistic::cosine;
   const A absent = -std::numeric_limits<A>::infinity();
-  const RowAccess<A> student(problem, of_student ? problem.student : Rows{}, absent, scratch);
-  const RowAccess<A> teacher(problem, of_teacher ? problem.teacher : Rows{}, absent,
-                             scratch + tile * padded_classes(problem));
+  const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch);
+  const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
+                             scratch + tile * padded_classes(classes));
   A* statistic = static_cast<A*>(problem.row_statistic);
   for (int64_t first = begin, count; first < end; first += count) {
     count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});

@@ -17,6 +17,14 @@
 #include "target_sources-inl.h"
 
 #include "cpu/row_io-inl.h"
+#include "cpu/row_sweeps-inl.h"
+
+// `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
+// line wide if that stays within the L1 cache, so that strided logits are read line by line.
+inline int64_t tile_rows(const SoftenedKL& problem) {
+  if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
+  return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
+}
 
 // One row of everything.
 template <class A>
@@ -27,53 +35,6 @@ struct Lines {
   A* spare;         // source permuted: scratch, and
   uint32_t* order;  // for each class that whose weight it gets
 };
-
-// body(i, place) for the vector of classes at each i.
-template <class A, class Body>
-KD_INLINE void each_vector(int64_t classes, const Body& body) {
-  const int64_t split = body_classes(classes);
-  for (int64_t i = 0; i < split; i += Simd<A>::lanes) body(i, InBody{});
-  for (int64_t i = split; i < classes; i += Simd<A>::lanes) body(i, InTail{});
-}
-
-// Four running maxima, so that one comparison need not wait for the last.
-template <class A>
-KD_INLINE A max_classes(const Line<A>& row, int64_t classes) {
-  constexpr int64_t lanes = Simd<A>::lanes;
-  const Vec<A> none = splat(-std::numeric_limits<A>::infinity());
-  Vec<A> largest[4] = {none, none, none, none};
-  const auto raise = [](Vec<A>& most, Vec<A> v) { most = select(v > most, v, most); };
-  const int64_t blocks = body_classes(classes) / (4 * lanes) * (4 * lanes);
-  for (int64_t i = 0; i < blocks; i += 4 * lanes)
-    for (int j = 0; j < 4; ++j) raise(largest[j], load(row.body + i + j * lanes));
-  for (int64_t i = blocks; i < body_classes(classes); i += lanes) raise(largest[0], load(row.body + i));
-  for (int64_t i = body_classes(classes); i < classes; i += lanes) raise(largest[1], load(row.tail + i));
-  raise(largest[0], largest[1]);
-  raise(largest[2], largest[3]);
-  raise(largest[0], largest[2]);
-  return max_lanes<A>(largest[0]);
-}
-
-template <class A>
-KD_INLINE void fill_zero(const Line<A>& row, int64_t classes) {
-  each_vector<A>(classes, [&](int64_t i, auto place) { store(row.in(place) + i, Vec<A>{}); });
-}
-
-// body(i, place, part) adds what the vector of classes at i contributes to each of `count` sums.
-template <class A, int count, class Body>
-KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) {
-  constexpr int64_t lanes = Simd<A>::lanes, block = 64 * lanes;
-  const int64_t split = body_classes(classes);
-  Vec<A> total[count] = {};
-  for (int64_t begin = 0; begin < split; begin += block) {
-    const int64_t end = begin + block < split ? begin + block : split;
-    Vec<A> part[count] = {};
-    for (int64_t i = begin; i < end; i += lanes) body(i, InBody{}, part);
-    for (int j = 0; j < count; ++j) total[j] += part[j];
-  }
-  for (int64_t i = split; i < classes; i += lanes) body(i, InTail{}, total);
-  for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
-}
 
 // How the target's weights are dealt out to the classes once they and their sum are known; the teacher's row itself stays
 // as it is. `sum` is that of weight * ((t - max t) - (z - max z)), from which the forward KL of two softmaxes follows.
@@ -334,7 +295,7 @@ SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
 // Numbers of scratch memory a thread needs: four tiles, two rows of weights, two of a permutation.
 inline int64_t scratch_numbers(const SoftenedKL& problem) {
   const int64_t rows = problem.source == TargetSource::permuted ? 4 : 2;
-  return (4 * tile_rows(problem) + rows) * padded_classes(problem);
+  return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
 }
 
 // Both terms of one row.
@@ -365,20 +326,21 @@ KD_INLINE void solve_row(const SoftenedKL& problem, const RowScales<A>& scales, 
 // scratch_numbers(problem) numbers.
 template <class A>
 void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
-  const int64_t padded = padded_classes(problem), tile = tile_rows(problem);
+  const int64_t classes = problem.classes, inner = problem.inner;
+  const int64_t padded = padded_classes(classes), tile = tile_rows(problem);
   const SoftRow<A> soft_row = pick_soft_row<A>(problem);
   const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
   A* row_losses = static_cast<A*>(problem.row_losses);
 
-  RowAccess<A> student(problem, problem.student, -std::numeric_limits<A>::infinity(), scratch);
-  RowAccess<A> teacher(problem, problem.teacher, absent, scratch + tile * padded);
-  RowAccess<A> grad_student(problem, problem.grad_student, A(0), scratch + 2 * tile * padded);
-  RowAccess<A> grad_teacher(problem, problem.grad_teacher, A(0), scratch + 3 * tile * padded);
+  RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch);
+  RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded);
+  RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded);
+  RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded);
   A* weights = scratch + 4 * tile * padded;
 
   for (int64_t first = begin, count; first < end; first += count) {
     // Rows of one tile lie side by side in memory: they share the outer position.
-    count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
+    count = tile == 1 ? 1 : std::min({tile, end - first, inner - first % inner});
     student.load(first, count);
     teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {

@@ -110,6 +110,46 @@ constexpr SimilarityPlan plan_similarity(int64_t queries, int64_t keys, int64_t 
   return {shares_of(all, tiles(keys)), shares_of(tiles(keys), all), band_rows, band_bytes, product_shares};
 }
 
+// --- Peer ensembles ----------------------------------------------------------------------------------------------------
+
+// A block per sample. A team of `parts` warps has every teams-th row; a tile of classes of all rows is in shared memory.
+struct PeerPlan {
+  int64_t tile;         // classes
+  int teams;
+  int parts;
+  size_t shared_bytes;  // dynamic
+
+  KD_HOST_DEVICE constexpr int threads() const { return 32 * teams * parts; }
+};
+
+// 512 threads, as of the row losses.
+constexpr int most_peer_warps = largest_block / 32;
+// Numbers that a part keeps of a row between two tiles, and a row between two sweeps.
+constexpr int peer_part_numbers = 6, peer_row_numbers = 10;
+
+// `tiles`: numbers per class.
+constexpr PeerPlan plan_peers(int64_t rows, int64_t peers, int64_t classes, int64_t tiles, int number_size, int sm) {
+  PeerPlan plan{0, 0, 1, 0};
+  plan.teams = static_cast<int>(rows < most_peer_warps ? rows : most_peer_warps);
+  // Eight classes or more per lane, so that what a warp does once for a row and tile is little beside them.
+  const int64_t most_parts = most_peer_warps / plan.teams, parts = classes / (8 * 32);
+  plan.parts = static_cast<int>(parts < 1 ? 1 : parts < most_parts ? parts : most_parts);
+
+  // Weights and, in every part, what the gradient by them is made of.
+  const int64_t matrices = rows * peers * (1 + plan.parts);
+  const int64_t numbers = matrices + rows * (plan.parts * peer_part_numbers + peer_row_numbers);
+  const int64_t fixed = numbers * number_size, per_class = tiles * number_size;
+  // A sample that leaves room for three blocks on a multiprocessor stays in shared memory from the first sweep to the last;
+  // of a larger one, tiles that leave room for four are read again in each, from L2 where they are still there.
+  const int64_t limit = static_cast<int64_t>(shared_limit(sm)), whole = 72 * 1024 < limit ? 72 * 1024 : limit, part = 48 * 1024;
+  const int64_t all_classes = parts_of(classes, chunk_classes) * chunk_classes;
+  const int64_t fitting = (part - fixed) / per_class / 32 * 32;
+  plan.tile = fixed + all_classes * per_class <= whole ? all_classes : fitting < 32 ? 32 : fitting;
+  if (plan.tile > all_classes) plan.tile = all_classes;
+  plan.shared_bytes = static_cast<size_t>(fixed + plan.tile * per_class);
+  return plan;
+}
+
 // Kernels that sum over rows or touch every number once.
 constexpr int reduce_threads = 256;
 // Enough blocks for every multiprocessor of any GPU; few enough that blocks with nothing to do cost little.

@@ -64,12 +64,12 @@ class BlockTeam {
   }
 
  private:
-  static constexpr int most_values = 3;
+  static constexpr int most_values = 4;
 
   // Lane w of every warp gets the values of warp w; lanes beyond the last warp get `none`.
   template <int count>
   KD_DEVICE void share(A (&values)[count], A none) const {
-    static_assert(count <= most_values, "room for three values");
+    static_assert(count <= most_values, "room for four values");
     KD_SHARED(A, shared, most_values * simt::warp_threads);
     const int warps = simt::block_threads() / simt::warp_threads, lane = simt::lane_index();
     if (lane == 0)

@@ -8,6 +8,7 @@ namespace py = pybind11;
 
 void bind_half(py::module_& m);
 void bind_memory_bank(py::module_& m);
+void bind_peer_ensemble(py::module_& m);
 void bind_planted(py::module_& m);
 void bind_similarity(py::module_& m);
 void bind_softened_kl(py::module_& m);
@@ -18,6 +19,7 @@ PYBIND11_MODULE(kd_emulated, m) {
   m.def("launch_count", &kd::simt::launch_count, "Kernels launched so far in this process.");
   bind_half(m);
   bind_memory_bank(m);
+  bind_peer_ensemble(m);
   bind_planted(m);
   bind_similarity(m);
   bind_softened_kl(m);

@@ -9,6 +9,7 @@ namespace py = pybind11;
 // python/NAME.cpp
 void bind_launch_plan(py::module_& m);
 void bind_memory_bank(py::module_& m);
+void bind_peer_ensemble(py::module_& m);
 void bind_similarity(py::module_& m);
 void bind_softened_kl(py::module_& m);
 
@@ -50,6 +51,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("available_isas", &available_isas, "The instruction sets this machine can run, slowest first.");
   bind_launch_plan(m);
   bind_memory_bank(m);
+  bind_peer_ensemble(m);
   bind_similarity(m);
   bind_softened_kl(m);
   m.def("set_isa", &kd::set_isa, py::arg("name"), "Chooses the instruction set of the functions of this module.");

@@ -43,18 +43,36 @@ py::dict plan_similarity(int64_t queries, int64_t keys, int64_t width, const std
   return result;
 }
 
-py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, const std::string& dtype, int sm, int64_t width) {
+// Of OKDDip with a leader, logits mixed.
+py::dict plan_peers(int64_t samples, int64_t peers, int64_t classes, const std::string& dtype, int sm) {
+  if (samples < 0 || peers < 1 || classes < 1) throw std::invalid_argument("rows must be >= 0, peers and classes >= 1");
+  const int64_t rows = peers + 1;
+  const kd::PeerPlan plan = kd::plan_peers(rows, peers, classes, 2 * rows, element_bytes(dtype) == 8 ? 8 : 4, sm);
+  py::dict result;
+  result["tile"] = plan.tile;
+  result["teams"] = plan.teams;
+  result["parts"] = plan.parts;
+  result["threads"] = plan.threads();
+  result["blocks"] = samples;
+  result["shared_bytes"] = plan.shared_bytes;
+  return result;
+}
+
+py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, const std::string& dtype, int sm, int64_t width,
+                     int64_t peers) {
   if (family == "softened_kl") return plan_rows(rows, columns, dtype, sm);
   if (family == "similarity") return plan_similarity(rows, columns, width, dtype);
-  throw std::invalid_argument("family must be softened_kl or similarity, got " + family);
+  if (family == "peer_ensemble") return plan_peers(rows, peers, columns, dtype, sm);
+  throw std::invalid_argument("family must be softened_kl, similarity or peer_ensemble, got " + family);
 }
 
 }  // namespace
 
 void bind_launch_plan(py::module_& m) {
   m.def("launch_plan", &launch_plan, py::arg("family"), py::arg("rows"), py::arg("classes"), py::arg("dtype") = "float32",
-        py::arg("sm") = 90, py::arg("width") = 128,
+        py::arg("sm") = 90, py::arg("width") = 128, py::arg("peers") = 3,
         "How the CUDA kernels of a family would be launched. softened_kl: for rows x classes; form, lanes, threads, blocks, "
         "shared_bytes. similarity: for queries (rows) x keys (classes) of `width` features; row_shares, column_shares, "
-        "band_rows, band_bytes, product_shares (csrc/cuda/launch.h).");
+        "band_rows, band_bytes, product_shares. peer_ensemble: for samples (rows) of `peers` and a leader; tile (classes), "
+        "teams, parts, threads, blocks, shared_bytes (csrc/cuda/launch.h).");
 }

@@ -6,6 +6,8 @@ from .info_nce import info_nce, supervised_contrastive
 from .label_loss import cwtm_loss, label_smoothing_loss, virtual_teacher_loss
 from .logit_rank import logit_rank
 from .memory_bank import memory_bank_nce
+from .peer_ensemble import gated_ensemble_loss, leave_one_out_loss, okddip_loss
+from .peer_mixture import mean_probabilities, peer_attention
 from .similarity import select_trusted_rows, similarity_kl, similarity_rank
 from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 
@@ -13,11 +15,16 @@ __all__ = [
     "cwtm_loss",
     "dkpp_loss",
     "dynamic_temperature_kl",
+    "gated_ensemble_loss",
     "info_nce",
     "kd_loss",
     "label_smoothing_loss",
+    "leave_one_out_loss",
     "logit_rank",
+    "mean_probabilities",
     "memory_bank_nce",
+    "okddip_loss",
+    "peer_attention",
     "select_trusted_rows",
     "similarity_kl",
     "similarity_rank",

@@ -2,6 +2,7 @@
 
 from .logit_rank import LogitRank
 from .memory_bank import CRDLoss, MemoryBankNCE
+from .peer_ensemble import GatedEnsembleLoss, LeaveOneOutLoss, MeanProbabilities, OKDDipLoss, PeerAttention
 from .row_losses import (
     CWTMLoss,
     DKPPLoss,
@@ -19,11 +20,16 @@ __all__ = [
     "CWTMLoss",
     "DKPPLoss",
     "DynamicTemperatureKL",
+    "GatedEnsembleLoss",
     "InfoNCE",
     "KDLoss",
     "LabelSmoothingLoss",
+    "LeaveOneOutLoss",
     "LogitRank",
+    "MeanProbabilities",
     "MemoryBankNCE",
+    "OKDDipLoss",
+    "PeerAttention",
     "SelectTrustedRows",
     "SimilarityKL",
     "SimilarityRank",

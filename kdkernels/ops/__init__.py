@@ -11,6 +11,8 @@ if _loader.serves("cpu"):
     from . import dynamic_temperature_kl as dynamic_temperature_kl
     from . import label_loss as label_loss
     from . import memory_bank as memory_bank
+    from . import peer_ensemble as peer_ensemble
+    from . import peer_mixture as peer_mixture
     from . import row_statistics as row_statistics
     from . import similarity as similarity
     from . import softened_kl as softened_kl

@@ -28,7 +28,8 @@ class FusedLoss:
     """One such op, as torch is to see it. Called with the arguments of its schema, it returns what is not a
     gradient, by the cheapest form of the op that the context can differentiate.
 
-    A family says what its ops look like: `shapes`, `without_gradients`, `scaled`, `reference`, `vmap`.
+    A family says what its ops look like: `shapes`, `without_gradients`, `scaled`, `reference`, and `vmap` where all
+    mapped problems are one call.
     """
 
     def __init__(
@@ -95,7 +96,13 @@ class FusedLoss:
         raise NotImplementedError
 
     def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
-        raise NotImplementedError
+        """One call per mapped problem, for families whose problems are work enough for a call of their own."""
+        options = arguments[self.tensors :]
+        problems = mapped_problems(info, in_dims, arguments[: self.tensors])
+        outputs = zip(*[self.whole(*problem, *options) for problem in problems])
+        given = (*[True] * self.gradients.start, *options[-self.differentiable :])
+        results = tuple(torch.stack(each) if has else each[0] for each, has in zip(outputs, given))
+        return results, tuple(0 if has else None for has in given)
 
     # First derivative
 
@@ -139,6 +146,16 @@ class FusedLoss:
 @torch.library.register_fake("kdkernels::scale_gradient_")
 def _scale_shapes(gradient, upstream, dim):
     return None
+
+
+def mapped_problems(info: Any, in_dims: tuple, tensors: tuple) -> zip:
+    """The tensors of each problem that vmap maps over."""
+    return zip(
+        *[
+            [tensor] * info.batch_size if at is None else tensor.unbind(at)
+            for tensor, at in zip(tensors, in_dims)
+        ]
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._names import REDUCTIONS
 from ..reference.memory_bank import memory_bank_nce as _reference
 from ..reference.rows import arithmetic
-from .fused_loss import SCALE, FusedLoss, is_plain
+from .fused_loss import SCALE, FusedLoss, is_plain, mapped_problems
 
 _NONE = REDUCTIONS["none"]
 _NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
@@ -63,24 +63,6 @@ class MemoryBankNCE(FusedLoss):
             reduction=_NAME_OF_REDUCTION[reduction],
         )
 
-    def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
-        """One call per mapped problem: each has thousands of entries to gather."""
-        options = arguments[self.tensors :]
-        outputs = zip(*[self.whole(*problem, *options) for problem in _problems(info, in_dims, arguments)])
-        given = (True, True, options[-1])
-        results = tuple(torch.stack(each) if has else each[0] for each, has in zip(outputs, given))
-        return results, tuple(0 if has else None for has in given)
-
-
-def _problems(info: Any, in_dims: tuple, arguments: tuple) -> zip:
-    """The four tensors of each mapped problem."""
-    return zip(
-        *[
-            [tensor] * info.batch_size if at is None else tensor.unbind(at)
-            for tensor, at in zip(arguments[:4], in_dims)
-        ]
-    )
-
 
 memory_bank_nce = MemoryBankNCE()
 memory_bank_normalizer = torch.ops.kdkernels.memory_bank_normalizer.default
@@ -93,5 +75,5 @@ def _normalizer_shape(embedding, bank, index, known, temperature):
 
 @torch.library.register_vmap("kdkernels::memory_bank_normalizer")
 def _normalizer_vmap(info, in_dims, *arguments):
-    problems = _problems(info, in_dims, arguments)
+    problems = mapped_problems(info, in_dims, arguments[:4])
     return torch.stack([memory_bank_normalizer(*problem, arguments[-1]) for problem in problems]), 0

@@ -127,18 +127,6 @@ class SimilarityLoss(FusedLoss):
         *numbers, reduction, _, _, _ = options
         return self._reference(*tensors, *numbers, _NAME_OF_REDUCTION[reduction])
 
-    def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
-        """One call per mapped problem: each is a product of matrices, work enough for a call of its own."""
-        options = arguments[self.tensors :]
-        problems = [
-            [tensor] * info.batch_size if at is None else tensor.unbind(at)
-            for tensor, at in zip(arguments[: self.tensors], in_dims)
-        ]
-        outputs = zip(*[self.whole(*problem, *options) for problem in zip(*problems)])
-        given = (True, *options[-self.differentiable :])
-        results = tuple(torch.stack(each) if has else each[0] for each, has in zip(outputs, given))
-        return results, tuple(0 if has else None for has in given)
-
 
 def _scaled(gradient: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
     if in_place and gradient.dim() and is_plain(gradient):

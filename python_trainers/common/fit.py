@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from python_trainers.common.data import Batch, Batches, Dataset, Images
+from python_trainers.common.gather import share_buffers
 from python_trainers.common.learner import Learner
 from python_trainers.common.metrics import Means, accuracy
 from python_trainers.common.models import build_network
@@ -53,10 +54,16 @@ def fit(
     accelerator = run.accelerator
     test = dataset.test.to(accelerator.device)
     network = build_network(run.network, dataset.image_shape, dataset.classes)
-    model, tracked = network, {"model": network}
+    model, tracked, begin_epoch = network, {"model": network}, None
     if learner is not None:
         model = learner(network)
-        tracked["beside"] = model.beside
+        tracked["beside"], begin_epoch = model.beside, model.begin_epoch
+
+    def measure() -> dict[str, float]:
+        if learner is not None:
+            return model.measure(test, accelerator)
+        return {"test_accuracy": accuracy(model, test, accelerator)}
+
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -69,7 +76,8 @@ def fit(
         objective,
         seed=seed,
         tracked=tracked,
-        measure=lambda model: {"test_accuracy": accuracy(model, test, accelerator)},
+        begin_epoch=begin_epoch,
+        measure=measure,
     )
     return network
 
@@ -84,7 +92,8 @@ def optimise(
     *,
     seed: int,  # of the batches
     tracked: dict[str, nn.Module],  # what of the model goes into the checkpoint, under its name there
-    measure: Callable[[nn.Module], dict[str, float]] | None = None,  # after each epoch, for metrics.jsonl
+    begin_epoch: Callable[[int], None] | None = None,  # given the number of the epoch, from 1
+    measure: Callable[[], dict[str, float]] | None = None,  # after each epoch, for metrics.jsonl
 ) -> None:
     """The epochs of ``run`` that are left: train all of ``model`` that has a gradient."""
     accelerator = run.accelerator
@@ -106,6 +115,8 @@ def optimise(
     stepper = optimizer if accelerator.scaler is not None else optimizer.optimizer
 
     for epoch in run.remaining_epochs(images_per_epoch=len(batches) * recipe.batch_size):
+        if begin_epoch:
+            begin_epoch(epoch)
         model.train()
         means = Means()
         for batch in batches.indexed():
@@ -115,9 +126,10 @@ def optimise(
             schedule.step()
             stepper.zero_grad()
             means.add(loss=loss, **parts)
+        share_buffers(model, accelerator)
         run.end_epoch(
             epoch,
             step=epoch * len(batches),
             **means.read(accelerator),
-            **(measure(model) if measure else {}),
+            **(measure() if measure else {}),
         )

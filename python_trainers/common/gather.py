@@ -1,8 +1,8 @@
-"""What a loss over the whole batch needs when every process has a part of it."""
+"""What processes tell each other: the rows of a batch, of which each has a part, and statistics."""
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 
@@ -16,3 +16,14 @@ def whole_batch(part: Tensor, accelerator: Accelerator) -> Tensor:
         return part
     # Batches deals a batch out in turn: image j of process p was its image j * processes + p.
     return torch.stack(all_gather(part.contiguous()), dim=1).flatten(0, 1)
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the buffers of the first, as data-parallel training does before each step.
+
+    On CPUs the statistics of batch normalisation are each process's own: without this, each would test
+    another network.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -12,7 +12,7 @@ import tyro
 from python_trainers.cli import methods
 from python_trainers.common.checks import option, unknown
 from python_trainers.common.errors import TrainerError, require
-from python_trainers.common.options import DataOptions, RunOptions
+from python_trainers.common.options import DataOptions, RunOptions, StudentOptions
 from python_trainers.common.presets import Preset, published
 from python_trainers.common.recipe import TrainingOptions
 from python_trainers.common.teacher import Pretraining, TaughtOptions
@@ -30,7 +30,7 @@ class Job:
     text: str  # as it was typed
     pair: str  # TEACHER/STUDENT
     method: ModuleType | None  # None: the baseline
-    args: TaughtOptions  # but for seed, folder and teacher
+    args: StudentOptions  # but for seed, folder and teacher
 
     def pretraining(self) -> Pretraining | None:
         """What has to be trained from labels first; of the baseline that is all."""
@@ -41,7 +41,7 @@ class Job:
     def published(self) -> Preset | None:
         """The published setting whose figure its own may be compared with."""
         if self.method is not None:
-            return published(getattr(self.method, "PRESETS", {}), self.args)
+            return published(getattr(self.method, "PRESETS", {}), self.args.completed())
         tf_kd = importlib.import_module("python_trainers.tf_kd")
         _, _, student = self.pair.partition("/")
         same = tf_kd.Args(dataset=self.args.dataset, mode="baseline", student_model=student)
@@ -70,7 +70,7 @@ def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
     return Job(text, pair, method, args)
 
 
-def with_option(args: TaughtOptions, part: str) -> TaughtOptions:
+def with_option(args: StudentOptions, part: str) -> StudentOptions:
     """``args`` after one ``OPTION=VALUE``; a switch is written ``OPTION`` or ``no-OPTION``."""
     name, equals, value = part.partition("=")
     own = {field.name for field in fields(args)} - DATA_AND_RUN - NETWORKS

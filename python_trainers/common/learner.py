@@ -1,7 +1,10 @@
 """A network and what learns beside it, trained as one module."""
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from python_trainers.common.data import Images
+from python_trainers.common.metrics import accuracy
 from python_trainers.common.models.network import Network
 
 
@@ -24,3 +27,10 @@ class Learner(nn.Module):
     def learn(self, *inputs: Tensor) -> Tensor | tuple:
         """What the objective needs of a batch."""
         raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of an epoch; ``epoch`` counts from 1."""
+
+    def measure(self, images: Images, accelerator: Accelerator) -> dict[str, float]:
+        """Figures on test images after each epoch: ``test_accuracy``, that of the network, and others."""
+        return {"test_accuracy": accuracy(self, images, accelerator)}

@@ -1,5 +1,7 @@
 """Figures of an epoch, summed on the device and read once."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -30,10 +32,26 @@ class Means:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Images, accelerator: Accelerator, batch_size: int = 1024) -> float:
-    """Share of ``images`` whose largest logit is the label, in [0, 1]; each process looks at its part."""
-    model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+def means_over(
+    images: Images,
+    figures: Callable[[Tensor, Tensor], dict[str, Tensor]],  # of pixels and labels: name -> [N, ...]
+    accelerator: Accelerator,
+    batch_size: int = 1024,
+) -> dict[str, Tensor]:
+    """Mean of each figure over ``images``, float64 [...]; each process looks at its part."""
+    sums: dict[str, Tensor] = {}
     for pixels, labels in images.batches(batch_size, accelerator):
-        correct += (model(pixels).argmax(-1) == labels).sum()
-    return accelerator.reduce(correct, reduction="sum").item() / len(images)
+        for name, values in figures(pixels, labels).items():
+            total = values.double().sum(0)
+            sums[name] = sums[name] + total if name in sums else total
+    return {name: accelerator.reduce(total, reduction="sum") / len(images) for name, total in sums.items()}
+
+
+def accuracy(model: nn.Module, images: Images, accelerator: Accelerator) -> float:
+    """Share of ``images`` whose largest logit is the label, in [0, 1]."""
+    model.eval()
+
+    def figures(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"correct": model(pixels).argmax(-1) == labels}
+
+    return means_over(images, figures, accelerator)["correct"].item()

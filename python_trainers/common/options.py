@@ -14,6 +14,7 @@ from python_trainers.common.data import (
     long_tailed,
 )
 from python_trainers.common.errors import require
+from python_trainers.common.recipe import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class DataOptions:
     train_fraction: float | None = None  # the same as a share of the training split, 1: all
     imbalance: float = 1.0  # long tail: the first class keeps so many times the images of the last; 1: none
     noisy_labels: float = 0.0  # share of each class's training images that get another class's label
+
+
+@dataclass(frozen=True)
+class StudentOptions(TrainingOptions, DataOptions, RunOptions):
+    """Options of a run that trains a network."""
+
+    def completed(self) -> "StudentOptions":
+        """The options with those filled in whose default depends on others."""
+        return self
 
 
 def load_data(options: DataOptions, *, seed: int) -> tuple[Dataset, Images]:

@@ -1,7 +1,9 @@
 """Plots of a run, in colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
 
 import io
+import itertools
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,8 +12,9 @@ from matplotlib.figure import Figure
 from python_trainers.common.files import write_atomically
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-SKY = "#56B4E9"
+SKY, AMBER = "#56B4E9", "#E69F00"
 GREY, BLACK = "#6E6E6E", "#000000"
+EIGHT = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, GREY, BLACK)  # easiest to tell apart first
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -33,10 +36,11 @@ def learning_curves(
     history: list[dict[str, float]],
     *,
     title: str,
-    losses: dict[str, str],  # name in the history -> label, one line each
+    losses: Mapping[str, str],  # name in the history -> label, one line each
+    accuracies: Mapping[str, str],  # the same
     teacher_accuracy: float | None = None,
 ) -> None:
-    """Losses on the left, test accuracy on the right, over epochs."""
+    """Losses on the left, test accuracies on the right, over epochs."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)
@@ -44,9 +48,10 @@ def learning_curves(
     for (name, label), colour in zip(losses.items(), (GREY, BLUE, ORANGE, GREEN), strict=False):
         left.plot(epochs, [entry[name] for entry in history], color=colour, label=label)
     left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
-    left.legend(frameon=False)
-    percent = [100 * entry["test_accuracy"] for entry in history]
-    right.plot(epochs, percent, color=BLUE, label=f"student, {percent[-1]:.1f} at the end")
+    left.legend(framealpha=0.8, edgecolor="none")  # lines may run behind it
+    for (name, label), colour in zip(accuracies.items(), (BLUE, ORANGE, GREEN), strict=False):
+        percent = [100 * entry[name] for entry in history]
+        right.plot(epochs, percent, color=colour, label=f"{label}, {percent[-1]:.1f} at the end")
     if teacher_accuracy is not None:
         label = f"teacher, {100 * teacher_accuracy:.1f}"
         right.axhline(100 * teacher_accuracy, color=GREY, linestyle="--", label=label)
@@ -54,6 +59,33 @@ def learning_curves(
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
         clean(axes)
+    save_figure(figure, path)
+
+
+def stacked_shares(path: Path, panels: Mapping[str, Mapping[str, list[float]]], *, title: str) -> None:
+    """Shares in [0, 1] over epochs, one on top of the other: a panel per key, in it an area per name."""
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2 + 2.4 * columns, 0.8 + 2.4 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    all_axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    names = list(next(iter(panels.values())))
+    colours = list(itertools.islice(itertools.cycle(EIGHT), len(names)))
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_visible(False)
+    for place, (axes, (name, panel)) in enumerate(zip(all_axes.flat, panels.items(), strict=False)):
+        epochs = range(1, len(panel[names[0]]) + 1)
+        areas = axes.stackplot(epochs, *panel.values(), colors=colours, alpha=0.85, edgecolor="white")
+        axes.set_title(name, fontsize=10)
+        axes.set(xlim=(1, max(len(epochs), 2)), ylim=(0, 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if place % columns == 0:
+            axes.set_ylabel("share")
+        if place + columns >= len(panels):  # the last of its column
+            axes.set_xlabel("epoch")
+            axes.tick_params(labelbottom=True)
+    figure.legend(areas, names, loc="outside right center", frameon=False, reverse=True)
     save_figure(figure, path)
 
 

@@ -11,17 +11,17 @@ from python_trainers.common.data import Dataset, Images
 from python_trainers.common.fit import Objective, fit
 from python_trainers.common.learner import Learner
 from python_trainers.common.models.network import Network
-from python_trainers.common.options import data_configuration
+from python_trainers.common.options import StudentOptions, data_configuration
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.recipe import recipe_configuration
 from python_trainers.common.run import Run
-from python_trainers.common.teacher import TaughtOptions, Teacher
+from python_trainers.common.teacher import Teacher
 
 
 def train_student(
     folder: Path,
     network: str,
-    args: TaughtOptions,
+    args: StudentOptions,
     dataset: Dataset,
     images: Images,  # to learn from
     teacher: Teacher | None,
@@ -33,6 +33,7 @@ def train_student(
     seed: int,
     figures: Callable[[nn.Module], dict[str, float]] | None = None,  # of the final network, for the summary
     learner: Callable[[Network], Learner] | None = None,  # the network and what learns beside it
+    accuracies: Mapping[str, str] = {"test_accuracy": "student"},  # to plot, as the losses
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train ``network``, or what is left of it, under ``folder``; returns it and its summary."""
     of_teacher = teacher.figures if teacher else {}
@@ -51,6 +52,7 @@ def train_student(
             run.history,
             title=f"{network} on {len(images)} images of {args.dataset}, seed {args.seed}",
             losses=losses,
+            accuracies=accuracies,
             teacher_accuracy=of_teacher.get("teacher_accuracy"),
         )
     summary = run.finish(

@@ -13,13 +13,13 @@ from python_trainers.common.checks import require_at_least
 from python_trainers.common.data import Dataset, Images
 from python_trainers.common.fit import fit, learn_from_labels
 from python_trainers.common.models import require_network
-from python_trainers.common.options import DataOptions, RunOptions, data_configuration
-from python_trainers.common.recipe import TrainingOptions, recipe_configuration
+from python_trainers.common.options import StudentOptions, data_configuration
+from python_trainers.common.recipe import recipe_configuration
 from python_trainers.common.run import Run, is_finished, load_trained
 
 
 @dataclass(frozen=True)
-class TaughtOptions(TrainingOptions, DataOptions, RunOptions):
+class TaughtOptions(StudentOptions):
     """Options of a run that learns from a trained network."""
 
     teacher: Path | None = None  # folder of a run, trained there if absent, or a .pt file; None: under OUT

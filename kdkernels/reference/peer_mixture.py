@@ -1,0 +1,35 @@
+"""What peers say together, for losses of one's own and for ensembles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .peer_ensemble import attention_weights, mixed_rows, mixture, stacked
+from .rows import arithmetic
+
+
+def peer_attention(
+    query: Tensor,  # [B, P, d], any float dtype
+    key: Tensor,  # [B, P, d], of the dtype of query
+    peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
+    *,
+    mix: str = "logits",
+    temperature: float = 1.0,  # > 0
+    return_attention: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    peers = stacked(peer_logits)
+    dtype = arithmetic(peers, query)
+    attention = attention_weights(query, key, dtype)
+    mixed = mixture(attention, mixed_rows(peers.to(dtype), mix, temperature)).to(peers.dtype)
+    return (mixed, attention) if return_attention else mixed
+
+
+def mean_probabilities(
+    peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
+    *,
+    temperature: float = 1.0,  # > 0
+) -> Tensor:
+    peers = stacked(peer_logits)
+    return mixed_rows(peers.to(arithmetic(peers)), "probs", temperature).mean(1).to(peers.dtype)

@@ -1,0 +1,97 @@
+"""helpers.py for losses among peers: one problem for all of them, and each of them as a function of its tensors."""
+
+import math
+
+import torch
+from helpers import assert_accurate, double, draw, labels
+
+import kdkernels as kd
+
+
+def problem(samples=6, peers=3, classes=10, width=5, dtype=torch.float32, device="cpu", seed=0):
+    """Peers, leader, query, key, gate and labels."""
+
+    def tensor(*shape, at, scale=3.0):
+        return draw(*shape, seed=seed + at, scale=scale, dtype=dtype, device=device)
+
+    return (
+        tensor(samples, peers, classes, at=0),
+        tensor(samples, classes, at=1),
+        tensor(samples, peers, width, at=2, scale=0.5),
+        tensor(samples, peers, width, at=3),
+        tensor(samples, peers, at=4, scale=0.5),
+        labels(samples, classes=classes, seed=seed, device=device),
+    )
+
+
+def led(peers, leader, query, key, gate, target, **options):
+    return kd.okddip_loss(peers, leader, query, key, target, **options)
+
+
+def leaderless(peers, leader, query, key, gate, target, **options):
+    return kd.okddip_loss(peers, None, query, key, target, **options)
+
+
+def probs(peers, leader, query, key, gate, target, **options):
+    return kd.okddip_loss(peers, leader, query, key, target, mix="probs", **options)
+
+
+def detached(peers, leader, query, key, gate, target, **options):
+    return kd.okddip_loss(peers, leader, query, key, target, detach_targets=True, **options)
+
+
+def gated(peers, leader, query, key, gate, target, **options):
+    return kd.gated_ensemble_loss(gate, peers, target, **options)
+
+
+def others(peers, leader, query, key, gate, target, **options):
+    return kd.leave_one_out_loss(peers, target, **options)
+
+
+def pairwise(peers, leader, query, key, gate, target, **options):
+    return kd.leave_one_out_loss(peers, target, pairwise=True, **options)
+
+
+LOSSES = {
+    function.__name__: function for function in (led, leaderless, probs, detached, gated, others, pairwise)
+}
+
+
+def run(backend, function, *tensors, upstream=None, **options):
+    """(loss, parts, gradient of each float tensor, 0 where it is not used), with this upstream gradient or 1."""
+    *tensors, target = tensors
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    with kd.backend(backend):
+        loss, parts = function(*tensors, target, return_parts=True, **options)
+        upstream = torch.ones_like(loss) if upstream is None else upstream.to(loss.dtype)
+        gradients = torch.autograd.grad(loss, tensors, upstream, materialize_grads=True)
+    return loss.detach(), torch.stack([*parts.values()]), *gradients
+
+
+def check(function, *tensors, **options):
+    """The compiled op of the tensors' device is as accurate as the reference in the same dtype."""
+    ours = run(tensors[0].device.type, function, *tensors, **options)
+    eager = run("reference", function, *tensors, **options)
+    truth = run("reference", function, *map(double, tensors), **options)
+    arithmetic = torch.finfo(ours[0].dtype).eps
+    # T^2 times the largest log-probability: a divergence is a difference of such numbers. The gradients of attention
+    # and gate are sums over the classes of such differences times logits, those of query and key times features.
+    peers, leader, query, key, gate, _ = tensors
+    largest = [tensor.double().nan_to_num(0, 0, 0).abs().max().item() for tensor in tensors[:-1] if tensor.numel()]
+    temperature, weight = options.get("temperature", 3.0), options.get("kl_weight", 1.0)
+    ensemble = 1 + gate.double().abs().sum(1).max().item() if gate.numel() else 1.0
+    log_size = math.log(1 + peers.shape[2]) + 2 * max(largest, default=0.0) * ensemble
+    size = peers.shape[1] * (1 + temperature**2) * log_size
+    assert_accurate("loss", ours[0], eager[0], truth[0], arithmetic, size * max(1.0, weight))
+    assert_accurate("parts", ours[1], eager[1], truth[1], arithmetic, size)
+    by_logits = (1 + temperature * weight) * log_size / max(len(peers), 1)
+    by_weights = by_logits * max(largest, default=0.0)
+    for name, scale, *gradients in zip(
+        ("peers", "leader", "query", "key", "gate"),
+        (by_logits, by_logits, by_weights, by_weights, by_weights),
+        ours[2:],
+        eager[2:],
+        truth[2:],
+    ):
+        assert_accurate(f"gradient of {name}", *gradients, arithmetic, scale)
+    return ours
