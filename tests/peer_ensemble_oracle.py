@@ -1,6 +1,6 @@
-"""The mathematics of learning from an ensemble of peers (csrc/peer_ensemble.h) in NumPy, written from the formulas of the papers
-and not from any kernel: chain rule step by step, in long double. Problems drawn by hypothesis, and the comparison of a
-kernel's results with the formulas.
+"""The mathematics of learning from an ensemble of peers (csrc/peer_ensemble.h) in NumPy, written from the formulas of the
+papers and not from any kernel: chain rule step by step, in long double. Problems drawn by hypothesis, and the comparison
+of a kernel's results with the formulas.
 
 Beside each value stands its rounding scale, as in oracle.py: here every product and sum adds its own roundings to those of
 what it is made of. Axes: n samples, a rows that learn (peers, then the leader), b peers, c classes, d features.
@@ -19,6 +19,7 @@ PARTS = ("ce_peers", "ce_leader", "kl_peers", "kl_leader")
 # One class, binary, around a vector of each instruction set, a chunk of 8, a warp, common sizes, several chunks.
 CLASSES = st.sampled_from([1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100, 256, 257, 300]) | st.integers(1, 300)
 PEERS = st.sampled_from([1, 2, 3, 3, 4, 5, 8, 9, 32]) | st.integers(1, 9)
+SAMPLES = st.sampled_from([2, 1, 3, 2, 1, 0])
 WIDTHS = st.sampled_from([1, 7, 8, 9, 16, 17, 32, 33, 64, 70]) | st.integers(1, 70)
 # Where n, a or b, and c or d come in memory, elements before and between them; plain ones half of the time.
 LAYOUTS = st.just(((0, 1, 2), 0, 1)) | st.tuples(
@@ -311,7 +312,7 @@ TEMPERATURES = st.sampled_from([1.0, 3.0, 3.0, 0.5, 20.0])
 def problems(draw, classes=CLASSES, peers=PEERS, widths=WIDTHS):
     """(peer_logits, target, options): tensors in their memory layout, options by the oracle's names."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    samples, count, columns = draw(st.integers(0, 3)), draw(peers), draw(classes)
+    samples, count, columns = draw(SAMPLES), draw(peers), draw(classes)
     weights = draw(st.sampled_from(WEIGHTS))
     mixes = {"attention": MIXES[:2], "gate": MIXES[:1], "others": MIXES}[weights]
     options = {
@@ -325,7 +326,8 @@ def problems(draw, classes=CLASSES, peers=PEERS, widths=WIDTHS):
     spread = draw(SPREADS)
     peer_logits = draw_logits(draw, rng, (samples, count, columns), spread)
     if weights == "attention":
-        options["query"], options["key"] = (stored(draw, x) for x in draw_features(draw, rng, (samples, count, draw(widths))))
+        features = draw_features(draw, rng, (samples, count, draw(widths)))
+        options["query"], options["key"] = (stored(draw, x) for x in features)
         if draw(st.booleans()):
             options["leader"] = stored(draw, rng.normal(size=(samples, columns)) * spread)
     elif weights == "gate":
@@ -336,18 +338,20 @@ def problems(draw, classes=CLASSES, peers=PEERS, widths=WIDTHS):
     return stored(draw, peer_logits), rng.integers(0, columns, samples), options
 
 
-gradients = st.fixed_dictionaries({name: st.booleans() for name in ("grad_peers", "grad_leader", "grad_features", "grad_gate")})
+GRADIENTS = ("grad_peers", "grad_leader", "grad_features", "grad_gate")
+gradients = st.fixed_dictionaries({name: st.booleans() for name in GRADIENTS})
 
 
 @st.composite
 def mixture_problems(draw, classes=CLASSES, peers=PEERS, widths=WIDTHS):
     """(peer_logits, options), options by the oracle's names."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    samples, count, columns = draw(st.integers(0, 3)), draw(peers), draw(classes)
+    samples, count, columns = draw(SAMPLES), draw(peers), draw(classes)
     peer_logits = stored(draw, draw_logits(draw, rng, (samples, count, columns), draw(SPREADS)))
     options = {"mix": draw(st.sampled_from(MIXES[:2])), "temperature": draw(TEMPERATURES)}
     if draw(st.integers(0, 3)):
-        options["query"], options["key"] = (stored(draw, x) for x in draw_features(draw, rng, (samples, count, draw(widths))))
+        features = draw_features(draw, rng, (samples, count, draw(widths)))
+        options["query"], options["key"] = (stored(draw, x) for x in features)
     if draw(st.integers(0, 3)):
         above = rng.normal(size=(samples, count if "query" in options else 1, columns))
         options["grad_mixture"] = stored(draw, above, name_of(peer_logits))

@@ -176,6 +176,7 @@ def test_classes_that_a_peer_rules_out(weights, plan):
         assert np.isfinite(ours["grad_gate"]).all() and np.isfinite(ours["grad_peer_logits"]).all()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(emulated.VARIANT == "sanitized", reason="starts the process it would run in")
 def test_sanitized():
     process = emulated.run_sanitized(["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__])

@@ -8,8 +8,8 @@
 //     4  every target     gradients by the mixed logits and by the weights
 //     5  every peer       what comes back from the targets it has part in; its gradient is written
 //
-// Logits are shifted by their row's maximum before they are mixed, which no softmax notices: logits of 1e4 keep their digits.
-// The gradient of the weights is right for the same reason: that of a mixture's logits adds up to 0.
+// Logits are shifted by their row's maximum before they are mixed, which no softmax notices: logits of 1e4 keep their
+// digits. The gradient of the weights is right for the same reason: that of a mixture's logits adds up to 0.
 // Sums are taken in blocks (cpu/row_sweeps-inl.h). Behind the last class y is -inf, and what is made of it 0.
 // Included by cpu/peer_ensemble_kernel.cpp through cpu/each_isa.h.
 

@@ -56,8 +56,8 @@ class WeightedRows {
     tails_[count_++] = row.tail;
   }
 
-  // body(at), where at(i, place) is the sum for the vector of classes at i. The commonest numbers of rows have loops of their
-  // own, without a count.
+  // body(at), where at(i, place) is the sum for the vector of classes at i. The commonest numbers of rows have loops of
+  // their own, without a count.
   template <class Body>
   KD_INLINE void summed(const Body& body) const {
     if (count_ == 2) body([this](int64_t i, auto place) { return sum<2>(i, place); });
@@ -79,8 +79,8 @@ class WeightedRows {
   const A *bodies_[most_peers + 1], *tails_[most_peers + 1];
 };
 
-// products[b] = <row, rows(b)>, b < count. Four at a time: the row is loaded once for all of them, and no addition waits for the
-// last. Where the row is 0 it adds nothing: there the others may be infinite.
+// products[b] = <row, rows(b)>, b < count. Four at a time: the row is loaded once for all of them, and no addition waits for
+// the last. Where the row is 0 it adds nothing: there the others may be infinite.
 template <class A, class RowsAt>
 KD_INLINE void inner_products(const Line<A>& row, const RowsAt& rows, int64_t count, int64_t classes, A* products) {
   for (int64_t first = 0; first < count; first += 4) {
@@ -95,7 +95,8 @@ KD_INLINE void inner_products(const Line<A>& row, const RowsAt& rows, int64_t co
   }
 }
 
-// softmax_b(Q_a . K_b) of one sample, and the way back. Matrices [P, P] are shelves of P rows with zeros behind.
+// softmax_b(Q_a . K_b) of one sample, and the way back. Matrices [P, P] are shelves of P rows, with zeros behind the
+// last peer of the last vector.
 template <class A>
 class PeerAttention {
  public:

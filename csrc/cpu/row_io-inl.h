@@ -4,7 +4,9 @@
 // A multiple of the lanes of every vector of every instruction set.
 constexpr int64_t vector_classes = 16;
 
-constexpr int64_t padded_classes(int64_t classes) { return (classes + vector_classes - 1) / vector_classes * vector_classes; }
+constexpr int64_t padded_classes(int64_t classes) {
+  return (classes + vector_classes - 1) / vector_classes * vector_classes;
+}
 
 // A row: whole vectors of classes in `body`, the rest, padded to one more vector, in `tail`. Both are indexed by class; a
 // loop over a row runs over the body and then the tail, so that it need not ask where it is for every vector.
