@@ -158,6 +158,20 @@ def test_a_class_that_a_student_lacks_is_an_infinite_loss(isa, weights, mix):
     assert all(np.isfinite(value).all() for name, value in ours.items() if name != "parts")
 
 
+def test_a_class_that_a_peer_without_weight_lacks(isa):
+    """It has no part in the mixture: no gradient by its weight comes of that class, and none is NaN."""
+    peer_logits, target, options = problem_of_kind("gate", "logits", classes=20)
+    options["gate"][:, 0] = 0
+    peer_logits[:, 0, 3] = -np.inf
+    target[:] = 12
+    ours = solve(peer_logits, target, {**options, "kl_weight": 0.0})
+    assert all(np.isfinite(ours[name]).all() for name in ("loss", "grad_gate", "grad_peer_logits"))
+    _, _, options = problem_of_kind("attention", "logits", classes=20)
+    features = {name: options[name] for name in ("query", "key")}
+    ours = mix(peer_logits, {**features, "grad_mixture": np.ones_like(peer_logits)})
+    assert np.isfinite(ours["grad_query"]).all() and np.isfinite(ours["grad_key"]).all()
+
+
 @pytest.mark.parametrize("weights, mix", [("attention", "logits"), ("attention", "probs")])
 def test_nothing_comes_of_divergences_without_weight(isa, weights, mix):
     peer_logits, target, options = problem_of_kind(weights, mix)

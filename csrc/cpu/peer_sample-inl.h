@@ -80,7 +80,7 @@ class WeightedRows {
 };
 
 // products[b] = <row, rows(b)>, b < count. Four at a time: the row is loaded once for all of them, and no addition waits for
-// the last. Where the row is 0 it adds nothing: there the others may be infinite.
+// the last. Where either is nothing, the row 0 or the other a class that its peer rules out (-inf), nothing is added.
 template <class A, class RowsAt>
 KD_INLINE void inner_products(const Line<A>& row, const RowsAt& rows, int64_t count, int64_t classes, A* products) {
   for (int64_t first = 0; first < count; first += 4) {
@@ -89,7 +89,10 @@ KD_INLINE void inner_products(const Line<A>& row, const RowsAt& rows, int64_t co
     A sums[4];
     sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
       const Vec<A> x = load(row.in(place) + i);
-      for (int j = 0; j < 4; ++j) part[j] += select(x == A(0), Vec<A>{}, x * load(four[j].in(place) + i));
+      for (int j = 0; j < 4; ++j) {
+        const Vec<A> y = load(four[j].in(place) + i);
+        part[j] += select((x == A(0)) | (y == -std::numeric_limits<A>::infinity()), Vec<A>{}, x * y);
+      }
     });
     for (int j = 0; j < 4 && first + j < count; ++j) products[first + j] = sums[j];
   }
