@@ -14,7 +14,7 @@ endif
 help:
 	@echo 'make demo       distil a network on real digits; table and plot under out/demo/'
 	@echo 'make test       everything that can be checked without a GPU'
-	@echo 'make bench      speed on this CPU, against eager PyTorch and torch.compile'
+	@echo 'make bench      speed on this CPU, beside eager PyTorch, torch.compile and others; out/bench/'
 	@echo 'make gpu-check  build, test and measure on a GPU; installs nothing, uses PYTHON=$(PYTHON)'
 	@echo 'make build      environment and libraries only'
 	@echo 'make clean      remove what was built; .venv and out/ stay'
@@ -25,8 +25,10 @@ demo: build
 test: build
 	$(python) -m pytest
 
+# BENCH=--quick for small shapes.
 bench: build
-	$(python) -m benchmarks
+	$(python) -m benchmarks $(BENCH) --json out/bench/results.json
+	$(python) -m benchmarks.report out/bench/results.json --plots out/bench >out/bench/tables.md
 
 gpu-check:
 	$(PYTHON) setup.py build_ext --inplace

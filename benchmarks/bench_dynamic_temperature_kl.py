@@ -1,4 +1,4 @@
-"""dynamic_temperature_kl, forward + backward, against the expressions it replaces. Shapes as in bench_label_loss.py."""
+"""dynamic_temperature_kl against the expressions it replaces."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import Tensor
 
 import kdkernels as kd
 
-from .bench_label_loss import CPU_SHAPES as CPU_SHAPES
-from .bench_label_loss import CUDA_SHAPES as CUDA_SHAPES
-from .bench_label_loss import QUICK_SHAPES as QUICK_SHAPES
+from .problem import Loss
+from .row_losses import COMMON, SHAPES, Rows, of_teacher
 
 
 def eager_divergence(student: Tensor, teacher: Tensor, hardness: Tensor) -> Tensor:
@@ -27,29 +26,34 @@ def exchanged(teacher: Tensor, target: Tensor) -> Tensor:
     return teacher.scatter(-1, largest, of_label).scatter(-1, label, of_largest)
 
 
-def eager_flsw_ps(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    teacher = exchanged(teacher, target)
+def eager_flsw_ps(batch: Rows) -> Tensor:
+    teacher = exchanged(batch.teacher, batch.target)
     with torch.no_grad():
-        hardness = 1 - F.cosine_similarity(student, teacher, dim=-1)
-    return eager_divergence(student, teacher, hardness)
+        hardness = 1 - F.cosine_similarity(batch.student, teacher, dim=-1)
+    return eager_divergence(batch.student, teacher, hardness)
 
 
-def eager_cwsm(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+def eager_cwsm(batch: Rows) -> Tensor:
     with torch.no_grad():
-        hardness = 0.04 / (F.softmax(student, dim=-1).amax(-1) + 1e-3)
-    return eager_divergence(student, teacher, hardness)
+        hardness = 0.04 / (F.softmax(batch.student, dim=-1).amax(-1) + 1e-3)
+    return eager_divergence(batch.student, batch.teacher, hardness)
 
 
-def ours_flsw_ps(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    return kd.dynamic_temperature_kl(student, teacher, target, adjust="ps")
-
-
-def ours_cwsm(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    return kd.dynamic_temperature_kl(student, teacher, target, mode="cwsm", beta=0.04)
-
-
-# What is called, what it replaces, and how many tensors of the size of the logits have to be moved.
-LOSSES = {
-    "dynamic_temperature_kl, flsw, ps": (ours_flsw_ps, eager_flsw_ps, 3),
-    "dynamic_temperature_kl, cwsm": (ours_cwsm, eager_cwsm, 3),
-}
+LOSSES = (
+    Loss(
+        "dynamic_temperature_kl, flsw, ps",
+        ours=lambda batch: kd.dynamic_temperature_kl(*batch, adjust="ps"),
+        eager=eager_flsw_ps,
+        work=of_teacher,
+        shapes=SHAPES,
+        **COMMON,
+    ),
+    Loss(
+        "dynamic_temperature_kl, cwsm",
+        ours=lambda batch: kd.dynamic_temperature_kl(*batch, mode="cwsm", beta=0.04),
+        eager=eager_cwsm,
+        work=of_teacher,
+        shapes=SHAPES,
+        **COMMON,
+    ),
+)

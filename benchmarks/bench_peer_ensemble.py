@@ -1,14 +1,7 @@
-"""Losses among peers, forward + backward, against the expressions they replace; and their table.
-
-Shapes: two samples of two classes, where all is overhead; the paper's on CIFAR-100 and ImageNet; on a GPU eight peers, and a
-vocabulary.
-"""
+"""Losses among peers against the expressions they replace: all peers in one, and peer by peer as published code goes."""
 
 from __future__ import annotations
 
-import statistics
-import sys
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -17,7 +10,8 @@ from torch import Tensor
 
 import kdkernels as kd
 
-from .timing import Call, alternate, peak_bytes, ratio, seconds_per_row, spread
+from .problem import Loss, Shape, Work, in_float
+from .row_losses import DIVERGENCE, GRADIENT, SOFTMAX
 
 T, EPS = 3.0, 1e-7
 
@@ -31,20 +25,20 @@ class Batch(NamedTuple):
     target: Tensor  # [B]
 
 
-def ours_okddip(batch: Batch) -> Tensor:
-    return kd.okddip_loss(batch.peers, batch.leader, batch.query, batch.key, batch.target)
+def draw(
+    samples: int, peers: int, classes: int, width: int, dtype: torch.dtype, device: str, generator: torch.Generator
+) -> Batch:
+    def normal(*shape: int, scale: float = 3.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
-
-def ours_gated(batch: Batch) -> Tensor:
-    return kd.gated_ensemble_loss(batch.gate, batch.peers, batch.target)
-
-
-def ours_leave_one_out(batch: Batch) -> Tensor:
-    return kd.leave_one_out_loss(batch.peers, batch.target)
-
-
-def ours_pairwise(batch: Batch) -> Tensor:
-    return kd.leave_one_out_loss(batch.peers, batch.target, pairwise=True)
+    return Batch(
+        normal(samples, peers, classes),
+        normal(samples, classes),
+        normal(samples, peers, width, scale=width**-0.5),
+        normal(samples, peers, width, scale=1.0),
+        normal(samples, peers, scale=1.0).softmax(1),
+        torch.randint(classes, (samples,), generator=generator, device=device),
+    )
 
 
 # All peers in one expression
@@ -61,27 +55,27 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def eager_okddip(batch: Batch) -> Tensor:
-    peers, leader = batch.peers.float(), batch.leader.float()
-    mixed = torch.softmax(batch.query.float() @ batch.key.float().mT, -1) @ peers
+    peers, leader = in_float(batch.peers), in_float(batch.leader)
+    mixed = torch.softmax(in_float(batch.query) @ in_float(batch.key).mT, -1) @ peers
     labelled = ce(peers, batch.target) + F.cross_entropy(leader, batch.target)
     return labelled + kl(mixed, peers) + kl(peers.mean(1), leader)
 
 
 def eager_gated(batch: Batch) -> Tensor:
-    branches = batch.peers.float()
-    ensemble = (batch.gate.float().unsqueeze(2) * branches).sum(1)
+    branches = in_float(batch.peers)
+    ensemble = (in_float(batch.gate).unsqueeze(2) * branches).sum(1)
     labelled = ce(branches, batch.target) + F.cross_entropy(ensemble, batch.target)
     return labelled + kl(ensemble.unsqueeze(1).expand_as(branches), branches)
 
 
 def eager_leave_one_out(batch: Batch) -> Tensor:
-    peers = batch.peers.float()
+    peers = in_float(batch.peers)
     others = (peers.sum(1, keepdim=True) - peers) / (peers.shape[1] - 1)
     return ce(peers, batch.target) + kl(others, peers)
 
 
 def eager_pairwise(batch: Batch) -> Tensor:
-    peers = batch.peers.float()
+    peers = in_float(batch.peers)
     log_q = F.log_softmax(peers / T, -1)
     t = F.softmax(peers / T, -1) + EPS
     count = peers.shape[1]
@@ -99,8 +93,8 @@ def soft_divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def loop_okddip(batch: Batch) -> Tensor:
-    peers, leader = batch.peers.float(), batch.leader.float()
-    mixed = torch.bmm(torch.softmax(torch.bmm(batch.query.float(), batch.key.float().mT), -1), peers)
+    peers, leader = in_float(batch.peers), in_float(batch.leader)
+    mixed = torch.bmm(torch.softmax(torch.bmm(in_float(batch.query), in_float(batch.key).mT), -1), peers)
     loss = F.cross_entropy(leader, batch.target) + soft_divergence(peers.mean(1), leader)
     for a in range(peers.shape[1]):
         loss = loss + F.cross_entropy(peers[:, a], batch.target) + soft_divergence(mixed[:, a], peers[:, a])
@@ -108,7 +102,7 @@ def loop_okddip(batch: Batch) -> Tensor:
 
 
 def loop_gated(batch: Batch) -> Tensor:
-    branches, gate = batch.peers.float(), batch.gate.float()
+    branches, gate = in_float(batch.peers), in_float(batch.gate)
     ensemble = sum(gate[:, b : b + 1] * branches[:, b] for b in range(branches.shape[1]))
     loss = F.cross_entropy(ensemble, batch.target)
     for b in range(branches.shape[1]):
@@ -117,7 +111,7 @@ def loop_gated(batch: Batch) -> Tensor:
 
 
 def loop_leave_one_out(batch: Batch) -> Tensor:
-    peers = batch.peers.float()
+    peers = in_float(batch.peers)
     loss = 0
     for a in range(peers.shape[1]):
         others = sum(peers[:, b] for b in range(peers.shape[1]) if b != a) / (peers.shape[1] - 1)
@@ -126,7 +120,7 @@ def loop_leave_one_out(batch: Batch) -> Tensor:
 
 
 def loop_pairwise(batch: Batch) -> Tensor:
-    peers = batch.peers.float()
+    peers = in_float(batch.peers)
     loss, count = 0, peers.shape[1]
     for a in range(count):
         loss = loss + F.cross_entropy(peers[:, a], batch.target)
@@ -136,107 +130,106 @@ def loop_pairwise(batch: Batch) -> Tensor:
     return loss
 
 
-# What is called, what it replaces, that in a loop, and which tensors it differentiates.
-LOSSES = {
-    "okddip_loss": (ours_okddip, eager_okddip, loop_okddip, ("peers", "leader", "query", "key")),
-    "gated_ensemble_loss": (ours_gated, eager_gated, loop_gated, ("gate", "peers")),
-    "leave_one_out_loss": (ours_leave_one_out, eager_leave_one_out, loop_leave_one_out, ("peers",)),
-    "leave_one_out_loss, pairwise": (ours_pairwise, eager_pairwise, loop_pairwise, ("peers",)),
-}
-# Samples, peers, classes, width of the features. OKDDip's four students are three peers and a leader.
-TINY = (2, 2, 2, 2)
-CPU_SHAPES = {
-    "okddip_loss": [TINY, (128, 3, 100, 8), (64, 3, 1000, 64)],
-    **dict.fromkeys(list(LOSSES)[1:], [(128, 4, 100, 1), (64, 4, 1000, 1)]),
-}
-CUDA_SHAPES = {
-    "okddip_loss": [TINY, (128, 3, 100, 8), (256, 8, 1000, 64), (256, 8, 32768, 64)],
-    **dict.fromkeys(list(LOSSES)[1:], [(256, 8, 1000, 1), (256, 8, 32768, 1)]),
-}
-QUICK_SHAPES = dict.fromkeys(LOSSES, [(64, 3, 100, 8)])
-
-
-def draw(samples: int, peers: int, classes: int, width: int, dtype: torch.dtype, device: str) -> Batch:
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int, scale: float = 3.0) -> Tensor:
-        return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
-
-    return Batch(
-        normal(samples, peers, classes),
-        normal(samples, classes),
-        normal(samples, peers, width, scale=width**-0.5),
-        normal(samples, peers, width, scale=1.0),
-        normal(samples, peers, scale=1.0).softmax(1),
-        torch.randint(classes, (samples,), generator=generator, device=device),
+def of_peers(samples: int, peers: int, classes: int, width: int, size: int) -> Work:
+    """Every peer against its labels and against a mixture of all of them, both sides of which have a gradient."""
+    logits = samples * peers * classes
+    return Work(
+        bytes={"peers": logits * size, "gradient of peers": logits * size},
+        operations={
+            "mixtures": 2 * logits * peers,
+            "softmax of peers, of these softened, of mixtures": 3 * SOFTMAX * logits,
+            "divergence": DIVERGENCE * logits,
+            "gradient": GRADIENT * logits,
+            "gradient through mixtures": 2 * logits * peers,
+        },
     )
 
 
-def contenders(loss: str, *shape: int, dtype: torch.dtype, device: str) -> dict[str, Call]:
-    """Name -> forward + backward of one batch. `copy` moves the bytes that cannot be avoided."""
-    ours, eager, loop, differentiated = LOSSES[loss]
-    batch = draw(*shape, dtype, device)
-    leaves = [getattr(batch, name).requires_grad_() for name in differentiated]
-
-    def step(function):
-        def call():
-            function(batch).backward()
-            for leaf in leaves:
-                leaf.grad = None
-
-        return call
-
-    source = torch.empty(sum(leaf.numel() for leaf in leaves), device=device, dtype=dtype)
-    destination = torch.empty_like(source)
-    return {
-        "kdkernels": step(ours),
-        "eager": step(eager),
-        "loop": step(loop),
-        "compile": step(torch.compile(eager)),
-        "copy": lambda: destination.copy_(source),
-    }
+def of_branches(samples: int, peers: int, classes: int, width: int, size: int) -> Work:
+    work, gate = of_peers(samples, peers, classes, width, size), samples * peers * size
+    # One mixture, for all.
+    each = samples * peers * classes
+    mixtures = {"mixtures": 2 * each, "gradient through mixtures": 4 * each}
+    return Work(work.bytes | {"gate": gate, "gradient of gate": gate}, work.operations | mixtures)
 
 
-def measure(module: ModuleType, device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
-    results = []
-    shapes = QUICK_SHAPES if quick else CUDA_SHAPES if device == "cuda" else CPU_SHAPES
-    for loss in LOSSES:
-        for shape in shapes[loss]:
-            torch._dynamo.reset()
-            calls = contenders(loss, *shape, dtype=dtype, device=device)
-            times = alternate(calls, device, seconds=seconds_per_row(quick))
-            results.append(
-                {
-                    "loss": loss,
-                    "shape": shape,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "microseconds": {name: statistics.median(of) * 1e6 for name, of in times.items()},
-                    "spread": {name: spread(of) for name, of in times.items()},
-                    "over_eager": ratio(times, "eager", "kdkernels"),
-                    "over_loop": ratio(times, "loop", "kdkernels"),
-                    "over_compile": ratio(times, "compile", "kdkernels"),
-                    "of_copy_speed": ratio(times, "copy", "kdkernels"),
-                    "peak_bytes": {name: peak_bytes(calls[name], device) for name in ("kdkernels", "eager")},
-                }
-            )
-            print(".", end="", flush=True, file=sys.stderr)
-    print(file=sys.stderr)
-    return results
+def of_leader(samples: int, peers: int, classes: int, width: int, size: int) -> Work:
+    work, logits, features = of_peers(samples, peers, classes, width, size), samples * classes, samples * peers * width
+    return Work(
+        work.bytes
+        | {
+            "leader": logits * size,
+            "query and key": 2 * features * size,
+            "gradient of leader": logits * size,
+            "gradient of query and key": 2 * features * size,
+        },
+        work.operations
+        | {
+            "attention": 2 * features * peers,
+            "leader": (3 * SOFTMAX + DIVERGENCE + GRADIENT) * logits,
+            "gradient of attention": 2 * samples * peers * peers * classes + 4 * features * peers,
+        },
+    )
 
 
-def table(results: list[dict]) -> str:
-    lines = [
-        "| loss | samples x peers x classes | dtype | kdkernels, us | over eager | over a loop of the peers "
-        "| over torch.compile | share of copy speed | peak memory, MB (eager) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in results:
-        shape, peak = " x ".join(map(str, r["shape"][:3])), r["peak_bytes"]
-        lines.append(
-            f"| `{r['loss']}` | {shape} | {r['dtype']} "
-            f"| {r['microseconds']['kdkernels']:.0f} ± {100 * r['spread']['kdkernels']:.0f} % "
-            f"| {r['over_eager']:.1f}x | {r['over_loop']:.1f}x | {r['over_compile']:.1f}x "
-            f"| {100 * r['of_copy_speed']:.0f} % "
-            f"| {peak['kdkernels'] / 1e6:.2f} ({peak['eager'] / 1e6:.2f}) |"
-        )
-    return "\n".join(lines)
+# OKDDip's four students are three peers and a leader.
+TINY = {(2, 2, 2, 2): "all is overhead"}
+OKDDIP_SHAPES = {
+    "cpu": TINY | {(128, 3, 100, 8): "the paper's on CIFAR-100", (64, 3, 1000, 64): "the paper's on ImageNet"},
+    "cuda": TINY
+    | {
+        (128, 3, 100, 8): "the paper's on CIFAR-100",
+        (256, 8, 1000, 64): "eight peers on ImageNet",
+        (256, 8, 32768, 64): "a vocabulary",
+    },
+    "quick": {(64, 3, 100, 8): "the paper's on CIFAR-100, half a batch"},
+}
+SHAPES = {
+    "cpu": {(128, 4, 100, 1): "the papers' on CIFAR-100", (64, 4, 1000, 1): "the papers' on ImageNet"},
+    "cuda": {(256, 8, 1000, 1): "eight peers on ImageNet", (256, 8, 32768, 1): "a vocabulary"},
+    "quick": {(64, 3, 100, 1): "the papers' on CIFAR-100, half a batch"},
+}
+
+
+def loss(
+    name: str, ours, eager, loop, differentiated: tuple[str, ...], work, shapes: dict[str, dict[Shape, str]] = SHAPES
+) -> Loss:
+    others = {"loop": loop}
+    return Loss(name, "samples x peers x classes x width", ours, eager, differentiated, draw, work, shapes, others)
+
+
+LOSSES = (
+    loss(
+        "okddip_loss",
+        lambda batch: kd.okddip_loss(batch.peers, batch.leader, batch.query, batch.key, batch.target),
+        eager_okddip,
+        loop_okddip,
+        ("peers", "leader", "query", "key"),
+        of_leader,
+        OKDDIP_SHAPES,
+    ),
+    loss(
+        "gated_ensemble_loss",
+        lambda batch: kd.gated_ensemble_loss(batch.gate, batch.peers, batch.target),
+        eager_gated,
+        loop_gated,
+        ("gate", "peers"),
+        of_branches,
+    ),
+    loss(
+        "leave_one_out_loss",
+        lambda batch: kd.leave_one_out_loss(batch.peers, batch.target),
+        eager_leave_one_out,
+        loop_leave_one_out,
+        ("peers",),
+        of_peers,
+    ),
+    loss(
+        "leave_one_out_loss, pairwise",
+        lambda batch: kd.leave_one_out_loss(batch.peers, batch.target, pairwise=True),
+        eager_pairwise,
+        loop_pairwise,
+        ("peers",),
+        of_peers,
+    ),
+)

@@ -1,8 +1,4 @@
-"""softened_kl and kd_loss at T = 4, forward + backward, against the expressions they replace.
-
-Shapes: the batch of a CIFAR-100 recipe, where overhead is all; ImageNet's classes for a small and a large batch; the
-vocabulary of a language model, where memory is all.
-"""
+"""softened_kl and kd_loss at T = 4 against the expressions they replace."""
 
 from __future__ import annotations
 
@@ -11,31 +7,52 @@ from torch import Tensor
 
 import kdkernels as kd
 
-CPU_SHAPES = [(64, 100), (256, 1000), (1024, 1000), (512, 32000)]
-CUDA_SHAPES = [(128, 100), (1024, 100), (16384, 1000), (4096, 21841), (8192, 32000), (8192, 128256)]
-QUICK_SHAPES = [(64, 100), (256, 1000)]
+from .problem import Loss
+from .row_losses import COMMON, Rows, of_teacher
+
 T = 4.0
-
-
-def eager_softened_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    p = F.softmax(teacher / T, dim=-1)
-    return F.kl_div(F.log_softmax(student / T, dim=-1), p, reduction="batchmean") * T * T
-
-
-def eager_kd_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(student, target) + eager_softened_kl(student, teacher, target)
-
-
-def ours_softened_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    return kd.softened_kl(student, teacher, temperature=T)
-
-
-def ours_kd_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    return kd.kd_loss(student, teacher, target, temperature=T)
-
-
-# What is called, what it replaces, and how many tensors of the size of the logits have to be moved.
-LOSSES = {
-    "softened_kl": (ours_softened_kl, eager_softened_kl, 3),
-    "kd_loss": (ours_kd_loss, eager_kd_loss, 3),
+CPU_SHAPES = {
+    (64, 100): "a CIFAR-100 recipe: overhead is all",
+    (256, 1000): "ImageNet's classes, the batch of one GPU",
+    (1024, 1000): "ImageNet's classes in a large batch",
+    (512, 32000): "the vocabulary of a language model: memory is all",
 }
+CUDA_SHAPES = {
+    (128, 100): "a CIFAR-100 recipe: launches are all",
+    (1024, 100): "the largest batch of such a recipe",
+    (16384, 1000): "ImageNet's classes in a large batch: rows in registers",
+    (4096, 21841): "all classes of ImageNet-21k: rows in shared memory",
+    (8192, 32000): "the vocabulary of a language model: memory is all",
+    (8192, 128256): "a large vocabulary: no row within one multiprocessor",
+}
+QUICK_SHAPES = {shape: CPU_SHAPES[shape] for shape in [(64, 100), (256, 1000)]}
+SHAPES = {"cpu": CPU_SHAPES, "cuda": CUDA_SHAPES, "quick": QUICK_SHAPES}
+
+
+def eager_softened_kl(batch: Rows) -> Tensor:
+    p = F.softmax(batch.teacher / T, dim=-1)
+    return F.kl_div(F.log_softmax(batch.student / T, dim=-1), p, reduction="batchmean") * T * T
+
+
+def eager_kd_loss(batch: Rows) -> Tensor:
+    return F.cross_entropy(batch.student, batch.target) + eager_softened_kl(batch)
+
+
+LOSSES = (
+    Loss(
+        "softened_kl",
+        ours=lambda batch: kd.softened_kl(batch.student, batch.teacher, temperature=T),
+        eager=eager_softened_kl,
+        work=of_teacher,
+        shapes=SHAPES,
+        **COMMON,
+    ),
+    Loss(
+        "kd_loss",
+        ours=lambda batch: kd.kd_loss(batch.student, batch.teacher, batch.target, temperature=T),
+        eager=eager_kd_loss,
+        work=of_teacher,
+        shapes=SHAPES,
+        **COMMON,
+    ),
+)

@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one command: `make gpu-check`.
 
 Runs the test suite with CUDA tensors, a small set of problems under compute-sanitizer (memcheck and racecheck), counts the
-kernels that a loss among peers launches, and runs the benchmarks beside eager PyTorch, torch.compile and a device-to-device
-copy. Writes benchmarks/results/<gpu>.json and prints the table; exits with 1 if anything failed. Needs torch, pytest and
-hypothesis, no network.
+kernels that a loss among peers launches, and runs the benchmarks: all families in bfloat16, some in float32 as well. Writes
+benchmarks/results/<gpu>.json and prints the tables; exits with 1 if anything failed. Needs torch, pytest and hypothesis, no
+network.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from torch.profiler import ProfilerActivity, profile
 import kdkernels as kd
 
 from . import __main__ as benchmarks
-from . import bench_peer_ensemble
+from . import harness, report
+from .families import FAMILIES, losses
 
 RESULTS = Path(__file__).parent / "results"
 SANITIZERS = ("memcheck", "racecheck")
+IN_FLOAT32 = ("softened_kl", "similarity")  # the two whose kernels depend on the dtype most: one copies, one multiplies
 MOST_LAUNCHES = 2
 
 
@@ -55,13 +57,12 @@ def launches() -> dict:
     """Of the losses among peers: at most two kernels forward and two backward, whatever the upstream gradient."""
     start, found = time.monotonic(), {}
     upstream = torch.tensor(3.0, device="cuda")
-    for name, (ours, _, _, differentiated) in bench_peer_ensemble.LOSSES.items():
-        batch = bench_peer_ensemble.draw(128, 3, 100, 8, torch.bfloat16, "cuda")
-        leaves = [getattr(batch, tensor).requires_grad_() for tensor in differentiated]
-        losses = [ours(batch), ours(batch)]  # one for each call: a second backward computes its gradients anew
+    for name, loss in losses("peer_ensemble").items():
+        batch, leaves = harness.draw(loss, (128, 3, 100, 8), torch.bfloat16, "cuda")
+        waiting = [loss.ours(batch), loss.ours(batch)]  # one for each call: a second backward computes its gradients anew
         found[name] = (
-            kernels(lambda: ours(batch)),
-            kernels(lambda: torch.autograd.grad(losses.pop(), leaves, upstream)),
+            kernels(lambda: loss.ours(batch)),
+            kernels(lambda: torch.autograd.grad(waiting.pop(), leaves, upstream)),
         )
     summary = ", ".join(f"{name} {forward} + {backward}" for name, (forward, backward) in found.items())
     print(f"== kernels launched, forward + backward: {summary}", flush=True)
@@ -86,10 +87,14 @@ def main() -> int:
         print("== compute-sanitizer is not on PATH: skipped", flush=True)
     steps["launches"] = launches()
 
-    reports = [benchmarks.run(benchmarks.FAMILIES, "cuda", dtype, quick=False) for dtype in (torch.bfloat16, torch.float32)]
+    document = benchmarks.run(FAMILIES, "cuda", [torch.bfloat16], quick=False)
+    more = benchmarks.run(IN_FLOAT32, "cuda", [torch.float32], quick=False, sweeps=False)
+    document["rates"] |= more["rates"]
+    document["results"] += more["results"]
+    print(report.summary(document))
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"steps": steps, "build": kd.build_info(), "benchmarks": reports}, indent=1) + "\n")
+    path.write_text(json.dumps(document | {"steps": steps, "build": kd.build_info()}, indent=1) + "\n")
     print(f"wrote {path}")
     return 0 if all(s["passed"] for s in steps.values()) else 1
 

@@ -1,4 +1,4 @@
-"""Medians of calls timed alternately, and peak memory.
+"""Contenders timed in turns, and what is said of their times.
 
 Machines are noisy and their clocks drift, so contenders take turns within one run and only their ratios are quoted.
 """
@@ -10,14 +10,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
-
-
-def seconds_per_row(quick: bool) -> float:
-    """Of a table."""
-    return 1.0 if quick else 8.0
 
 
 def timed(call: Call, repeats: int, device: str) -> float:
@@ -37,19 +31,32 @@ def timed(call: Call, repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def alternate(calls: dict[str, Call], device: str, seconds: float, turn: float = 0.005) -> dict[str, list[float]]:
-    """Seconds per call of each contender in each round: about `seconds` in all, every turn at least `turn` long."""
+def alternate_stages(
+    contenders: dict[str, tuple[Call, ...]], device: str, seconds: float, turn: float = 0.005
+) -> dict[str, list[tuple[float, ...]]]:
+    """Of contenders that consist of stages, each called as often as the one before it: seconds per call and stage, in each
+    round. About `seconds` in all, every turn at least `turn` long."""
+
+    def take(stages: tuple[Call, ...], repeats: int) -> tuple[float, ...]:
+        return tuple(timed(stage, repeats, device) for stage in stages)
+
     repeats = {}
-    for name, call in calls.items():
-        timed(call, 3, device)  # compiles, allocates, fills caches
-        repeats[name] = max(1, round(turn / timed(call, 3, device)))
-    round_seconds = sum(timed(call, repeats[name], device) * repeats[name] for name, call in calls.items())
-    rounds = max(5, round(seconds / round_seconds))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(timed(call, repeats[name], device))
+    for name, stages in contenders.items():
+        # The first compile, allocate and fill caches. One at a time: what waits for its next stage holds memory.
+        seconds_per_call = min(sum(take(stages, 1)) for _ in range(6))
+        repeats[name] = max(1, round(turn / seconds_per_call))
+    round_seconds = sum(sum(take(stages, repeats[name])) * repeats[name] for name, stages in contenders.items())
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in contenders}
+    for _ in range(max(5, round(seconds / round_seconds))):
+        for name, stages in contenders.items():
+            times[name].append(take(stages, repeats[name]))
     return times
+
+
+def alternate(calls: dict[str, Call], device: str, seconds: float, turn: float = 0.005) -> dict[str, list[float]]:
+    """The same of contenders of one stage."""
+    times = alternate_stages({name: (call,) for name, call in calls.items()}, device, seconds, turn)
+    return {name: [total for (total,) in rounds] for name, rounds in times.items()}
 
 
 def spread(times: list[float]) -> float:
@@ -61,24 +68,3 @@ def spread(times: list[float]) -> float:
 def ratio(times: dict[str, list[float]], other: str, ours: str) -> float:
     """How many times longer `other` takes: the median of the ratios round by round."""
     return statistics.median(b / a for a, b in zip(times[ours], times[other]))
-
-
-def peak_bytes(call: Call, device: str) -> int:
-    """Largest sum of tensors alive at once beyond those alive before the call, which has to leave none behind: the
-    profiler of the CPU learns that memory is given back only where it has seen it taken."""
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak

@@ -8,8 +8,6 @@ import torch
 from helpers import FLOATS, assert_accurate, draw, threads
 
 import kdkernels as kd
-from benchmarks import bench_memory_bank
-from benchmarks.timing import peak_bytes
 from kdkernels.functional.memory_bank import update_entries
 
 OP = torch.ops.kdkernels.memory_bank_nce.default
@@ -140,18 +138,6 @@ def test_float32_keeps_what_many_negatives_add_up_to(machine):
     loss = run(machine, embedding, bank, index)[0]
     truth = run("reference", embedding.double(), bank.double(), index)[0]
     assert (loss - truth).abs() < 5e-7 * truth
-
-
-def test_nothing_of_the_size_of_the_scores_is_stored():
-    calls = bench_memory_bank.contenders(8, 4096, 64, 1000, torch.float32, "cpu")
-    assert peak_bytes(calls["kdkernels"], "cpu") < 4 * 8 * 64 * 4 < 8 * 4096 * 4
-    assert peak_bytes(calls["eager"], "cpu") > 8 * 4096 * 64 * 4
-
-
-def test_both_sides_of_the_benchmark_are_the_same_loss():
-    arguments = problem(columns=300, dtypes=(torch.float32,) * 2)
-    ours, eager = bench_memory_bank.LOSSES["memory_bank_nce"]
-    torch.testing.assert_close(ours(*arguments), eager(*arguments), rtol=2e-4, atol=0)
 
 
 # PyTorch

@@ -10,8 +10,6 @@ from peer_losses import LOSSES, check, problem, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdkernels as kd
-from benchmarks import bench_peer_ensemble
-from benchmarks.timing import peak_bytes
 
 inf, nan = math.inf, math.nan
 # Samples, peers, classes, width. Degenerate, binary, less than a vector, the paper's on CIFAR, odd, aligned, the most peers.
@@ -273,25 +271,6 @@ def test_a_ramp_up(device):
         loss.kl_weight = math.exp(-5)
         expected = kd.okddip_loss(peers, leader, query, key, target, kl_weight=math.exp(-5))
         assert loss(peers, leader, query, key, target) == expected
-
-
-@pytest.mark.parametrize("name", bench_peer_ensemble.LOSSES)
-def test_all_sides_of_the_benchmark_are_the_same_loss(name):
-    ours, eager, loop, _ = bench_peer_ensemble.LOSSES[name]
-    batch = bench_peer_ensemble.draw(8, 3, 10, 4, torch.float32, "cpu")
-    expected = ours(batch)
-    torch.testing.assert_close(eager(batch), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(loop(batch), expected, rtol=1e-5, atol=0)
-    shapes = bench_peer_ensemble.CPU_SHAPES, bench_peer_ensemble.CUDA_SHAPES, bench_peer_ensemble.QUICK_SHAPES
-    assert all(each.keys() == bench_peer_ensemble.LOSSES.keys() for each in shapes)
-
-
-@pytest.mark.parametrize("name", bench_peer_ensemble.LOSSES)
-def test_the_gradients_are_all_the_memory(name):
-    calls = bench_peer_ensemble.contenders(name, 256, 3, 1000, 8, dtype=torch.float32, device="cpu")
-    logits = 256 * 1000 * 4 * (4 if name == "okddip_loss" else 3)
-    assert logits <= peak_bytes(calls["kdkernels"], "cpu") < 1.1 * logits
-    assert peak_bytes(calls["eager"], "cpu") > 1.9 * logits
 
 
 @pytest.mark.long

@@ -1,0 +1,106 @@
+"""Counts the instructions of the CPU kernels under callgrind and compares them with a budget: on a shared machine times are
+noise, and a count is the same in every run.
+
+    python -m benchmarks.instructions            exits with 1 where a kernel takes over 10 % more than the budget has
+    python -m benchmarks.instructions --write    writes the budget anew
+
+One problem per kernel (host_problems.py), on AVX2, since valgrind knows no AVX-512. What Python, NumPy and libc execute is
+left out. Another compiler makes other code of the same sources: the budget names the one it was made with, and under
+another the figures are shown and none is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from . import host_problems
+
+PACKAGE = Path(__file__).parents[1] / "kdkernels"
+BUDGET = Path(__file__).with_name("instruction_budget.json")
+INSTRUCTION_SET = "avx2"
+SLACK = 0.1
+
+
+def instructions_in(library: str, profile: Path) -> int:
+    """That a part of callgrind's output attributes to the library itself."""
+    count, inside, inclusive = 0, False, False
+    for line in profile.read_text().splitlines():
+        if line.startswith("ob="):
+            inside = line == f"ob={library}"
+        elif line.startswith("calls="):
+            inclusive = True  # the next line costs what the callee does
+        elif line[:1].isdigit():
+            count += int(line.split()[1]) if inside and not inclusive else 0
+            inclusive = False
+    return count
+
+
+def count(library: str) -> dict[str, int]:
+    """Instructions of each problem."""
+    with tempfile.TemporaryDirectory() as folder:
+        profile = Path(folder, "profile")
+        command = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={profile}", "--dump-before=getppid"]
+        command += ["--compress-strings=no", "--compress-pos=no"]  # names and lines in full
+        command += [sys.executable, host_problems.__file__, library, INSTRUCTION_SET]
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        # Part 1 is the start of Python.
+        parts = enumerate(run.stdout.splitlines(), 2)
+        counted = {name: instructions_in(library, Path(f"{profile}.{part}")) for part, name in parts}
+    if unseen := [name for name, instructions in counted.items() if not instructions]:
+        raise RuntimeError(f"callgrind saw nothing of {library} in: {', '.join(unseen)}")
+    return counted
+
+
+def compare(budget: dict, compiler: str, counted: dict[str, int]) -> bool:
+    """Prints the figures side by side; False where one is over the budget of the same compiler, or has none."""
+    width = max(map(len, counted))
+    over = []
+    for name, instructions in counted.items():
+        allowed = budget["instructions"].get(name)
+        change = f"{100 * (instructions / allowed - 1):+6.1f} %" if allowed else "not in the budget"
+        print(f"{name:{width}} {instructions:12,} {change}")
+        if not allowed or instructions > (1 + SLACK) * allowed:
+            over.append(name)
+    if compiler != budget["compiler"]:
+        print(f"the budget is of {budget['compiler']}, this library of {compiler}: nothing is refused")
+        return True
+    if over:
+        print(f"over the budget by more than {SLACK:.0%}: {'; '.join(over)}")
+        print("if that is the price of something: python -m benchmarks.instructions --write")
+    return not over
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--write", action="store_true", help=f"write {BUDGET.name} instead of comparing with it")
+    options = parser.parse_args()
+    found = PathFinder.find_spec("_host", [str(PACKAGE)])
+    if not found:
+        sys.exit("kdkernels._host is not built: make build")
+    if not shutil.which("valgrind"):
+        print("skipped: no valgrind on PATH")
+        return
+    library = os.path.realpath(found.origin)  # as callgrind calls it
+    host = host_problems.load(library)
+    if INSTRUCTION_SET not in host.available_isas():
+        print(f"skipped: this processor has no {INSTRUCTION_SET}")
+        return
+    compiler, counted = host.build_facts()["compiler"], count(library)
+    if options.write:
+        budget = {"compiler": compiler, "instruction_set": INSTRUCTION_SET, "instructions": counted}
+        BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
+    elif not compare(json.loads(BUDGET.read_text()), compiler, counted):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The roofline of a run, and how time and memory grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
+
+STYLES = {  # of a side, in both plots
+    "kdkernels": {"marker": "o", "linestyle": "-"},
+    "eager": {"marker": "o", "linestyle": "--", "markerfacecolor": "none"},
+}
+
+
+def roofline(document: dict, path: Path) -> None:
+    """Operations per second against operations per byte that nobody can avoid, under what the machine copies and multiplies
+    in the same run. Both sides of a loss are credited with the same operations."""
+    dtypes = list(document["rates"])
+    figure, panels = plt.subplots(1, len(dtypes), figsize=(7 * len(dtypes) + 2, 6), squeeze=False, layout="constrained")
+    for axes, dtype in zip(panels[0], dtypes):
+        timed = [r for r in document["results"] if r["dtype"] == dtype and "work" in r]
+        losses = list(dict.fromkeys(r["loss"] for r in timed))
+        at = {side: [] for side in STYLES}
+        for r in timed:
+            operations, moved = (sum(r["work"][kind].values()) for kind in ("operations", "bytes"))
+            for side in STYLES:
+                if found := r["contenders"].get(side):
+                    rate = operations / found["microseconds"] / 1e3
+                    at[side].append((operations / moved, rate, losses.index(r["loss"])))
+        colours = plt.get_cmap("tab20")
+        for loss in losses:
+            axes.plot([], [], "o", color=colours(losses.index(loss) % 20), label=loss)
+        for side, points in at.items():
+            for x, y, loss in points:
+                axes.plot(x, y, color=colours(loss % 20), **STYLES[side])
+        rates = document["rates"][dtype]
+        span = [min(x for x, _, _ in at["kdkernels"]) / 2, max(x for x, _, _ in at["kdkernels"]) * 2]
+        xs = [span[0] * (span[1] / span[0]) ** (i / 200) for i in range(201)]
+        roof = [min(x * rates["bytes_per_second"], rates["operations_per_second"]) / 1e9 for x in xs]
+        axes.plot(xs, roof, color="black", label="copy speed, matrix rate")
+        axes.plot([], [], "o", color="grey", markerfacecolor="none", label="eager PyTorch (hollow)")
+        axes.set(xscale="log", yscale="log", title=dtype, xlabel="operations per byte", ylabel="GFLOP/s")
+        axes.grid(alpha=0.3)
+    panels[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(f"{document['machine']['device']}, CPU threads: {document['machine']['threads']}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def scaling(document: dict, path: Path) -> None:
+    """A column for each sweep: time above, memory below."""
+    sweeps = document["scaling"]
+    figure, panels = plt.subplots(2, len(sweeps), figsize=(4 * len(sweeps), 7), squeeze=False, layout="constrained")
+    measures = {"microseconds": "time, us", "peak_bytes": "memory that torch allocates, bytes"}
+    for column, sweep in zip(panels.T, sweeps):
+        for axes, (measure, label) in zip(column, measures.items()):
+            for side, style in STYLES.items():
+                points = [point for point in sweep["points"] if side in point]
+                axes.plot([p["size"] for p in points], [p[side][measure] for p in points], label=side, **style)
+            axes.set(xscale="log", yscale="log", xlabel=sweep["axis"], ylabel=label)
+            axes.grid(alpha=0.3)
+        column[0].set_title(f"{sweep['loss']}, {sweep['fixed']}", fontsize=10)
+    panels[0, 0].legend()
+    figure.suptitle(f"{document['machine']['device']}, CPU threads: {document['machine']['threads']}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,207 @@
+"""Row losses and the regimes in which numerics.py measures them: ours, the eager formula, and the oracle's truth."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+import torch
+import torch.nn.functional as F
+from helpers import draw, labels
+from numerics import Loss
+
+import kdkernels as kd
+
+inf = math.inf
+SMOOTHING = 0.1
+VIRTUAL = {"correct_prob": 0.99, "temperature": 20.0}
+
+
+class Rows(NamedTuple):
+    student: torch.Tensor  # [N, C] logits
+    teacher: torch.Tensor  # [N, C] logits
+    target: torch.Tensor  # [N] labels
+    temperature: float = 4.0
+
+
+def usual(dtype, rows=8, classes=1000, scale=3.0, temperature=4.0):
+    return Rows(
+        draw(rows, classes, scale=scale, dtype=dtype),
+        draw(rows, classes, seed=1, scale=scale, dtype=dtype),
+        labels(rows, classes=classes),
+        temperature,
+    )
+
+
+def with_teacher(teacher: Callable):
+    def make(dtype):
+        problem = usual(dtype, classes=100)
+        return problem._replace(teacher=teacher(problem).to(dtype))
+
+    return make
+
+
+def nearly_equal(dtype):
+    """Every other logit of the student is the next number of bfloat16."""
+    problem = usual(torch.bfloat16)
+    student = problem.teacher.clone()
+    student[:, ::2] *= 1 + torch.finfo(torch.bfloat16).eps
+    return problem._replace(student=student.to(dtype), teacher=problem.teacher.to(dtype))
+
+
+def without(student: bool, teacher: bool):
+    """A class that one of the two, or both, exclude; it is no label."""
+
+    def make(dtype):
+        problem = usual(dtype, classes=100)
+        absent = (problem.target + 1) % 100
+        for logits, excluded in ((problem.student, student), (problem.teacher, teacher)):
+            logits[torch.arange(8), absent] = -inf if excluded else 0
+        return problem
+
+    return make
+
+
+REGIMES = {
+    "logits of 3": usual,
+    "logits of 1e4": lambda dtype: usual(dtype, classes=100, scale=3e3, temperature=1.0),
+    "one-hot teacher, logits of 1e4": with_teacher(lambda p: 1e4 * F.one_hot(p.target, 100)),
+    "one-hot teacher, -inf": with_teacher(lambda p: torch.where(F.one_hot(p.target, 100) > 0, 0, -inf)),
+    "equal rows": with_teacher(lambda p: p.student),
+    "next to equal rows": nearly_equal,
+    "T = 0.05": lambda dtype: usual(dtype, temperature=0.05),
+    "T = 100": lambda dtype: usual(dtype, temperature=100.0),
+    "1 class": lambda dtype: usual(dtype, classes=1),
+    "2 classes": lambda dtype: usual(dtype, classes=2),
+    "262,144 classes": lambda dtype: usual(dtype, rows=2, classes=262144),
+    "-inf in the student": without(True, False),
+    "-inf in the teacher": without(False, True),
+    "-inf in both": without(True, True),
+}
+
+
+def divergence(name: str, eager: Callable) -> Loss:
+    def ours(p):
+        return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
+
+    def truth(p):
+        return oracle.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
+
+    def plain(p):
+        log_p, log_q = F.log_softmax(p.teacher / p.temperature, -1), F.log_softmax(p.student / p.temperature, -1)
+        return eager(log_p, log_q).sum(-1) * p.temperature**2
+
+    return Loss(ours, plain, truth, ("student", "teacher"))
+
+
+def eager_jsd(log_p, log_q):
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
+
+
+def eager_kd(p):
+    soft = F.softmax(p.teacher / p.temperature, -1)
+    kl = F.kl_div(F.log_softmax(p.student / p.temperature, -1), soft, reduction="none").sum(-1)
+    return F.cross_entropy(p.student, p.target, reduction="none") + kl * p.temperature**2
+
+
+def permutation(shape, device="cpu"):
+    return draw(*shape, seed=2).argsort(-1).to(device)
+
+
+def eager_dkpp(p):
+    soft = F.softmax(p.teacher / p.temperature, -1).gather(-1, permutation(p.student.shape, p.student.device))
+    return F.cross_entropy(p.student / p.temperature, soft, reduction="none") * p.temperature**2
+
+
+def exchanged(p):
+    teacher, largest, row = p.teacher.clone(), p.teacher.argmax(-1), torch.arange(len(p.teacher))
+    teacher[row, largest], teacher[row, p.target] = p.teacher[row, p.target], p.teacher[row, largest]
+    return teacher
+
+
+def eager_virtual(p):
+    classes, correct = p.student.shape[1], VIRTUAL["correct_prob"]
+    u = torch.full_like(p.student, (1 - correct) / (classes - 1)).scatter(1, p.target[:, None], correct)
+    kl = F.kl_div(F.log_softmax(p.student, -1), F.softmax(u / VIRTUAL["temperature"], -1), reduction="none").sum(-1)
+    return F.cross_entropy(p.student, p.target, reduction="none") + kl
+
+
+def virtual_truth(p):
+    classes, correct = p.student.shape[1], VIRTUAL["correct_prob"]
+    others = np.exp(((1 - correct) / (classes - 1) - correct) / VIRTUAL["temperature"])
+    on = 1 / (1 + (classes - 1) * others)
+    return oracle.label_loss(p.student, p.target, on=on, off=on * others, ce_weight=1.0, reduction="none")
+
+
+def eager_cwtm(p):
+    confidence = F.softmax(p.teacher, -1).amax(-1)
+    return F.cross_entropy(p.student, p.target, reduction="none") * confidence / confidence.mean()
+
+
+def smoothed_truth(p):
+    off = SMOOTHING / p.student.shape[1]
+    return oracle.label_loss(p.student, p.target, on=1 - SMOOTHING + off, off=off, relative=False, reduction="none")
+
+
+LOSSES = {
+    "softened_kl, forward": divergence("forward", lambda p, q: F.kl_div(q, p.exp(), reduction="none")),
+    "softened_kl, reverse": divergence("reverse", lambda p, q: F.kl_div(p, q.exp(), reduction="none")),
+    "softened_kl, jsd": divergence("jsd", eager_jsd),
+    "soft_cross_entropy": divergence("cross_entropy", lambda p, q: -p.exp() * q)._replace(
+        ours=lambda p: kd.soft_cross_entropy(p.student, p.teacher, temperature=p.temperature, reduction="none")
+    ),
+    "kd_loss": Loss(
+        lambda p: kd.kd_loss(p.student, p.teacher, p.target, temperature=p.temperature, reduction="none"),
+        eager_kd,
+        lambda p: oracle.softened_kl(
+            p.student, p.teacher, target=p.target, temperature=p.temperature, ce_weight=1.0, reduction="none"
+        ),
+        ("student", "teacher"),
+    ),
+    "dkpp_loss": Loss(
+        lambda p: kd.dkpp_loss(
+            p.student,
+            p.teacher,
+            permutation=permutation(p.student.shape, p.student.device),
+            temperature=p.temperature,
+            reduction="none",
+        ),
+        eager_dkpp,
+        lambda p: oracle.dkpp_loss(
+            p.student, p.teacher, permutation(p.student.shape).numpy(), temperature=p.temperature, reduction="none"
+        ),
+        ("student",),
+    ),
+    "dynamic_temperature_kl": Loss(
+        lambda p: kd.dynamic_temperature_kl(
+            p.student, p.teacher, p.target, mode="const", adjust="ps", temperature=p.temperature, reduction="none"
+        ),
+        lambda p: LOSSES["softened_kl, forward"].eager(p._replace(teacher=exchanged(p))),
+        lambda p: oracle.dynamic_temperature_kl(
+            p.student, p.teacher, p.target, mode="const", adjust="ps", temperature=p.temperature, reduction="none"
+        ),
+        ("student",),
+    ),
+    "virtual_teacher_loss": Loss(
+        lambda p: kd.virtual_teacher_loss(p.student, p.target, **VIRTUAL, reduction="none"),
+        eager_virtual,
+        virtual_truth,
+        ("student",),
+    ),
+    "label_smoothing_loss": Loss(
+        lambda p: kd.label_smoothing_loss(p.student, p.target, smoothing=SMOOTHING, reduction="none"),
+        lambda p: F.cross_entropy(p.student, p.target, label_smoothing=SMOOTHING, reduction="none"),
+        smoothed_truth,
+        ("student",),
+    ),
+    "cwtm_loss": Loss(
+        lambda p: kd.cwtm_loss(p.student, p.target, p.teacher, reduction="none"),
+        eager_cwtm,
+        lambda p: oracle.label_loss(
+            p.student, p.target, teacher=p.teacher, relative=False, normalise=True, reduction="none"
+        ),
+        ("student",),
+    ),
+}
