@@ -22,8 +22,8 @@ each from the labels and from a target that the others make of their logits z:
 
 Not reproduced clearly: from 50 images of digits the leader gains 1.2 +- 2.0 points over a network of its seed
 that learned alone (83.1 +- 2.9 % and 81.9 +- 2.5 %, mean and sample standard deviation over 8 seeds;
-``python -m python_trainers.demo``; docs/results/okddip.md). Each peer soon attends to itself alone, whose target costs it nothing;
---detach-targets keeps it from that. Seconds per run on one CPU core.
+``python -m python_trainers.demo``; docs/results/okddip.md). Each peer soon attends to itself alone, whose
+target costs it nothing; --detach-targets keeps it from that. Seconds per run on one CPU core.
 
 metrics.jsonl has the terms of the loss and, on the test images, ``test_accuracy`` of the student that is
 kept, the last of the m, ``accuracy_1`` to ``accuracy_m``, their mean ``mean_accuracy``, the accuracy of the
