@@ -47,11 +47,11 @@ def means_over(
     return {name: accelerator.reduce(total, reduction="sum") / len(images) for name, total in sums.items()}
 
 
-def accuracy(model: nn.Module, images: Images, accelerator: Accelerator) -> float:
+def accuracy(model: nn.Module, images: Images, accelerator: Accelerator, batch_size: int = 1024) -> float:
     """Share of ``images`` whose largest logit is the label, in [0, 1]."""
     model.eval()
 
     def figures(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"correct": model(pixels).argmax(-1) == labels}
 
-    return means_over(images, figures, accelerator)["correct"].item()
+    return means_over(images, figures, accelerator, batch_size)["correct"].item()
