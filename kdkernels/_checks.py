@@ -510,6 +510,16 @@ def sample_labels(function: str, target: Any, logits: Tensor, logits_name: str) 
     same_device(function, "target", target, logits, logits_name)
 
 
+def peer_terms(
+    function: str, target: Any, logits: Tensor, logits_name: str, temperature: Any, kl_weight: Any, target_eps: Any
+) -> None:
+    """What every loss of peers is told beside its logits."""
+    sample_labels(function, target, logits, logits_name)
+    positive(function, "temperature", temperature)
+    not_negative(function, "kl_weight", kl_weight)
+    not_negative(function, "target_eps", target_eps)
+
+
 def class_range(function: str, target: Tensor, classes: int) -> None:
     """Labels that no function may ignore."""
     if not _readable(target):

@@ -5,17 +5,8 @@ the launch plans of the CUDA kernels. No torch tensor is made.
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from host_isa import host, isa  # noqa: F401  a fixture
 from problems import check, gradients, numbered, plain_problem, problems
-
-host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
-
-
-@pytest.fixture(params=host.available_isas())
-def isa(request):
-    usual = host.cpu_isa()
-    host.set_isa(request.param)
-    yield request.param
-    host.set_isa(usual)
 
 
 def valid_labels(options, classes):

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from host_isa import host, isa  # noqa: F401  a fixture
 from memory_bank_oracle import WIDE, check, numbered, plain_problem, problems
-
-host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
-
-
-@pytest.fixture(params=host.available_isas())
-def isa(request):
-    usual = host.cpu_isa()
-    host.set_isa(request.param)
-    yield request.param
-    host.set_isa(usual)
 
 
 def solve(embedding, bank, index, options, **more):

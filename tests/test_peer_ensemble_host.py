@@ -5,6 +5,7 @@ peer_ensemble_oracle.py. No torch tensor is made.
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from host_isa import host, isa  # noqa: F401  a fixture
 from peer_ensemble_oracle import (
     MIXES,
     check,
@@ -16,20 +17,11 @@ from peer_ensemble_oracle import (
     problems,
 )
 
-host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 # Roundings of the oracle's scale. The largest error seen in 8,000 losses is 1.7; a mixture of 32 equal peers adds them up.
 FACTOR, MIXTURE_FACTOR = 2, 4
 # (weights, mix) that occur.
 KINDS = [("attention", "logits"), ("attention", "probs"), ("gate", "logits")] + [("others", mix) for mix in MIXES]
-
-
-@pytest.fixture(params=host.available_isas())
-def isa(request):
-    usual = host.cpu_isa()
-    host.set_isa(request.param)
-    yield request.param
-    host.set_isa(usual)
 
 
 def solve(peer_logits, target, options, **more):

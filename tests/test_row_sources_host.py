@@ -5,17 +5,8 @@ oracle.py.
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from host_isa import host, isa  # noqa: F401  a fixture
 from source_problems import check, numbered, source_problems
-
-host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
-
-
-@pytest.fixture(params=host.available_isas())
-def isa(request):
-    usual = host.cpu_isa()
-    host.set_isa(request.param)
-    yield request.param
-    host.set_isa(usual)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

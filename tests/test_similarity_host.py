@@ -5,21 +5,13 @@ similarity_oracle.py. No torch tensor is made.
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from host_isa import host, isa  # noqa: F401  a fixture
 from problems import FLOATS, encode
 from similarity_problems import check, check_ranks, gradients, numbered, rank_problems, similarity_problems
 
-host = pytest.importorskip("kdkernels._host", reason="the host library is not built")
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 # Roundings of the oracle's scale. The largest error seen in 15,000 problems is 1.4.
 FACTOR = 2
-
-
-@pytest.fixture(params=host.available_isas())
-def isa(request):
-    usual = host.cpu_isa()
-    host.set_isa(request.param)
-    yield request.param
-    host.set_isa(usual)
 
 
 def solve(query, key, options, **more):

@@ -87,7 +87,9 @@ class PeerOutputs {
 
 inline py::dtype arithmetic_dtype(bool is_double) { return is_double ? py::dtype::of<double>() : py::dtype::of<float>(); }
 
-inline void require_peers(const py::array& peer_logits, const OptionalArray& query, const OptionalArray& key) {
+// What both problems read.
+template <class Problem>
+void read_peers(Problem& problem, const py::array& peer_logits, const OptionalArray& query, const OptionalArray& key) {
   if (peer_logits.ndim() != 3 || peer_logits.shape(1) < 1 || peer_logits.shape(1) > most_peers || peer_logits.shape(2) < 1)
     throw std::invalid_argument("peer_logits must be [B, P, C] with 1 to 32 peers and at least 1 class");
   if (query.has_value() != key.has_value()) throw std::invalid_argument("query and key go together");
@@ -95,6 +97,13 @@ inline void require_peers(const py::array& peer_logits, const OptionalArray& que
     if (features && (features->ndim() != 3 || features->shape(0) != peer_logits.shape(0) ||
                      features->shape(1) != peer_logits.shape(1) || features->shape(2) != query->shape(2)))
       throw std::invalid_argument("query and key must be [B, P, d]");
+  problem.samples = peer_logits.shape(0);
+  problem.peers = peer_logits.shape(1);
+  problem.classes = peer_logits.shape(2);
+  problem.width = query ? query->shape(2) : 0;
+  problem.peer_logits = peer_rows(peer_logits, "peer_logits");
+  problem.query = peer_rows(query, "query");
+  problem.key = peer_rows(key, "key");
 }
 
 // The loss, with what it points to. Memory for outputs comes from `allocate(name, bytes)`.
@@ -104,15 +113,8 @@ class NumpyPeers {
 
   NumpyPeers(const PeerOptions& options, const Allocate& allocate) : outputs_(allocate) {
     const py::array& logits = options.peer_logits;
-    require_peers(logits, options.query, options.key);
-    problem.samples = logits.shape(0);
-    problem.peers = logits.shape(1);
-    problem.classes = logits.shape(2);
-    problem.width = options.query ? options.query->shape(2) : 0;
-    problem.peer_logits = peer_rows(logits, "peer_logits");
+    read_peers(problem, logits, options.query, options.key);
     problem.leader = peer_rows(options.leader, "leader");
-    problem.query = peer_rows(options.query, "query");
-    problem.key = peer_rows(options.key, "key");
     if (options.gate) {
       problem.gate = peer_rows(*options.gate, "gate");
       problem.gate.peer_stride = problem.gate.stride;
@@ -156,14 +158,7 @@ class NumpyMixture {
 
   NumpyMixture(const MixtureOptions& options, const Allocate& allocate) : outputs_(allocate) {
     const py::array& logits = options.peer_logits;
-    require_peers(logits, options.query, options.key);
-    problem.samples = logits.shape(0);
-    problem.peers = logits.shape(1);
-    problem.classes = logits.shape(2);
-    problem.width = options.query ? options.query->shape(2) : 0;
-    problem.peer_logits = peer_rows(logits, "peer_logits");
-    problem.query = peer_rows(options.query, "query");
-    problem.key = peer_rows(options.key, "key");
+    read_peers(problem, logits, options.query, options.key);
     problem.attends = options.query.has_value();
     problem.mix = static_cast<PeerMix>(options.mix);
     problem.temperature = options.temperature;

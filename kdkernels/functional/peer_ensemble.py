@@ -89,10 +89,7 @@ def okddip_loss(
     if leader_logits is not None:
         _checks.leader(function, leader_logits, peers)
     _checks.peer_features(function, query, key, peers)
-    _checks.sample_labels(function, target, peers, "peer_logits")
-    _checks.positive(function, "temperature", temperature)
-    _checks.not_negative(function, "kl_weight", kl_weight)
-    _checks.not_negative(function, "target_eps", target_eps)
+    _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
     mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
 
     if not _backend.use_library(peers.device.type):
@@ -185,10 +182,7 @@ def gated_ensemble_loss(
     function = "gated_ensemble_loss"
     branches = _checks.peers(function, "branch_logits", branch_logits)
     _checks.gate(function, gate, branches)
-    _checks.sample_labels(function, target, branches, "branch_logits")
-    _checks.positive(function, "temperature", temperature)
-    _checks.not_negative(function, "kl_weight", kl_weight)
-    _checks.not_negative(function, "target_eps", target_eps)
+    _checks.peer_terms(function, target, branches, "branch_logits", temperature, kl_weight, target_eps)
 
     if not _backend.use_library(branches.device.type):
         return reference.gated_ensemble_loss(
@@ -268,10 +262,7 @@ def leave_one_out_loss(
     """
     function = "leave_one_out_loss"
     peers = _checks.peers(function, "peer_logits", peer_logits)
-    _checks.sample_labels(function, target, peers, "peer_logits")
-    _checks.positive(function, "temperature", temperature)
-    _checks.not_negative(function, "kl_weight", kl_weight)
-    _checks.not_negative(function, "target_eps", target_eps)
+    _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
 
     if not _backend.use_library(peers.device.type):
         return reference.leave_one_out_loss(
