@@ -32,6 +32,10 @@ def test_long_and_ragged_rows(isa, classes):
     check(student, teacher, options, host.softened_kl(student, teacher, dim=1, grad_teacher=True, **options))
 
 
+def test_a_test_runs_on_the_instruction_set_it_names(isa):
+    assert host.cpu_isa() == isa
+
+
 def test_instruction_sets_have_names():
     with pytest.raises(ValueError, match="instruction set must be one of base.* on this machine, got avx10"):
         host.set_isa("avx10")
