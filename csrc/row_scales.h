@@ -13,17 +13,22 @@ struct Divisors {
   double hard = 1;
 };
 
-KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
+// `soft`, `hard`: rows of the group that either term counts.
+KD_HOST_DEVICE Divisors divisors_by(const SoftenedKL& problem, int64_t soft, int64_t hard) {
   Divisors divisor;
-  if (problem.reduction == Reduction::none || problem.reduction == Reduction::sum) return divisor;
-  const int64_t all = problem.group_rows();
-  const int64_t* counts = static_cast<const int64_t*>(problem.counts);
-  const int64_t soft = problem.mask || problem.source == TargetSource::label ? counts[group] : all;
-  const int64_t hard = problem.target ? counts[problem.groups + group] : all;
   divisor.soft = soft > 0 ? static_cast<double>(soft) : 1.0;
   divisor.hard = hard > 0 ? static_cast<double>(hard) : 1.0;
   if (problem.reduction == Reduction::elementmean) divisor.soft *= static_cast<double>(problem.classes);
   return divisor;
+}
+
+// From the counts in memory, where there have to be any.
+KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
+  if (!problem.is_mean()) return {};
+  const int64_t all = problem.group_rows();
+  const int64_t* counts = static_cast<const int64_t*>(problem.counts);
+  return divisors_by(problem, problem.mask || problem.source == TargetSource::label ? counts[group] : all,
+                     problem.target ? counts[problem.groups + group] : all);
 }
 
 template <class A>
@@ -40,10 +45,8 @@ struct RowScales {
 };
 
 template <class A>
-KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
+KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row, const Divisors& divisor) {
   RowScales<A> scales{};
-  // A 64-bit division is dear, and one group the rule.
-  const Divisors divisor = divisors(problem, problem.groups == 1 ? 0 : row / problem.group_rows());
   scales.has_soft = problem.counts_row(row);
   if (problem.target) {
     scales.label = problem.target[row];
@@ -63,6 +66,12 @@ KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
   scales.soft_gradient = scales.soft * static_cast<A>(problem.kl_weight / divisor.soft);
   scales.hard_gradient = static_cast<A>(problem.ce_weight / divisor.hard);
   return scales;
+}
+
+template <class A>
+KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
+  // A 64-bit division is dear, and one group the rule.
+  return row_scales<A>(problem, row, divisors(problem, problem.groups == 1 ? 0 : row / problem.group_rows()));
 }
 
 // kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.

@@ -110,6 +110,9 @@ struct SoftenedKL {
   // The arithmetic type: double as soon as one of the two is, float otherwise.
   KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
   KD_HOST_DEVICE int64_t rows() const { return outer * inner; }
+  KD_HOST_DEVICE bool is_mean() const { return reduction != Reduction::none && reduction != Reduction::sum; }
+  // Whether some rows may count and others not, so that they have to be counted.
+  KD_HOST_DEVICE bool has_counts() const { return is_mean() && (mask || target); }
   KD_HOST_DEVICE int64_t group_rows() const { return groups == 1 ? rows() : rows() / groups; }
   // The problem once the statistics are known. Source label reads no teacher then.
   SoftenedKL after_statistics() const {

@@ -1,6 +1,8 @@
 """The emulation catches what it is there to catch: each kernel of csrc/emulated/planted.cpp has one bug, which shows, and
 a correct twin, which passes under every order of threads."""
 
+import functools
+
 import emulated
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ TRUTH = {
     "returned_thread": np.repeat([VALUES[31], 0], [32, COUNT - 32]),
     "large_shared": VALUES,
     "misaligned_load": VALUES,
+    "missing_wait": VALUES,
+    "missing_cluster_barrier": np.full(COUNT, functools.reduce(np.add, VALUES[:4])),
+    "ended_block": np.full(COUNT, functools.reduce(np.add, VALUES[:4])),
 }
 SEEDS = range(20)
 
@@ -34,7 +39,7 @@ def test_correct_twin_passes_in_every_order(name):
         np.testing.assert_array_equal(run(name, False, seed), TRUTH[name], err_msg=f"seed {seed}")
 
 
-@pytest.mark.parametrize("name", ["missing_barrier", "uninitialised_shared", "returned_thread"])
+@pytest.mark.parametrize("name", ["missing_barrier", "uninitialised_shared", "returned_thread", "missing_wait", "missing_cluster_barrier"])
 def test_bug_gives_a_wrong_result(name):
     wrong = [not np.array_equal(run(name, True, seed), TRUTH[name]) for seed in SEEDS]
     assert sum(wrong) >= len(SEEDS) / 2
@@ -57,6 +62,7 @@ def test_bug_gives_a_wrong_result(name):
             r"threads 32-59 wait at shuffle \(planted\.cpp:\d+\), threads 60-63 wait at sync_threads",
         ),
         ("large_shared", r"a block has 48 KiB of static shared memory, asked for 49156"),
+        ("ended_block", r"read_cluster at planted\.cpp:\d+ reads the shared memory of block \d, which has ended: block \d, thread"),
         ("misaligned_load", r"load16 at planted\.cpp:\d+ needs a multiple of 16, got one of remainder 4: block 0,"),
     ],
 )

@@ -23,8 +23,9 @@ def launches(draw):
     if form == "auto":
         how = {"sm": draw(st.sampled_from([75, 80, 86, 90, 100, 120]))}
     else:
-        lanes, threads = draw(st.sampled_from([1, 4, 32])), draw(st.sampled_from([32, 64, 128]))
-        how = {"form": form, "lanes": lanes, "threads": threads}
+        how = {"form": form, "lanes": draw(st.sampled_from([1, 4, 32])), "threads": draw(st.sampled_from([32, 64, 128]))}
+        if form == "staged":
+            how["cluster"] = draw(st.sampled_from([1, 1, 2, 4, 8]))
     return draw(st.integers(0, 2**32)), how
 
 
@@ -59,30 +60,33 @@ def test_matches_the_formulas_at_length(problem, launch, gradients):
 
 @pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
 @pytest.mark.parametrize(
-    "classes, dtype, sm, form",
+    "classes, dtype, sm, form, cluster",
     [
-        (1016, "float32", 90, "held"),
-        (1017, "float32", 90, "staged"),
-        (9000, "float32", 75, "streamed"),  # 72 kB
-        (9000, "float16", 75, "staged"),
-        (9000, "float32", 90, "staged"),
-        (30000, "bfloat16", 120, "streamed"),
-        (1000, "float64", 90, "strided"),
+        (1024, "float32", 90, "held", 1),
+        (1025, "float32", 90, "staged", 1),
+        (9000, "float32", 75, "streamed", 1),  # 72 kB
+        (9000, "float16", 75, "staged", 1),
+        (9000, "float32", 90, "staged", 2),
+        (9001, "float32", 90, "staged", 2),
+        (50000, "bfloat16", 120, "staged", 8),
+        (30000, "bfloat16", 89, "streamed", 1),
+        (1000, "float64", 90, "strided", 1),
     ],
 )
-def test_every_form_is_chosen(classes, dtype, sm, form, divergence):
+def test_every_form_is_chosen(classes, dtype, sm, form, cluster, divergence):
     student, teacher = plain_problem(classes, rows=2, dtype=dtype)
     options = {"divergence": divergence, "target": np.array([0, classes - 1]), "ce_weight": 1.0}
     ours = solve(student, teacher, options, (1, {"sm": sm}), grad_teacher=True)
-    assert ours["form"] == form
+    assert (ours["form"], ours["cluster"]) == (form, cluster)
     check(student, teacher, options, ours)
 
 
+@pytest.mark.parametrize("cluster", [1, 4])
 @pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
-def test_every_order_of_threads_gives_the_same_bits(form):
+def test_every_order_of_threads_gives_the_same_bits(form, cluster):
     student, teacher = plain_problem(700)
     options = {"divergence": "jsd", "target": np.array([5, -100, 699]), "ce_weight": 1.0, "row_weight": np.ones(3)}
-    how = {"form": form, "lanes": 32}
+    how = {"form": form, "lanes": 32, "cluster": cluster, "threads": 32}
     results = [solve(student, teacher, options, (seed, how), grad_teacher=True) for seed in range(8)]
     for result in results[1:]:
         for name in ("loss", "parts", "grad_student", "grad_teacher"):
@@ -127,8 +131,17 @@ def test_launches():
         return emulated.module().launch_count() - before
 
     assert launches() == launches(reduction="none") == 2  # rows, reduction
-    assert launches(mask=np.ones(4, bool)) == launches(target=np.zeros(4, int)) == 3  # rows are counted first
-    assert launches(mask=np.ones(4, bool), reduction="sum") == 2
+    assert launches(mask=np.ones(4, bool)) == launches(target=np.zeros(4, int)) == 2  # every block counts the rows
+
+
+def test_many_rows_are_counted_once():
+    rng = np.random.default_rng(0)
+    student, teacher = plain_problem(3, rows=4097)
+    options = {"mask": rng.random(4097) < 0.5, "target": rng.integers(-1, 3, 4097), "ignore_index": -1, "ce_weight": 0.5}
+    before = emulated.module().launch_count()
+    ours = solve(student, teacher, options)
+    assert emulated.module().launch_count() - before == 3
+    check(student, teacher, options, ours)
 
 
 @settings(max_examples=EXAMPLES, **AT_LEISURE)

@@ -15,7 +15,7 @@ constexpr int chunk_classes = 8;
 
 enum class RowForm : int {
   held,      // several rows per warp, or one: a row in the registers of its lanes
-  staged,    // a block per row: the row in shared memory
+  staged,    // a cluster of blocks per row, or one: the row in their shared memory
   streamed,  // a block per row: read again, from L2 where it is still there, for every sweep
   strided,   // a thread per row where classes are strided, else a warp: read again for every sweep
 };
@@ -28,6 +28,7 @@ struct RowPlan {
   int threads;           // of a block
   int64_t blocks;
   size_t shared_bytes;   // dynamic
+  int cluster;           // blocks that share a row
 };
 
 // Chunks a thread holds in registers: 4 * 8 student and as many teacher logits are 64 of 255. Four loads per tensor in
@@ -38,6 +39,14 @@ constexpr int held_chunks = 4;
 constexpr int small_block = 128;
 // 512 threads leave each 128 registers, which every block kernel fits without spilling; 1,024 would leave 64.
 constexpr int largest_block = 512;
+
+// A row is dealt out to clusters of so many blocks that four of these fit on a multiprocessor: while one waits for its row,
+// others compute. A GPU takes clusters of 8 without being asked.
+constexpr size_t wanted_stage = 48 * 1024;
+constexpr int most_cluster_blocks = 8;
+
+// Rows that are so few that every block counts those of the batch by itself, rather than wait for a launch that does.
+constexpr int64_t few_rows = 4096;
 
 // Dynamic shared memory a block may ask for, less 1 KiB the system keeps and 1 KiB for the reductions.
 constexpr size_t shared_limit(int sm) {
@@ -54,26 +63,39 @@ constexpr int next_power_of_two(int64_t n) {
   return power;
 }
 
+// Chunks of a staged row that each of `team` threads has.
+KD_HOST_DEVICE constexpr int staged_chunks(int64_t classes, int team) {
+  return static_cast<int>(parts_of(classes, int64_t{team} * chunk_classes));
+}
+
+// The staged form; `bytes`: of a class in both tensors. Its shared memory may be more than there is.
+constexpr RowPlan plan_staged(int64_t classes, int bytes, int threads, int cluster) {
+  const size_t share = static_cast<size_t>(staged_chunks(classes, threads * cluster)) * threads * chunk_classes * bytes;
+  return {RowForm::staged, threads * cluster, threads, 0, share, cluster};
+}
+
 // `student_size`, `teacher_size`: bytes per element. `unit_stride`: the classes of a row are neighbours in both tensors.
 constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int teacher_size, bool is_double,
                             bool unit_stride, int sm) {
-  // A row that begins between two 16-byte boundaries touches one chunk more.
-  const int64_t chunks = (classes + chunk_classes - 1) / chunk_classes + 1;
-  const size_t row_bytes = static_cast<size_t>(chunks) * chunk_classes * static_cast<size_t>(student_size + teacher_size);
-  RowPlan plan{RowForm::streamed, largest_block, largest_block, 0, 0};
+  const int64_t chunks = parts_of(classes, chunk_classes);
+  const int bytes = student_size + teacher_size;
+  RowPlan plan{RowForm::streamed, largest_block, largest_block, 0, 0, 1};
   if (!unit_stride) {
-    plan = {RowForm::strided, 1, small_block, 0, 0};  // neighbouring threads read neighbouring rows
+    plan = {RowForm::strided, 1, small_block, 0, 0, 1};  // neighbouring threads read neighbouring rows
   } else if (is_double) {
-    plan = {RowForm::strided, 32, small_block, 0, 0};  // float64 is for checking, not for speed: one form will do
+    plan = {RowForm::strided, 32, small_block, 0, 0, 1};  // float64 is for checking, not for speed: one form will do
   } else if (chunks <= 32 * held_chunks) {
-    plan = {RowForm::held, next_power_of_two((chunks + held_chunks - 1) / held_chunks), small_block, 0, 0};
-  } else if (row_bytes <= shared_limit(sm)) {
+    plan = {RowForm::held, next_power_of_two(parts_of(chunks, held_chunks)), small_block, 0, 0, 1};
+  } else {
+    int cluster = 1;
+    while (sm >= 90 && cluster < most_cluster_blocks && chunks * chunk_classes * bytes > cluster * int64_t{wanted_stage})
+      cluster *= 2;
     // At least four chunks per thread, so that their loads hide each other's latency.
-    const int threads = chunks >= 2048 ? largest_block : chunks >= 1024 ? 256 : small_block;
-    plan = {RowForm::staged, threads, threads, 0, row_bytes};
+    const int64_t share = parts_of(chunks, cluster);
+    const RowPlan staged = plan_staged(classes, bytes, share >= 2048 ? largest_block : share >= 1024 ? 256 : small_block, cluster);
+    if (staged.shared_bytes <= shared_limit(sm)) plan = staged;
   }
-  const int64_t rows_per_block = plan.threads / plan.lanes;
-  plan.blocks = (rows + rows_per_block - 1) / rows_per_block;
+  plan.blocks = plan.cluster > 1 ? rows * plan.cluster : parts_of(rows, plan.threads / plan.lanes);
   return plan;
 }
 

@@ -11,6 +11,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cuda/chunk.cuh"
 #include "cuda/launch.h"
 #include "cuda/math.cuh"
 #include "cuda/simt.cuh"
@@ -20,8 +21,6 @@
 
 namespace kd {
 namespace {
-
-#include "cuda/row_storage.cuh"
 
 // Four warps: eight entries of 128 features side by side, and blocks small enough to fill the last wave.
 constexpr int bank_threads = 128;
@@ -80,8 +79,9 @@ KD_DEVICE void read_features(const Features& features, T*, int64_t row, int64_t 
                              A (&to)[chunk_classes]) {
   T numbers[chunk_classes];
   const T* from = static_cast<const T*>(features.data) + (exists ? row * features.stride : 0);
-  read_chunk(from, 1, chunk * chunk_classes, exists ? features.width : 0, T(0), numbers);
-  KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to[e] = static_cast<A>(from_bits(numbers[e], features.dtype));
+  const Chunk neighbours{static_cast<int>(chunk) * chunk_classes, 1};
+  read_chunk(from, 1, neighbours, exists ? static_cast<int>(features.width) : 0, T(0), numbers);
+  from_bits(numbers, features.dtype, to);
 }
 
 template <class A>

@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cuda/chunk.cuh"
 #include "cuda/launch.h"
 #include "cuda/math.cuh"
 #include "cuda/simt.cuh"
@@ -12,8 +13,6 @@
 
 namespace kd {
 namespace {
-
-#include "cuda/row_storage.cuh"
 
 // One warp's share of a sample: a part of the classes of every teams-th row.
 struct PeerWarp {
@@ -72,9 +71,10 @@ KD_DEVICE void read_tile(const PeerRows& rows, int64_t sample, int64_t peers, in
       const T* row = static_cast<const T*>(rows.data) + sample * rows.sample_stride + peer * rows.peer_stride +
                      first * rows.stride;
       T numbers[chunk_classes];
-      read_chunk(row, rows.stride, begin, count, T(0), numbers);
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
-        to[peer * pitch + begin + e] = static_cast<A>(from_bits(numbers[e], rows.dtype));
+      read_chunk(row, rows.stride, Chunk{static_cast<int>(begin), 1}, static_cast<int>(count), T(0), numbers);
+      A logits[chunk_classes];
+      from_bits(numbers, rows.dtype, logits);
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to[peer * pitch + begin + e] = logits[e];
     }
   });
 }

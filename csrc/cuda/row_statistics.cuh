@@ -16,14 +16,14 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
   const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.target[row] : -1;
   const bool ranked = rank && label >= 0 && label < problem.classes;
   const A own = ranked ? read_class<A>(problem.student, position, label) : A(0);
-  for (int64_t chunk = team.rank(); counted && chunk < position.chunks; chunk += team.size()) {
-    const int64_t first = position.first_class(chunk);
+  for (int k = 0; counted && position.chunk(team, k).first < position.classes; ++k) {
+    const Chunk chunk = position.chunk(team, k);
     A z[chunk_classes], t[chunk_classes];
-    read_row(of_student ? problem.student : problem.teacher, position, first, problem.classes, -HUGE_VALF, z);
+    read_row(of_student ? problem.student : problem.teacher, position, chunk, true, -HUGE_VALF, z);
     if (rank) {
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-        const int64_t c = first + e;
-        if (c >= 0 && c < problem.classes && c != label) ahead[0] += is_ahead(z[e], own, c < label);
+        const int c = chunk.of(e);
+        if (c < position.classes && c != label) ahead[0] += is_ahead(z[e], own, c < label);
       }
       continue;
     }
@@ -31,11 +31,11 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
       softmax.add(z, A(1), false);
       continue;
     }
-    read_row(problem.teacher, position, first, problem.classes, -HUGE_VALF, t);
+    read_row(problem.teacher, position, chunk, true, -HUGE_VALF, t);
     A sums[3] = {0, 0, 0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      const int64_t c = first + e;
-      if (c < 0 || c >= problem.classes) continue;
+      const int c = chunk.of(e);
+      if (c >= position.classes) continue;
       sums[0] += z[e] * t[e];
       sums[1] += z[e] * z[e];
       sums[2] += t[e] * t[e];

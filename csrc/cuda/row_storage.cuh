@@ -1,125 +1,66 @@
 // Where a row lives between sweeps: in registers (Held), in shared memory (Staged), or nowhere (Streamed). Each offers
 //
 //     load(problem, position, computed, team)              brings the row in, if it stays
-//     for_each(problem, position, computed, team, body)    body(first, student, teacher) for every chunk of this thread
+//     for_each(problem, position, computed, team, body)    body(chunk, student, teacher) for every chunk of this thread
 //
-// A chunk is 8 neighbouring classes from `first` on, which may begin before class 0 and end after the last: what is no
-// class reads as a logit of -inf or a probability of 0, and so does all of a teacher that is absent. With `computed` false
-// no memory is read. Included by cuda/softened_kl.cuh.
+// The classes of a chunk (cuda/chunk.cuh) are neighbours where rows are multiples of 16 bytes, so that they move in 16-byte
+// accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which thread has which class follows from the number of classes and the dtypes alone, so a row is
+// summed in the same order wherever it stands. What is no class reads as a logit of -inf or a probability of 0, and so does
+// all of a teacher that is absent. With `computed` false no memory is read. Included by cuda/softened_kl.cuh.
 
-// Where a row begins in each tensor, and how many classes of its first chunk lie before class 0, so that chunks start at
-// 16-byte boundaries of the student.
+// Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {
   int64_t outer, inner;
-  int64_t phase;
-  int64_t chunks;
+  int classes;  // the ops refuse more than 2^24
+  bool neighbours;
 
   KD_DEVICE RowPosition(const SoftenedKL& problem, int64_t row)
-      : outer(row / problem.inner), inner(row % problem.inner), phase(0), chunks(0) {
-    if (problem.student.class_stride == 1)
-      with_dtype(problem.student.dtype, [&](auto* type) {
-        const auto* start = begin(problem.student, type);
-        phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(start) % 16 / sizeof(*type));
-      });
-    chunks = (problem.classes + phase + chunk_classes - 1) / chunk_classes;
-  }
+      : outer(problem.inner == 1 ? row : row / problem.inner),
+        inner(problem.inner == 1 ? 0 : row % problem.inner),
+        classes(static_cast<int>(problem.classes)),
+        neighbours(is_whole(problem.student, classes) && (!problem.teacher.data || is_whole(problem.teacher, classes))) {}
 
   template <class T>
   KD_DEVICE T* begin(const Rows& rows, T*) const {
     return static_cast<T*>(rows.data) + outer * rows.outer_stride + inner * rows.inner_stride;
   }
 
-  KD_DEVICE int64_t first_class(int64_t chunk) const { return chunk * chunk_classes - phase; }
+  // The chunk of this thread after `count` others; none from where it begins after the last class on.
+  template <class Team>
+  KD_DEVICE Chunk chunk(const Team& team, int count) const {
+    if (neighbours) return {(team.rank() + count * team.size()) * chunk_classes, 1};
+    return {team.rank() + count * team.size() * chunk_classes, team.size()};
+  }
+
+ private:
+  static KD_DEVICE bool is_whole(const Rows& rows, int classes) {
+    return classes * (rows.dtype == Dtype::float64 ? 8 : rows.dtype == Dtype::float32 ? 4 : 2) % 16 == 0;
+  }
 };
 
-// A full chunk at a 16-byte boundary moves in 16-byte accesses, any other class by class.
-template <class T>
-KD_DEVICE bool is_vector(const T* row, int64_t class_stride, int64_t first, int64_t classes) {
-  return class_stride == 1 && first >= 0 && first + chunk_classes <= classes &&
-         reinterpret_cast<uintptr_t>(row + first) % 16 == 0;
-}
-
-template <class T>
-KD_DEVICE void read_chunk(const T* row, int64_t class_stride, int64_t first, int64_t classes, T absent,
-                          T (&to)[chunk_classes]) {
-  if (is_vector(row, class_stride, first, classes)) {
-    simt::Bytes16 bytes[sizeof(to) / 16];
-    KD_UNROLL for (int i = 0; i < static_cast<int>(sizeof(to) / 16); ++i)
-      bytes[i] = simt::load16(reinterpret_cast<const char*>(row + first) + 16 * i);
-    memcpy(to, bytes, sizeof to);
-    return;
-  }
-  KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-    const int64_t c = first + e;
-    to[e] = absent;
-    if (c >= 0 && c < classes) to[e] = row[c * class_stride];
-  }
-}
-
-// The elements as they are moved: by their size. bfloat16 and float16 differ only in the conversion, so that the code of
-// every access exists once for both.
-KD_DEVICE float from_bits(uint16_t bits, Dtype dtype) {
-  return dtype == Dtype::bfloat16 ? bfloat16_to_float(bits) : half_to_float(bits);
-}
-KD_DEVICE float from_bits(float number, Dtype) { return number; }
-KD_DEVICE double from_bits(double number, Dtype) { return number; }
-
-KD_DEVICE void to_bits(float number, Dtype dtype, uint16_t* to) {
-  *to = dtype == Dtype::bfloat16 ? float_to_bfloat16(number) : float_to_half(number);
-}
-KD_DEVICE void to_bits(float number, Dtype, float* to) { *to = number; }
-KD_DEVICE void to_bits(double number, Dtype, double* to) { *to = number; }
-
-// Calls body with a null pointer to what moves an element of `dtype` in a problem of arithmetic A.
-template <class A, class Body>
-KD_DEVICE void with_bits(Dtype dtype, const Body& body) {
-  if (dtype == Dtype::float32) return body(static_cast<float*>(nullptr));
-  if constexpr (sizeof(A) == sizeof(double))
-    if (dtype == Dtype::float64) return body(static_cast<double*>(nullptr));
-  return body(static_cast<uint16_t*>(nullptr));
-}
-
 template <class A>
-KD_DEVICE void write_chunk(const Rows& rows, const RowPosition& position, int64_t first, int64_t classes,
-                           const A (&from)[chunk_classes]) {
+KD_DEVICE void write_row(const Rows& rows, const RowPosition& position, Chunk chunk, const A (&from)[chunk_classes]) {
   with_bits<A>(rows.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    T* row = position.begin(rows, type);
-    T numbers[chunk_classes];
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to_bits(from[e], rows.dtype, numbers + e);
-    if (is_vector(row, rows.class_stride, first, classes)) {
-      simt::Bytes16 bytes[sizeof(numbers) / 16];
-      memcpy(bytes, numbers, sizeof numbers);
-      KD_UNROLL for (int i = 0; i < static_cast<int>(sizeof(numbers) / 16); ++i)
-        simt::store16(reinterpret_cast<char*>(row + first) + 16 * i, bytes[i]);
-      return;
-    }
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
-      if (first + e >= 0 && first + e < classes) row[(first + e) * rows.class_stride] = numbers[e];
+    std::remove_pointer_t<decltype(type)> numbers[chunk_classes];
+    to_bits(from, rows.dtype, numbers);
+    write_chunk(position.begin(rows, type), rows.class_stride, chunk, position.classes, numbers);
   });
 }
 
-template <class T>
-KD_DEVICE T absent_class(float value, Dtype dtype) {
-  T absent;
-  to_bits(value, dtype, &absent);
-  return absent;
-}
-
 template <class A, class T>
-KD_DEVICE void read_arithmetic(const T* row, const Rows& rows, int64_t first, int64_t classes, float absent,
+KD_DEVICE void read_arithmetic(const T* row, const Rows& rows, Chunk chunk, int classes, float absent,
                                A (&to)[chunk_classes]) {
   T numbers[chunk_classes];
-  read_chunk(row, rows.class_stride, first, classes, absent_class<T>(absent, rows.dtype), numbers);
-  KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to[e] = static_cast<A>(from_bits(numbers[e], rows.dtype));
+  read_chunk(row, rows.class_stride, chunk, classes, from_float<T>(absent, rows.dtype), numbers);
+  from_bits(numbers, rows.dtype, to);
 }
 
-// A chunk of a row, whatever its dtype.
+// A chunk of a row, whatever its dtype; nothing of it unless `computed`.
 template <class A>
-KD_DEVICE void read_row(const Rows& rows, const RowPosition& position, int64_t first, int64_t classes, float absent,
+KD_DEVICE void read_row(const Rows& rows, const RowPosition& position, Chunk chunk, bool computed, float absent,
                         A (&to)[chunk_classes]) {
   with_bits<A>(rows.dtype, [&](auto* type) {
-    read_arithmetic(position.begin(rows, type), rows, first, classes, absent, to);
+    read_arithmetic(position.begin(rows, type), rows, chunk, computed ? position.classes : 0, absent, to);
   });
 }
 
@@ -142,29 +83,26 @@ struct Held {
 
   template <class Source, class Team>
   KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
-    load_tensor(problem.student, problem.classes, position, computed, team, -HUGE_VALF, student);
-    load_tensor(problem.teacher, problem.classes, position, computed && problem.teacher.data, team, Source::absent, teacher);
+    load_tensor(problem.student, position, computed, team, -HUGE_VALF, student);
+    load_tensor(problem.teacher, position, computed && problem.teacher.data, team, Source::absent, teacher);
   }
 
   template <class Team, class Body>
   KD_DEVICE void for_each(const SoftenedKL&, const RowPosition& position, bool, const Team& team, const Body& body) {
     KD_UNROLL for (int k = 0; k < count; ++k) {
-      const int64_t chunk = team.rank() + k * team.size();
-      if (chunk < position.chunks) body(position.first_class(chunk), student[k], teacher[k]);
+      const Chunk chunk = position.chunk(team, k);
+      if (chunk.first < position.classes) body(chunk, student[k], teacher[k]);
     }
   }
 
  private:
   template <class Team>
-  KD_DEVICE static void load_tensor(const Rows& rows, int64_t classes, const RowPosition& position, bool computed,
-                                    const Team& team, float absent, A (&to)[count][chunk_classes]) {
+  KD_DEVICE static void load_tensor(const Rows& rows, const RowPosition& position, bool computed, const Team& team,
+                                    float absent, A (&to)[count][chunk_classes]) {
     with_bits<A>(rows.dtype, [&](auto* type) {
-      KD_UNROLL for (int k = 0; k < count; ++k) {
-        const int64_t chunk = team.rank() + k * team.size();
-        const bool inside = computed && chunk < position.chunks;
-        read_arithmetic(position.begin(rows, type), rows, position.first_class(chunk), inside ? classes : 0, absent,
+      KD_UNROLL for (int k = 0; k < count; ++k)
+        read_arithmetic(position.begin(rows, type), rows, position.chunk(team, k), computed ? position.classes : 0, absent,
                         to[k]);
-      }
     });
   }
 };
@@ -182,73 +120,87 @@ struct Streamed {
   template <class Team, class Body>
   KD_DEVICE void for_each(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team,
                           const Body& body) {
-    const int64_t classes = computed ? problem.classes : 0;
-    for (int64_t chunk = team.rank(); chunk < position.chunks; chunk += team.size()) {
-      const int64_t first = position.first_class(chunk);
+    for (int k = 0;; ++k) {
+      const Chunk chunk = position.chunk(team, k);
+      if (chunk.first >= position.classes) return;
       A student[chunk_classes], teacher[chunk_classes];
-      read_row(problem.student, position, first, classes, -HUGE_VALF, student);
-      read_row(problem.teacher, position, first, problem.teacher.data ? classes : 0, absent, teacher);
-      body(first, student, teacher);
+      read_row(problem.student, position, chunk, computed, -HUGE_VALF, student);
+      read_row(problem.teacher, position, chunk, computed && problem.teacher.data, absent, teacher);
+      body(chunk, student, teacher);
     }
   }
 };
 
-// Both rows in dynamic shared memory, chunk after chunk in their own dtype. A thread reads only what it wrote: no barrier.
+// Both rows in the dynamic shared memory of the team's blocks, in their own dtype. A thread reads only what it brought: no
+// barrier. Words of 16 bytes that neighbouring threads read together are neighbours.
 template <class A>
 struct Staged {
   template <class Source, class Team>
   KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
-    const int64_t classes = computed ? problem.classes : 0;
-    stage(problem.student, position, classes, team, -HUGE_VALF, simt::dynamic_shared<unsigned char>());
-    stage(problem.teacher, position, problem.teacher.data ? classes : 0, team, Source::absent,
-          teacher_stage(problem, position));
+    slots_ = staged_chunks(position.classes, team.size()) * simt::block_threads();
+    const int half = slots_ * chunk_classes * 2;
+    student_ = simt::dynamic_shared<unsigned char>();
+    teacher_ = student_ + (problem.student.dtype == Dtype::float32 ? 2 * half : half);
+    stage(problem.student, position, computed, team, -HUGE_VALF, student_);
+    stage(problem.teacher, position, computed && problem.teacher.data, team, Source::absent, teacher_);
+    simt::wait_copies();
   }
 
   template <class Team, class Body>
   KD_DEVICE void for_each(const SoftenedKL& problem, const RowPosition& position, bool, const Team& team,
                           const Body& body) {
-    for (int64_t chunk = team.rank(); chunk < position.chunks; chunk += team.size()) {
+    for (int k = 0;; ++k) {
+      const Chunk chunk = position.chunk(team, k);
+      if (chunk.first >= position.classes) return;
       A student[chunk_classes], teacher[chunk_classes];
-      unstage(problem.student, chunk, simt::dynamic_shared<unsigned char>(), student);
-      unstage(problem.teacher, chunk, teacher_stage(problem, position), teacher);
-      body(position.first_class(chunk), student, teacher);
+      unstage(problem.student, k, student_, student);
+      unstage(problem.teacher, k, teacher_, teacher);
+      body(chunk, student, teacher);
     }
   }
 
  private:
-  static KD_DEVICE unsigned char* teacher_stage(const SoftenedKL& problem, const RowPosition& position) {
-    int64_t student_bytes = 0;
-    with_bits<A>(problem.student.dtype,
-               [&](auto* type) { student_bytes = position.chunks * chunk_classes * static_cast<int64_t>(sizeof(*type)); });
-    return simt::dynamic_shared<unsigned char>() + student_bytes;
+  int slots_;  // chunks of all threads of the block
+  unsigned char *student_, *teacher_;
+
+  // Where word i of this thread's chunk k is.
+  KD_DEVICE unsigned char* word(unsigned char* stage, int k, int i) const {
+    return stage + 16 * (i * slots_ + k * simt::block_threads() + simt::thread_index());
   }
 
   template <class Team>
-  static KD_DEVICE void stage(const Rows& rows, const RowPosition& position, int64_t classes, const Team& team,
-                              float absent, unsigned char* to) {
+  KD_DEVICE void stage(const Rows& rows, const RowPosition& position, bool computed, const Team& team, float absent,
+                       unsigned char* to) const {
     with_bits<A>(rows.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      for (int64_t chunk = team.rank(); chunk < position.chunks; chunk += team.size()) {
+      constexpr int words = static_cast<int>(sizeof(T)) * chunk_classes / 16;
+      const T* row = position.begin(rows, type);
+      for (int k = 0;; ++k) {
+        const Chunk chunk = position.chunk(team, k);
+        if (chunk.first >= position.classes) return;
+        if (computed && is_vector(row, rows.class_stride, chunk, position.classes)) {
+          KD_UNROLL for (int i = 0; i < words; ++i)
+            simt::copy16(word(to, k, i), reinterpret_cast<const char*>(row + chunk.first) + 16 * i);
+          continue;
+        }
         T numbers[chunk_classes];
-        read_chunk(static_cast<const T*>(position.begin(rows, type)), rows.class_stride, position.first_class(chunk),
-                   classes, absent_class<T>(absent, rows.dtype), numbers);
-        simt::Bytes16 bytes[sizeof(numbers) / 16];
+        read_chunk(row, rows.class_stride, chunk, computed ? position.classes : 0, from_float<T>(absent, rows.dtype), numbers);
+        simt::Bytes16 bytes[words];
         memcpy(bytes, numbers, sizeof numbers);
-        KD_UNROLL for (int i = 0; i < static_cast<int>(sizeof(numbers) / 16); ++i)
-          simt::store16(to + chunk * sizeof(numbers) + 16 * i, bytes[i]);
+        KD_UNROLL for (int i = 0; i < words; ++i) simt::store16(word(to, k, i), bytes[i]);
       }
     });
   }
 
-  static KD_DEVICE void unstage(const Rows& rows, int64_t chunk, const unsigned char* from, A (&to)[chunk_classes]) {
+  KD_DEVICE void unstage(const Rows& rows, int k, unsigned char* from, A (&to)[chunk_classes]) const {
     with_bits<A>(rows.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
+      constexpr int words = static_cast<int>(sizeof(T)) * chunk_classes / 16;
+      simt::Bytes16 bytes[words];
+      KD_UNROLL for (int i = 0; i < words; ++i) bytes[i] = simt::load16(word(from, k, i));
       T numbers[chunk_classes];
-      simt::Bytes16 bytes[sizeof(numbers) / 16];
-      KD_UNROLL for (int i = 0; i < static_cast<int>(sizeof(numbers) / 16); ++i)
-        bytes[i] = simt::load16(from + chunk * sizeof(numbers) + 16 * i);
       memcpy(numbers, bytes, sizeof numbers);
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) to[e] = from_bits(numbers[e], rows.dtype);
+      from_bits(numbers, rows.dtype, to);
     });
   }
 };

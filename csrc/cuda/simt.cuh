@@ -1,5 +1,5 @@
-// The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses, products of
-// fragments on tensor cores, launch.
+// The vocabulary of the CUDA kernels: indices, barriers, shuffles, votes, shared memory, 16-byte accesses and copies,
+// clusters of blocks, products of fragments on tensor cores, launch.
 //
 // Kernels are written in these words alone. Under nvcc each is the CUDA instruction of its name; under a host
 // compiler emulated/simt_host.h gives each a plain C++ form, so that the same kernel runs, is sanitized and is tested
@@ -11,7 +11,11 @@
 //   undefined.
 // - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is
 //   what the launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
-// - load16 and store16 demand addresses that are multiples of 16.
+// - load16, store16 and copy16 demand addresses that are multiples of 16.
+// - What copy16 brings to shared memory is there for the thread that asked, after its wait_copies.
+// - The blocks of a cluster, neighbours in the grid, run at the same time. sync_cluster is the sync_threads of all their
+//   threads; read_cluster reads what another block has in the same place of its shared memory, which must not have ended.
+//   Without clusters, or below compute capability 9.0, a block is a cluster of its own.
 // - multiply_fragments belongs to a full warp, like a shuffle, and needs compute capability 8.0.
 #pragma once
 #include <cstddef>
@@ -87,6 +91,62 @@ KD_DEVICE void store16(void* address, Bytes16 bytes) {
   *static_cast<uint4*>(address) = make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]);
 }
 
+// 16 bytes from global to shared memory, past the registers.
+KD_DEVICE void copy16(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(__cvta_generic_to_global(global)) : "memory");
+#else
+  store16(shared, load16(global));
+#endif
+}
+
+// All copies that this thread has asked for are done.
+KD_DEVICE void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+#if __CUDA_ARCH__ >= 900
+KD_DEVICE int cluster_blocks() {
+  uint32_t blocks;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return static_cast<int>(blocks);
+}
+
+// The number of this block in its cluster.
+KD_DEVICE int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+KD_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+KD_DEVICE float read_cluster(const float* shared, int rank) {
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+#else
+KD_DEVICE int cluster_blocks() { return 1; }
+KD_DEVICE int cluster_rank() { return 0; }
+KD_DEVICE void sync_cluster() { __syncthreads(); }
+KD_DEVICE float read_cluster(const float* shared, int) { return *shared; }
+#endif
+
+// 2^x in one instruction, to two units of the last place; what is below 2^-126 is 0.
+KD_DEVICE float fast_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // A float with the 10 fraction bits that tensor cores look at.
 KD_DEVICE uint32_t to_tf32(float value) {
 #if __CUDA_ARCH__ >= 800
@@ -127,10 +187,11 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("kdkernels: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory; no block: nothing
-// happens.
+// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory, in clusters of `cluster`
+// blocks; no block: nothing happens.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
+void launch_clusters(void (*kernel)(P...), int64_t blocks, int cluster, int threads, size_t shared_bytes, void* stream,
+                     A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
   if (blocks == 0) return;
   if (blocks < 0 || blocks > INT_MAX) {
@@ -140,9 +201,23 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byt
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     check(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(shared_bytes)), "dynamic shared memory");
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<P>(arguments)...);
-  check(cudaGetLastError(), "kernel launch");
+  cudaLaunchAttribute shape{};
+  shape.id = cudaLaunchAttributeClusterDimension;
+  shape.val.clusterDim.x = static_cast<unsigned>(cluster);
+  shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
+  cudaLaunchConfig_t how{};
+  how.gridDim = static_cast<unsigned>(blocks);
+  how.blockDim = static_cast<unsigned>(threads);
+  how.dynamicSmemBytes = shared_bytes;
+  how.stream = static_cast<cudaStream_t>(stream);
+  how.attrs = &shape;
+  how.numAttrs = cluster > 1 ? 1 : 0;  // older GPUs know no clusters
+  check(cudaLaunchKernelEx(&how, kernel, static_cast<P>(arguments)...), "kernel launch");
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
+  launch_clusters(kernel, blocks, 1, threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace kd::simt

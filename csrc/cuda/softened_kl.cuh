@@ -1,8 +1,8 @@
 // Softened KL on the GPU: loss and gradients of a row in one visit, for logits of any dtype.
 //
-// A team of threads works on a row: some lanes of a warp, a warp, or a block. Each thread takes chunks of 8 neighbouring
-// classes, read with 16-byte loads from the first 16-byte boundary on and one by one at the ragged ends. The row is then
-// kept in registers, staged in shared memory, or streamed from L2 again for every sweep:
+// A team of threads works on a row: some lanes of a warp, a warp, a block, or a cluster of blocks. Each thread takes chunks of
+// 8 classes (cuda/row_storage.cuh). The row is then kept in registers, staged in the shared memory of the team's blocks, or
+// streamed from L2 again for every sweep:
 //
 //     1  running maximum and sum of exponentials of both rows (each thread its own, merged over the team)
 //     2  sums the gradients need                             reverse KL, Jensen-Shannon, gradients of teacher logits
@@ -10,7 +10,9 @@
 //
 // Sources that rearrange the teacher's weights find its largest class between the sweeps (cuda/row_target.cuh).
 //
-// so that with a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once.
+// so that with a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once. What is
+// then in the way of that traffic is the number of instructions per class, so the commonest problem, forward KL of logits
+// with a constant teacher, has kernels of its own (ConstantTeacherKL).
 // Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order. Rows of one
 // warp may differ in mask and label, and a warp's last rows may not exist: all threads take part in every reduction and
 // only loads, stores and additions are guarded.
@@ -18,6 +20,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "cuda/chunk.cuh"
 #include "cuda/launch.h"
 #include "cuda/simt.cuh"
 #include "cuda/team.cuh"
@@ -35,10 +38,12 @@ KD_DEVICE float select(bool condition, float yes, float no) { return condition ?
 KD_DEVICE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 KD_DEVICE float exp(float x) { return ::expf(x); }
 KD_DEVICE double exp(double x) { return ::exp(x); }
-template <class A>
-KD_DEVICE A exp_product(A x, A y) {
-  return exp(x * y);
-}
+// e^(x y). In float32 the product is rounded anyway, by as much as the one instruction that raises 2 to it.
+KD_DEVICE float exp_product(float x, float y) { return simt::fast_exp2(x * (y * 1.44269504f)); }
+KD_DEVICE double exp_product(double x, double y) { return ::exp(x * y); }
+// A number, where one of the two is NaN.
+KD_DEVICE float larger(float x, float y) { return ::fmaxf(x, y); }
+KD_DEVICE double larger(double x, double y) { return ::fmax(x, y); }
 KD_DEVICE float log(float x) { return ::logf(x); }
 KD_DEVICE double log(double x) { return ::log(x); }
 #include "divergences-inl.h"
@@ -77,21 +82,25 @@ struct RunningSoftmax {
 
   KD_DEVICE void add(const A (&x)[chunk_classes], A inverse_temperature, bool wants_cold) {
     A highest = max;
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) highest = x[e] > highest ? x[e] : highest;
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) highest = larger(x[e], highest);
     raise(highest, inverse_temperature, wants_cold);
-    if (max == -HUGE_VALF) return;  // no class of positive probability yet: x - max is no number
-    A chunk[2] = {0, 0};
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      chunk[0] += exp((x[e] - max) * inverse_temperature);
-      if (wants_cold) chunk[1] += exp(x[e] - max);
+    if (max == -HUGE_VALF) {  // no class of positive probability yet: x - max is no number, but x may be none either
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
+        if (x[e] != x[e]) sums.part[0] = sums.part[1] = x[e];
+      return;
     }
+    A chunk[2] = {0, 0};
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[0] += exp_product(x[e] - max, inverse_temperature);
+    if (wants_cold)
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[1] += exp_product(x[e] - max, A(1));
     sums.add(chunk);
   }
 
   // The same sums relative to a maximum at least as high.
   KD_DEVICE void raise(A highest, A inverse_temperature, bool wants_cold) {
     if (highest > max && max != -HUGE_VALF) {
-      const A factors[2] = {exp((max - highest) * inverse_temperature), wants_cold ? exp(max - highest) : A(0)};
+      const A factors[2] = {exp_product(max - highest, inverse_temperature),
+                            wants_cold ? exp_product(max - highest, A(1)) : A(0)};
       KD_UNROLL for (int j = 0; j < 2; ++j) {
         sums.total[j] *= factors[j];
         sums.part[j] *= factors[j];
@@ -103,12 +112,66 @@ struct RunningSoftmax {
 
 #include "cuda/row_statistics.cuh"
 
+// Forward KL of two softmaxes where the teacher is constant, unsmoothed, and the divergence has a weight. Loss and gradient
+// follow from the unnormalised weights, a few instructions per class.
+template <class A>
+struct ConstantTeacherKL : ForwardKL<A> {};
+
+template <class D>
+constexpr bool is_constant_teacher = false;
+template <class A>
+constexpr bool is_constant_teacher<ConstantTeacherKL<A>> = true;
+
+// The soft term of a chunk: its part of the divergence, and the gradients.
+template <class A, class Source, class D>
+KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& pair, const RowScales<A>& scales,
+                          const D& divergence, A by_log_q_sum, A by_log_made_sum, Chunk chunk,
+                          const A (&z)[chunk_classes], const A (&t)[chunk_classes], A& sum,
+                          A (&grad_student)[chunk_classes], A (&grad_teacher)[chunk_classes]) {
+  const int classes = static_cast<int>(problem.classes);
+  const A student_scale = scales.soft_gradient * scales.inverse_temperature;
+  if constexpr (is_constant_teacher<D>) {
+    // Beyond the last class both weights are 0.
+    const A ratio = pair.ratio(), scale = student_scale * pair.target.inverse_sum;
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      const A student = z[e] - pair.student.max, teacher = t[e] - pair.target.max;
+      const A student_weight = exp_product(student, scales.inverse_temperature);
+      const A teacher_weight = exp_product(teacher, scales.inverse_temperature);
+      if (teacher_weight != A(0)) sum += teacher_weight * (teacher - student);
+      grad_student[e] = (student_weight * ratio - teacher_weight) * scale;
+    }
+  } else {
+    const A eps = static_cast<A>(problem.target_eps);
+    const bool smoothed = problem.target_eps > 0;
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      if (chunk.of(e) >= classes) continue;
+      const Terms<A> c = pair.terms(smoothed, z[e], pair.student.weight(z[e]), t[e], Source::weight(t[e], pair.target), eps);
+      sum += divergence.value(c);
+      if (problem.kl_weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
+      grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
+      if (problem.grad_teacher.data) grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
+    }
+  }
+}
+
+// Adds (weight * inverse_sum - p) * scale to the gradient of a chunk, p being `on` at the label and `off` elsewhere.
+template <class A>
+KD_DEVICE void label_chunk(int label, const Softmax<A>& student, A on, A off, A scale, Chunk chunk,
+                           const A (&z)[chunk_classes], A (&gradient)[chunk_classes]) {
+  const A inverse_sum = student.inverse_sum * scale, everywhere = off * scale, there = (on - off) * scale;
+  KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+    gradient[e] += exp_product(z[e] - student.max, student.inverse_temperature) * inverse_sum - everywhere;
+    if (chunk.of(e) == label) gradient[e] -= there;
+  }
+}
+
 template <class A, class Source, class D, class Team, class Storage>
-KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& team, Storage& storage, const D& divergence) {
+KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors& divisor, Team& team, Storage& storage,
+                         const D& divergence) {
   const int64_t classes = problem.classes;
   const bool exists = row < problem.rows();
   RowScales<A> scales{};
-  if (exists) scales = row_scales<A>(problem, row);
+  if (exists) scales = row_scales<A>(problem, row, divisor);
   const bool computed = scales.has_soft || scales.has_hard;
   const A inverse_temperature = exists ? scales.inverse_temperature : A(1);
   const RowPosition position(problem, exists ? row : 0);
@@ -117,14 +180,14 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   // Sweep 1.
   RunningSoftmax<A> student, teacher;
   BlockedSums<A, 1> mass;
-  storage.for_each(problem, position, computed, team, [&](int64_t, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+  storage.for_each(problem, position, computed, team, [&](Chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
     student.add(z, inverse_temperature, scales.has_hard);
     if (Source::normalised) {
       teacher.add(t, inverse_temperature, false);
     } else {
-      A chunk[1] = {0};
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) chunk[0] += Source::weight(t[e], Softmax<A>{A(0), A(1), A(0), A(1)});
-      mass.add(chunk);
+      A sum[1] = {0};
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += Source::weight(t[e], Softmax<A>{A(0), A(1), A(0), A(1)});
+      mass.add(sum);
     }
   });
   A highest[2] = {student.max, teacher.max};
@@ -137,33 +200,30 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   A totals[3] = {student.sums.total[0], Source::normalised ? teacher.sums.total[0] : mass.total[0],
                  student.sums.total[1]};
   team.sum(totals);
-  const A max = student.max;
-  RowPair<A, Source> pair{{max, inverse_temperature, log(totals[0]), A(1) / totals[0]}, {A(0), A(1), A(0), A(1)}};
+  RowPair<A, Source> pair{{student.max, inverse_temperature, log(totals[0]), A(1) / totals[0]}, {A(0), A(1), A(0), A(1)}};
   if (Source::normalised) pair.target = {teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]};
+  const Softmax<A> cold{student.max, A(1), log(totals[2]), A(1) / totals[2]};
 
   const RowTarget<A, Source> target(problem, scales, row, position, team, storage);
 
+  // Sweep 2.
   const A eps = static_cast<A>(problem.target_eps);
   const bool smoothed = problem.target_eps > 0;
-  const auto terms = [&](A z, A t) {
-    return pair.terms(smoothed, z, pair.student.weight(z), t, Source::weight(t, pair.target), eps);
-  };
-
-  // Sweep 2.
   A by_log_q_sum = -((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes));
   A by_log_made_sum = 0;
-  if (!D::minus_p || (problem.grad_teacher.data && Source::normalised)) {
+  if (!is_constant_teacher<D> && (!D::minus_p || (problem.grad_teacher.data && Source::normalised))) {
     BlockedSums<A, 2> by_log;
     storage.for_each(problem, position, scales.has_soft, team,
-                     [&](int64_t first, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
-                       A chunk[2] = {0, 0};
+                     [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+                       A part[2] = {0, 0};
                        KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-                         if (first + e < 0 || first + e >= classes) continue;
-                         const Terms<A> c = terms(z[e], t[e]);
-                         chunk[0] += divergence.by_log_q(c);
-                         chunk[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
+                         if (chunk.of(e) >= position.classes) continue;
+                         const Terms<A> c = pair.terms(smoothed, z[e], pair.student.weight(z[e]), t[e],
+                                                       Source::weight(t[e], pair.target), eps);
+                         part[0] += divergence.by_log_q(c);
+                         part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
                        }
-                       by_log.add(chunk);
+                       by_log.add(part);
                      });
     by_log.fold();
     A sums[2] = {by_log.total[0], by_log.total[1]};
@@ -178,44 +238,36 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   const bool is_spoiled = soft_is_spoiled || (scales.bad_label && scales.has_hard);
 
   // Sweep 3.
-  const A smoothing = static_cast<A>(problem.label_smoothing);
-  const A inverse_cold = A(1) / totals[2];
+  const int label = scales.has_label && !scales.bad_label ? static_cast<int>(scales.label) : -1;
+  const A rest = static_cast<A>(problem.label_smoothing) / static_cast<A>(classes);
+  const A hard_on = A(1) - static_cast<A>(problem.label_smoothing) + rest;
   const A label_on = static_cast<A>(problem.label_on), label_off = static_cast<A>(problem.label_off);
+  const bool soft_is_label = scales.has_soft && target.is_label();
+  const bool wants_others = (soft_is_label && label_off != A(0)) || (scales.has_hard && rest != A(0));
   BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of the other logits: these two relative to the maximum
   storage.for_each(problem, position, computed, team,
-                   [&](int64_t first, const A(&z)[chunk_classes], const A(&raw)[chunk_classes]) {
-    A grad_student[chunk_classes], grad_teacher[chunk_classes], chunk[3] = {0, 0, 0}, t[chunk_classes];
-    target.read(first, raw, t);
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      grad_student[e] = grad_teacher[e] = 0;
-      if (first + e < 0 || first + e >= classes) continue;
-      const bool is_label = scales.has_label && first + e == scales.label;
-      const A relative = z[e] - max;
-      if (is_label) chunk[1] += relative;
-      else chunk[2] += relative;
-      if (scales.has_soft && target.is_label()) {
-        const A wanted = is_label ? label_on : label_off;
-        if (problem.kl_weight != 0)
-          grad_student[e] = (pair.student.weight(z[e]) * pair.student.inverse_sum - wanted) *
-                            (scales.soft_gradient * inverse_temperature);
-      } else if (scales.has_soft) {
-        const Terms<A> c = terms(z[e], t[e]);
-        chunk[0] += divergence.value(c);
-        if (problem.kl_weight != 0) {  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
-          grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * (scales.soft_gradient * inverse_temperature);
-          grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
-        }
+                   [&](Chunk chunk, const A(&z)[chunk_classes], const A(&raw)[chunk_classes]) {
+    A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, part[3] = {0, 0, 0}, t[chunk_classes];
+    target.read(chunk, raw, t);
+    // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
+    if (soft_is_label && problem.kl_weight != 0)
+      label_chunk(label, pair.student, label_on, label_off, scales.soft_gradient * inverse_temperature, chunk, z, grad_student);
+    if (scales.has_soft && !soft_is_label)
+      soft_chunk(problem, pair, scales, divergence, by_log_q_sum, by_log_made_sum, chunk, z, t, part[0], grad_student,
+                 grad_teacher);
+    if (scales.has_hard && problem.ce_weight != 0)
+      label_chunk(label, cold, hard_on, rest, scales.hard_gradient, chunk, z, grad_student);
+    if (soft_is_label || scales.has_hard)
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+        if (chunk.of(e) == label) part[1] += z[e] - pair.student.max;
+        else if (wants_others && chunk.of(e) < position.classes) part[2] += z[e] - pair.student.max;
       }
-      if (scales.has_hard) {
-        const A wanted = smoothing / static_cast<A>(classes) + (is_label ? A(1) - smoothing : A(0));
-        if (problem.ce_weight != 0) grad_student[e] += (exp(relative) * inverse_cold - wanted) * scales.hard_gradient;
-      }
-      if (is_spoiled) grad_student[e] = NAN;
-    }
-    row_losses.add(chunk);
+    row_losses.add(part);
     if (!exists) return;
-    if (problem.grad_student.data) write_chunk(problem.grad_student, position, first, classes, grad_student);
-    if (problem.grad_teacher.data) write_chunk(problem.grad_teacher, position, first, classes, grad_teacher);
+    if (is_spoiled)
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) grad_student[e] = NAN;
+    if (problem.grad_student.data) write_row(problem.grad_student, position, chunk, grad_student);
+    if (problem.grad_teacher.data) write_row(problem.grad_teacher, position, chunk, grad_teacher);
   });
   row_losses.fold();
   A losses[3] = {row_losses.total[0], row_losses.total[1], row_losses.total[2]};
@@ -224,9 +276,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
   if (!exists || team.rank() != 0) return;
   A hard = 0;
   if (scales.has_hard) {
-    hard = log(totals[2]);
-    const A rest = smoothing / static_cast<A>(classes);
-    hard -= (A(1) - smoothing + rest) * losses[1];
+    hard = cold.log_sum - hard_on * losses[1];
     if (rest != A(0)) hard -= rest * losses[2];
     if (scales.bad_label) hard = NAN;
   }
@@ -236,6 +286,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
     // A class of target 0 adds nothing, even where its logit is -inf.
     if (label_on != A(0)) soft -= label_on * losses[1] * inverse_temperature;
     if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
+  } else if (is_constant_teacher<D>) {
+    soft = losses[0] * (inverse_temperature * pair.target.inverse_sum) - (pair.target.log_sum - pair.student.log_sum);
   }
   if (soft_is_spoiled) soft = NAN;
   A* to = static_cast<A*>(problem.row_losses);
@@ -245,32 +297,57 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Team& tea
 
 // --- Kernels: a team and a storage each --------------------------------------------------------------------------------
 
-template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
-  const LaneTeam team(lanes);
-  Storage storage;
-  solve_row<A, Source>(problem, team.row(), team, storage, divergence);
-}
-
-template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) block_rows_kernel(SoftenedKL problem, D divergence) {
-  const BlockTeam<A> team;
-  Storage storage;
-  solve_row<A, Source>(problem, simt::block_index(), team, storage, divergence);
-}
-
-// counts[0, g], counts[1, g]: rows of group g that the soft and the hard term count. A block per group.
-KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL problem) {
-  const BlockTeam<double> team;
-  const int64_t group = simt::block_index(), group_rows = problem.group_rows();
-  double counts[2] = {0, 0};  // exact up to 2^53 rows
-  for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
+// Rows of a group that the soft and the hard term count, by a block.
+template <class A>
+KD_DEVICE void count_group(const SoftenedKL& problem, int64_t group, A (&counts)[2]) {
+  const BlockTeam<A> block;
+  const int64_t group_rows = problem.group_rows();
+  counts[0] = counts[1] = 0;
+  for (int64_t i = block.rank(); i < group_rows; i += block.size()) {
     const int64_t row = group * group_rows + i;
     counts[0] += problem.counts_row(row);
     counts[1] += problem.has_label(row);
   }
-  team.sum(counts);
-  if (team.rank() != 0) return;
+  block.sum(counts);
+}
+
+// What the rows of a group are divided by. Where there is no memory for counts, the block counts few rows itself.
+template <class A>
+KD_DEVICE Divisors group_divisors(const SoftenedKL& problem, int64_t group) {
+  if (!problem.has_counts() || problem.counts) return divisors(problem, group);
+  A counts[2];
+  count_group(problem, group, counts);
+  return divisors_by(problem, static_cast<int64_t>(counts[0]), static_cast<int64_t>(counts[1]));
+}
+
+// That of a row, which may not exist.
+template <class A>
+KD_DEVICE Divisors row_divisors(const SoftenedKL& problem, int64_t row) {
+  const bool grouped = problem.groups > 1 && row < problem.rows();
+  return group_divisors<A>(problem, grouped ? row / problem.group_rows() : 0);
+}
+
+template <class A, class Source, class D, class Storage>
+KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
+  LaneTeam team(lanes);
+  Storage storage;
+  solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
+}
+
+template <class A, class Source, class D, class Storage>
+KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) cluster_rows_kernel(SoftenedKL problem, D divergence) {
+  ClusterTeam team;
+  Storage storage;
+  solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
+  team.end();
+}
+
+// counts[0, g], counts[1, g]: rows of group g that the soft and the hard term count. A block per group.
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL problem) {
+  const int64_t group = simt::block_index();
+  double counts[2];  // exact up to 2^53 rows
+  count_group(problem, group, counts);
+  if (simt::thread_index() != 0) return;
   int64_t* to = static_cast<int64_t*>(problem.counts);
   to[group] = static_cast<int64_t>(counts[0]);
   to[problem.groups + group] = static_cast<int64_t>(counts[1]);
@@ -289,8 +366,8 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL pr
     if (problem.target) sums[1] += static_cast<double>(row_losses[rows + row]);
   }
   team.sum(sums);
+  const Divisors divisor = group_divisors<double>(problem, group);
   if (team.rank() != 0) return;
-  const Divisors divisor = divisors(problem, group);
   const double soft = sums[0] / divisor.soft, hard = sums[1] / divisor.hard;
   static_cast<A*>(problem.loss)[group] = static_cast<A>(weighted_loss(problem, soft, hard));
   if (!problem.parts) return;
@@ -318,10 +395,18 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
                           const U* upstream,  // one number, or one per row
                           int64_t count, int64_t classes, int64_t inner, bool per_row, bool classes_last) {
   if (!per_row && upstream[0] == U(1)) return;
-  const int64_t step = simt::grid_blocks() * simt::block_threads();
-  for (int64_t i = simt::block_index() * simt::block_threads() + simt::thread_index(); i < count; i += step) {
-    const int64_t row = classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
-    from_arithmetic(to_arithmetic(gradient[i]) * upstream[per_row ? row : 0], gradient + i);
+  const int64_t step = simt::grid_blocks() * simt::block_threads() * chunk_classes;
+  const int64_t begin = (simt::block_index() * simt::block_threads() + simt::thread_index()) * chunk_classes;
+  for (int64_t first = begin; first < count; first += step) {
+    const int left = static_cast<int>(count - first < chunk_classes ? count - first : chunk_classes);
+    T numbers[chunk_classes];
+    read_chunk(gradient + first, 1, Chunk{0, 1}, left, T{}, numbers);
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      const int64_t i = first + e;
+      const int64_t row = !per_row || e >= left ? 0 : classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
+      from_arithmetic(to_arithmetic(numbers[e]) * upstream[row], numbers + e);
+    }
+    write_chunk(gradient + first, 1, Chunk{0, 1}, left, numbers);
   }
 }
 
@@ -332,14 +417,14 @@ void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, c
   const auto lanes = [&](auto kernel) {
     simt::launch(kernel, plan.blocks, plan.threads, 0, stream, problem, divergence, plan.lanes);
   };
-  const auto block = [&](auto kernel) {
-    simt::launch(kernel, plan.blocks, plan.threads, plan.shared_bytes, stream, problem, divergence);
+  const auto cluster = [&](auto kernel) {
+    simt::launch_clusters(kernel, plan.blocks, plan.cluster, plan.threads, plan.shared_bytes, stream, problem, divergence);
   };
   if constexpr (sizeof(A) == sizeof(float)) {
     switch (plan.form) {
       case RowForm::held: return lanes(lane_rows_kernel<A, Source, D, Held<A, held_chunks>>);
-      case RowForm::staged: return block(block_rows_kernel<A, Source, D, Staged<A>>);
-      case RowForm::streamed: return block(block_rows_kernel<A, Source, D, Streamed<A>>);
+      case RowForm::staged: return cluster(cluster_rows_kernel<A, Source, D, Staged<A>>);
+      case RowForm::streamed: return cluster(cluster_rows_kernel<A, Source, D, Streamed<A>>);
       case RowForm::strided: break;
     }
   }
@@ -348,6 +433,9 @@ void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, c
 
 template <class A, class Source>
 void launch_divergence(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+  if constexpr (std::is_same_v<Source, LogitsTarget>)
+    if (problem.divergence == Divergence::forward && !problem.grad_teacher.data && problem.target_eps == 0 && problem.kl_weight != 0)
+      return launch_rows<A, Source>(problem, plan, stream, ConstantTeacherKL<A>{});
   switch (problem.divergence) {
     case Divergence::forward: return launch_rows<A, Source>(problem, plan, stream, ForwardKL<A>{});
     case Divergence::reverse: return launch_rows<A, Source>(problem, plan, stream, ReverseKL<A>{});
@@ -371,9 +459,9 @@ void launch_source(const SoftenedKL& problem, const RowPlan& plan, void* stream)
 }
 
 template <class A>
-void launch_problem(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
-  if ((problem.mask || problem.target) && problem.reduction != Reduction::none && problem.reduction != Reduction::sum)
-    simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
+void launch_problem(SoftenedKL problem, const RowPlan& plan, void* stream) {
+  if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;
+  else if (problem.has_counts()) simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
   launch_source<A>(problem, plan, stream);
   if (problem.reduction == Reduction::none)
     simt::launch(weigh_rows_kernel<A>, parts_of(problem.rows(), reduce_threads), reduce_threads, 0, stream, problem);

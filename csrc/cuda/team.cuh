@@ -1,5 +1,6 @@
 // Teams: the threads that share a row, and their reductions. Every thread of a team gets the result; the order of a sum is
-// fixed by the size of the team. All threads of a warp (LaneTeam) or block (BlockTeam) call a reduction together.
+// fixed by the size of the team. All threads of a warp (LaneTeam), block (BlockTeam) or cluster (ClusterTeam) call a
+// reduction together.
 #pragma once
 #include <cmath>
 
@@ -77,6 +78,63 @@ class BlockTeam {
     simt::sync_threads();
     KD_UNROLL for (int j = 0; j < count; ++j) values[j] = lane < warps ? shared[j * simt::warp_threads + lane] : none;
     simt::sync_threads();  // the next reduction writes the same memory
+  }
+};
+
+// All threads of a cluster of blocks: blocks first, then their results, which every warp reduces for itself.
+class ClusterTeam {
+ public:
+  KD_DEVICE ClusterTeam()
+      : rank_(simt::cluster_rank() * simt::block_threads() + simt::thread_index()),
+        size_(simt::cluster_blocks() * simt::block_threads()) {}
+
+  KD_DEVICE int rank() const { return rank_; }
+  KD_DEVICE int size() const { return size_; }
+
+  // The row of this team, where clusters hold neighbouring rows.
+  KD_DEVICE int64_t row() const { return simt::block_index() / simt::cluster_blocks(); }
+
+  template <int count>
+  KD_DEVICE void sum(float (&values)[count]) {
+    block_.sum(values);
+    if (simt::cluster_blocks() == 1) return;
+    share(values, 0.0f);
+    LaneTeam(simt::warp_threads).sum(values);
+  }
+
+  template <int count>
+  KD_DEVICE void max(float (&values)[count]) {
+    block_.max(values);
+    if (simt::cluster_blocks() == 1) return;
+    share(values, -HUGE_VALF);
+    LaneTeam(simt::warp_threads).max(values);
+  }
+
+  // A block that ends takes its shared memory along, which others of the cluster may have yet to read.
+  KD_DEVICE void end() const {
+    if (simt::cluster_blocks() > 1) simt::sync_cluster();
+  }
+
+ private:
+  static constexpr int most_values = 4;
+  int rank_, size_;
+  int turn_ = 0;
+  BlockTeam<float> block_;
+
+  // Lane b of every warp gets the values of block b; lanes beyond the last block get `none`. Two sets in turn: when a block
+  // writes one again, all have been at the barrier of the other, and so have read it.
+  template <int count>
+  KD_DEVICE void share(float (&values)[count], float none) {
+    static_assert(count <= most_values, "room for four values");
+    KD_SHARED(float, shared, 2 * most_values);
+    float* const mine = shared + turn_ * most_values;
+    turn_ ^= 1;
+    if (simt::thread_index() == 0)
+      KD_UNROLL for (int j = 0; j < count; ++j) mine[j] = values[j];
+    simt::sync_cluster();
+    const int block = simt::lane_index();
+    KD_UNROLL for (int j = 0; j < count; ++j)
+      values[j] = block < simt::cluster_blocks() ? simt::read_cluster(mine + j, block) : none;
   }
 };
 

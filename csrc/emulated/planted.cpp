@@ -138,6 +138,45 @@ KD_KERNEL void misaligned_load(const float* values, int64_t count, float* result
   for (int64_t first = bug ? 1 : 0; first + 4 <= count; first += 4) store16(result + first, load16(values + first));
 }
 
+// result[i] = values[i] by way of shared memory, copied 16 bytes at a time, count a multiple of 4. The bug: what is copied is
+// not waited for.
+template <bool bug>
+KD_KERNEL void missing_wait(const float* values, int64_t count, float* result) {
+  float* const copy = dynamic_shared<float>();
+  const int first = 4 * thread_index();
+  if (first + 4 <= count) copy16(copy + first, values + first);
+  if (!bug) wait_copies();
+  if (first + 4 <= count) store16(result + first, load16(copy + first));
+}
+
+// result[i] = the sum of the first values of all blocks of the cluster, four; each writes the part it is the block of. The
+// bug: the threads of each block wait for each other alone.
+template <bool bug>
+KD_KERNEL void missing_cluster_barrier(const float* values, int64_t count, float* result) {
+  KD_SHARED(float, own, 1);
+  if (thread_index() == 0) own[0] = values[cluster_rank()];
+  if (bug) sync_threads();
+  else sync_cluster();
+  float sum = 0;
+  for (int rank = 0; rank < cluster_blocks(); ++rank) sum += read_cluster(own, rank);
+  const int64_t index = cluster_rank() * 16 + thread_index();
+  if (thread_index() < 16 && index < count) result[index] = sum;
+  sync_cluster();  // nobody ends while others read
+}
+
+// The same. The bug: blocks end while others read their shared memory.
+template <bool bug>
+KD_KERNEL void ended_block(const float* values, int64_t count, float* result) {
+  KD_SHARED(float, own, 1);
+  if (thread_index() == 0) own[0] = values[cluster_rank()];
+  sync_cluster();
+  float sum = 0;
+  for (int rank = 0; rank < cluster_blocks(); ++rank) sum += read_cluster(own, rank);
+  const int64_t index = cluster_rank() * 16 + thread_index();
+  if (thread_index() < 16 && index < count) result[index] = sum;
+  if (!bug) sync_cluster();
+}
+
 using Kernel = void (*)(const float*, int64_t, float*);
 struct Pair {
   Kernel correct;
@@ -155,16 +194,20 @@ const std::map<std::string, Pair> kernels = {
     {"returned_thread", {returned_thread<false>, returned_thread<true>}},
     {"large_shared", {large_shared<false>, large_shared<true>}},
     {"misaligned_load", {misaligned_load<false>, misaligned_load<true>}},
+    {"missing_wait", {missing_wait<false>, missing_wait<true>}},
+    {"missing_cluster_barrier", {missing_cluster_barrier<false>, missing_cluster_barrier<true>}},
+    {"ended_block", {ended_block<false>, ended_block<true>}},
 };
 
 py::array_t<float> planted(const std::string& name, bool bug, py::array_t<float, py::array::c_style> values) {
   const Pair& pair = kernels.at(name);
   const int64_t count = values.size();
-  const int64_t blocks = name == "global_write" ? (count + threads - 1) / threads : 1;
+  const int cluster = name == "missing_cluster_barrier" || name == "ended_block" ? 4 : 1;
+  const int64_t blocks = name == "global_write" ? (count + threads - 1) / threads : cluster;
   kd::emulated::Guarded result(count * sizeof(float));
   kd::emulated::Guarded input(count * sizeof(float));
   std::copy_n(values.data(), count, static_cast<float*>(input.data()));
-  launch(bug ? pair.bug : pair.correct, blocks, threads, threads * sizeof(float), nullptr,
+  launch_clusters(bug ? pair.bug : pair.correct, blocks, cluster, threads, threads * sizeof(float), nullptr,
          static_cast<const float*>(input.data()), count, static_cast<float*>(result.data()));
   result.check("the result");
   return py::array_t<float>(count, static_cast<float*>(result.data()));

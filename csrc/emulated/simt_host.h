@@ -1,15 +1,19 @@
-// The host form of csrc/cuda/simt.cuh: every CUDA thread of a block is a fiber, the blocks run one after another.
+// The host form of csrc/cuda/simt.cuh: every CUDA thread of a block is a fiber. The clusters run one after another, the
+// blocks of a cluster at the same time.
 //
-// A fiber runs until it must wait for others of its warp or block; then another one, drawn at random (set_seed), goes
+// A fiber runs until it must wait for others of its warp, block or cluster; then another one, drawn at random (set_seed), goes
 // on. A kernel without races gives the same result for every order, one that lacks a barrier does not. Beyond the
 // order:
 // - shared memory starts each block as 0xff bytes (NaN, -1) and lies between guard zones;
 // - threads that wait for each other forever, or at different places, end the launch with an error that names them;
 // - misaligned 16-byte accesses throw, as they would fault on a GPU;
+// - what copy16 copies arrives when its thread waits for it, and not before;
+// - reading the shared memory of a block that has ended throws;
 // - the fibers are announced to AddressSanitizer, so that its checks hold inside kernels.
 //
 // Test-only and single-threaded: one launch at a time in a process. The engine is simt_host.cpp.
 #pragma once
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <type_traits>
@@ -39,6 +43,8 @@ struct Self {
   int block_threads = 0;
   int64_t block = 0;
   int64_t grid_blocks = 0;
+  int cluster_rank = 0;
+  int cluster_blocks = 1;
 };
 extern const Self* self;
 
@@ -46,9 +52,12 @@ inline int thread_index() { return self->thread; }
 inline int block_threads() { return self->block_threads; }
 inline int64_t block_index() { return self->block; }
 inline int64_t grid_blocks() { return self->grid_blocks; }
+inline int cluster_rank() { return self->cluster_rank; }
+inline int cluster_blocks() { return self->cluster_blocks; }
 inline int lane_index() { return thread_index() % warp_threads; }
 inline int warp_index() { return thread_index() / warp_threads; }
 
+void sync_cluster(Place place = Place::here());
 void sync_threads(Place place = Place::here());
 void sync_warp(Place place = Place::here());
 bool vote_any(bool value, Place place = Place::here());
@@ -141,13 +150,34 @@ inline void store16(void* address, Bytes16 bytes, Place place = Place::here()) {
   std::memcpy(address, &bytes, sizeof bytes);
 }
 
-void run_grid(const std::function<void()>& kernel, int64_t blocks, int threads, size_t shared_bytes);
+void copy16(void* shared, const void* global, Place place = Place::here());
+void wait_copies();
+
+// Where block `rank` of the cluster has what this block has at `address` of its shared memory.
+const void* in_cluster(const void* address, int rank, Place place);
+
+template <class T>
+T read_cluster(const T* shared, int rank, Place place = Place::here()) {
+  return *static_cast<const T*>(in_cluster(shared, rank, place));
+}
+
+inline float fast_exp2(float x) {
+  const float power = std::exp2(x);
+  return power < 0x1p-126f ? 0.0f : power;
+}
+
+void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, int threads, size_t shared_bytes);
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* /*stream*/,
-            A... arguments) {
+void launch_clusters(void (*kernel)(P...), int64_t blocks, int cluster, int threads, size_t shared_bytes,
+                     void* /*stream*/, A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
-  run_grid([&] { kernel(static_cast<P>(arguments)...); }, blocks, threads, shared_bytes);
+  run_grid([&] { kernel(static_cast<P>(arguments)...); }, blocks, cluster, threads, shared_bytes);
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
+  launch_clusters(kernel, blocks, 1, threads, shared_bytes, stream, arguments...);
 }
 
 // Orders of threads and blocks that follow from `seed`; 0: ascending.

@@ -13,42 +13,44 @@ namespace {
 using kd::emulated::Outputs;
 
 // The plan of a launch form that plan_rows() might not choose for the problem: `lanes` per row at least in the held
-// form, exactly in the strided one, `threads` per block.
-kd::RowPlan forced_plan(const kd::SoftenedKL& problem, const std::string& name, int lanes, int threads) {
+// form, exactly in the strided one, `threads` per block, `cluster` blocks per staged row.
+kd::RowPlan forced_plan(const kd::SoftenedKL& problem, const std::string& name, int lanes, int threads, int cluster) {
   const auto found = std::find(std::begin(kd::form_names), std::end(kd::form_names), name);
   if (found == std::end(kd::form_names)) throw std::invalid_argument("no launch form is called " + name);
-  kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(kd::form_names)), threads, threads, 0, 0};
+  kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(kd::form_names)), threads, threads, 0, 0, 1};
   const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
   bool fits = unit_stride && !problem.is_double();
-  const int64_t chunks = (problem.classes + kd::chunk_classes - 1) / kd::chunk_classes + 1;
   if (plan.form == kd::RowForm::held) {
-    plan.lanes = std::max(lanes, kd::next_power_of_two((chunks + kd::held_chunks - 1) / kd::held_chunks));
+    const int64_t chunks = kd::parts_of(problem.classes, kd::chunk_classes);
+    plan.lanes = std::max(lanes, kd::next_power_of_two(kd::parts_of(chunks, kd::held_chunks)));
     fits = fits && plan.lanes <= kd::simt::warp_threads;
   } else if (plan.form == kd::RowForm::staged) {
-    plan.shared_bytes = chunks * kd::chunk_classes *
-                        (kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype));
+    const int bytes = kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype);
+    plan = kd::plan_staged(problem.classes, bytes, threads, cluster);
     fits = fits && plan.shared_bytes <= kd::shared_limit(90);
   } else if (plan.form == kd::RowForm::strided) {
     plan.lanes = lanes;
     fits = true;
   }
   if (!fits) throw std::invalid_argument("the launch form " + name + " does not fit the problem");
-  const int64_t rows_per_block = threads / plan.lanes;
-  plan.blocks = (problem.rows() + rows_per_block - 1) / rows_per_block;
+  plan.blocks = plan.cluster > 1 ? problem.rows() * plan.cluster : kd::parts_of(problem.rows(), threads / plan.lanes);
   return plan;
 }
 
-py::dict softened_kl(const kd::python::Options& options, const std::string& form, int lanes, int threads, int sm) {
+py::dict softened_kl(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
+                     int sm) {
   Outputs outputs;
   const kd::python::NumpyProblem numpy(
       options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
   const kd::SoftenedKL& problem = numpy.problem;
   const kd::RowPlan plan =
-      form == "auto" ? kd::plan_problem(problem.after_statistics(), sm) : forced_plan(problem, form, lanes, threads);
+      form == "auto" ? kd::plan_problem(problem.after_statistics(), sm)
+                     : forced_plan(problem, form, lanes, threads, cluster);
   kd::softened_kl_cuda(problem, plan, sm, nullptr);
   outputs.check();
   py::dict results = numpy.results();
   results["form"] = kd::form_names[static_cast<int>(plan.form)];
+  results["cluster"] = plan.cluster;
   return results;
 }
 
@@ -91,11 +93,11 @@ void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
 
 void bind_softened_kl(py::module_& m) {
   using namespace py::literals;
-  kd::python::def_softened_kl<const std::string&, int, int, int>(
+  kd::python::def_softened_kl<const std::string&, int, int, int, int>(
       m, &softened_kl,
       "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/softened_kl.h; `form` "
-      "forces a launch form, with `lanes` threads per row and `threads` per block.",
-      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "sm"_a = 90);
+      "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row.",
+      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90);
   m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);
   m.def("scale_gradient", &scale_gradient, "gradient"_a, "upstream"_a, "dim"_a = -1);
 }

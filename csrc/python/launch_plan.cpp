@@ -26,6 +26,7 @@ py::dict plan_rows(int64_t rows, int64_t classes, const std::string& dtype, int 
   result["threads"] = plan.threads;
   result["blocks"] = plan.blocks;
   result["shared_bytes"] = plan.shared_bytes;
+  result["cluster"] = plan.cluster;
   return result;
 }
 
@@ -72,7 +73,7 @@ void bind_launch_plan(py::module_& m) {
   m.def("launch_plan", &launch_plan, py::arg("family"), py::arg("rows"), py::arg("classes"), py::arg("dtype") = "float32",
         py::arg("sm") = 90, py::arg("width") = 128, py::arg("peers") = 3,
         "How the CUDA kernels of a family would be launched. softened_kl: for rows x classes; form, lanes, threads, blocks, "
-        "shared_bytes. similarity: for queries (rows) x keys (classes) of `width` features; row_shares, column_shares, "
+        "shared_bytes, cluster. similarity: for queries (rows) x keys (classes) of `width` features; row_shares, column_shares, "
         "band_rows, band_bytes, product_shares. peer_ensemble: for samples (rows) of `peers` and a leader; tile (classes), "
         "teams, parts, threads, blocks, shared_bytes (csrc/cuda/launch.h).");
 }
