@@ -6,8 +6,8 @@ import torch
 
 import kdkernels as kd
 
-# Held in registers; staged in shared memory; streamed; each aligned and ragged.
-CLASSES = [10, 100, 1000, 1001, 4096, 4099, 70001]
+# Held in registers; staged in the shared memory of a block, of a cluster of blocks; streamed; each aligned and ragged.
+CLASSES = [10, 100, 1000, 1001, 4096, 4099, 32000, 70001, 2**20 + 1]
 
 
 def main() -> None:
@@ -25,6 +25,15 @@ def main() -> None:
             kd.dkpp_loss(student, teacher).backward()
             for mode, adjust in (("flsw", "ps"), ("cwsm", "lsr")):
                 kd.dynamic_temperature_kl(student, teacher, target, mode=mode, adjust=adjust, beta=1e-3).backward()
+        # Peers that stay in shared memory, and peers that come tile by tile.
+        for classes in (100, 5003):
+            peers, leader = (torch.randn(*sizes, classes, device="cuda", dtype=dtype, requires_grad=True) for sizes in ((5, 3), (5,)))
+            query, key = (torch.randn(5, 3, 8, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
+            target, gate = torch.randint(classes, (5,), device="cuda"), torch.softmax(torch.randn(5, 3, device="cuda"), -1)
+            (2 * kd.okddip_loss(peers, leader, query, key, target)).backward()
+            kd.gated_ensemble_loss(gate.requires_grad_(), peers, target).backward()
+            kd.leave_one_out_loss(peers, target).backward()
+            kd.peer_attention(query, key, peers)[0].sum().backward()
         # Classes strided: one thread per row.
         student, teacher = (torch.randn(2, 19, 7, 5, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
         kd.softened_kl(student, teacher, dim=1, reduction="none").sum().backward()
