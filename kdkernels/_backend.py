@@ -12,6 +12,7 @@ import os
 import warnings
 
 import torch
+from torch import Tensor
 
 from . import _loader
 
@@ -51,6 +52,11 @@ class backend:
 
 def choice() -> str:
     return _choice
+
+
+def device_type(tensor: Tensor) -> str:
+    """What `tensor.device.type` is. That spells the name anew each time, which takes longer than any check of a loss."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 
 def use_library(device_type: str) -> bool:

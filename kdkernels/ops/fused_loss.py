@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default
 
@@ -60,10 +61,16 @@ class FusedLoss:
             return self.without_gradients(self.op(*arguments))
         if torch._C._are_functorch_transforms_active():
             return self.without_gradients(_Transformed.apply(self, *arguments))
-        if True not in arguments[-self.differentiable :]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.without_gradients(self.op(*arguments))
-        return Eager.apply(self, arguments, *arguments[: self.differentiable])
+        return self.eager(arguments, True in arguments[-self.differentiable :])
+
+    def eager(self, arguments: tuple, differentiable: bool) -> tuple[Tensor, ...]:
+        """Outside of transforms and graphs: computed first, then put into the graph."""
+        with torch._C._AutoDispatchBelowAutograd():
+            output = self.op(*arguments)
+        loss, *others = self.without_gradients(output)
+        if differentiable:
+            loss = _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
+        return (loss, *others)
 
     def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The whole output, inside a transform or outside."""
@@ -163,8 +170,8 @@ def is_plain(tensor: Tensor) -> bool:
     transform, nor a batch of gradients (is_grads_batched=True)."""
     return (
         type(tensor) is Tensor
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+        and not is_functorch_wrapped_tensor(tensor)
+        and not is_legacy_batchedtensor(tensor)
     )
 
 
@@ -183,29 +190,29 @@ def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
     return gradient if wanted else None
 
 
-class Eager(torch.autograd.Function):
-    """What register_autograd makes, at half the cost: that goes through Python twice."""
+class _Eager(torch.autograd.Function):
+    """Puts a computed loss into the graph, and it alone: what else the op returns is constant.
+
+    register_autograd would do so at twice the cost: it goes through Python twice. At small batches the steps of
+    Python are the time that a loss takes, so there are few on the common path.
+    """
 
     @staticmethod
-    def forward(ctx, loss, arguments, *differentiable):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = loss.op(*arguments)
-        result = loss.without_gradients(output)
+    def forward(ctx, loss, arguments, output, *differentiable):
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*result[1:])
         ctx.save_for_backward(*arguments[: loss.tensors])  # for the rare paths alone
         ctx.loss = loss
         ctx.options = arguments[loss.tensors :]
         ctx.gradients = output[loss.gradients]
-        return result
+        return output[0]
 
     @staticmethod
-    def backward(ctx, upstream, *_):
-        if _is_one(upstream) and ctx.gradients is not None and not torch.is_grad_enabled():
-            # The commonest case, in as few steps of Python as it takes: at small batches they are the time it takes.
-            gradients, ctx.gradients = ctx.gradients, None
-            return (None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
-        return (None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[2:]))
+    def backward(ctx, upstream):
+        gradients = ctx.gradients
+        if gradients is not None and _is_one(upstream) and not torch.is_grad_enabled():
+            ctx.gradients = None
+            return (None, None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
+        return (None, None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[3:]))
 
 
 class _Transformed(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._names import KEY_TARGETS, REDUCTIONS
 from ..reference.similarity import info_nce_loss, similarity_kl, supervised_contrastive_loss
-from .fused_loss import SCALE, Eager, FusedLoss, is_plain
+from .fused_loss import SCALE, FusedLoss, is_plain
 
 _NONE, _SUM = REDUCTIONS["none"], REDUCTIONS["sum"]
 _NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
@@ -72,9 +72,7 @@ class SimilarityLoss(FusedLoss):
         arguments = (*others, reduction, False, False, False)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return super().__call__(*arguments)
-        if grad_query or grad_key or grad_temperature:
-            return Eager.apply(self, arguments, *arguments[: self.differentiable])
-        return super().__call__(*arguments)
+        return self.eager(arguments, grad_query or grad_key or grad_temperature)
 
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor]:
         return output[:1]

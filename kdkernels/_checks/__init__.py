@@ -1,0 +1,67 @@
+"""One helper per rule on the arguments of the public functions. They run once, before any kernel.
+
+ValueError for values, shapes and devices, TypeError for dtypes and types; a message tells the name, the rule,
+what was got, and the remedy where that is not plain. Good arguments cost a few comparisons. Values inside a
+tensor are looked at only where no device has to be waited for: see `readable`.
+"""
+
+from .bank import (
+    bank_index,
+    bank_rows,
+    contrast_index,
+    features_of_width,
+    index_range,
+    memory_bank,
+    normalizer,
+)
+from .common import (
+    at_least_one,
+    float_tensor,
+    not_negative,
+    number,
+    one_of,
+    positive,
+    process_group,
+    same_device,
+    unit_interval,
+)
+from .peer_ensemble import (
+    gate,
+    leader,
+    peer_features,
+    peer_terms,
+    peers,
+    sample_labels,
+)
+from .rows import (
+    class_dimension,
+    class_range,
+    confidence,
+    host_generator,
+    label_range,
+    labels,
+    logits_alone,
+    pair,
+    permutation,
+    permutes_classes,
+    row_mask,
+    row_tensor,
+    row_weight,
+    same_shape,
+    several_classes,
+    temperature,
+)
+from .similarity import (
+    as_many_rows,
+    bias_of_one_direction,
+    diagonal,
+    feature_mask,
+    feature_temperature,
+    feature_weight,
+    features,
+    indices,
+    logit_bias,
+    positive_range,
+    queries_and_keys,
+    ranks,
+)
