@@ -16,11 +16,13 @@ template <class A, int count>
 KD_INLINE void label_row(const SoftenedKL& problem, int64_t label, const Lines<A>& row, A max, A inverse_temperature,
                          const LabelTerm<A> (&terms)[count], bool add, A (&cross_entropy)[count]) {
   const int64_t classes = problem.classes;
+  const Line<A> student_weight = row.student_weight(add);
   A sums[2];
   sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
+    row.next_student.prefetch(i);
     const Vec<A> above = load(row.student.in(place) + i) - max;
     const Vec<A> weight = exp_product(above, inverse_temperature);
-    store(row.student_weight + i, weight);
+    store(student_weight.in(place) + i, weight);
     part[0] += weight;
     if (!place) part[1] += above;
   });
@@ -57,7 +59,7 @@ KD_INLINE void label_row(const SoftenedKL& problem, int64_t label, const Lines<A
   const A share = scale * inverse_temperature / sums[0];
   off *= inverse_temperature;
   each_vector<A>(classes, [&](int64_t i, auto place) {
-    const Vec<A> gradient = load(row.student_weight + i) * share - off;
+    const Vec<A> gradient = load(student_weight.in(place) + i) * share - off;
     A* to = row.grad_student.in(place) + i;
     store(to, add ? gradient + load(to) : gradient);
   });

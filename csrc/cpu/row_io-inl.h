@@ -30,6 +30,15 @@ KD_INLINE A* class_at(const Line<A>& row, int64_t c, int64_t classes) {
   return (c < body_classes(classes) ? row.body : row.tail) + c;
 }
 
+// The row of a tensor that is read next. A sweep that computes asks for it vector by vector, so that the one which reads it
+// need not wait for memory.
+struct Upcoming {
+  const char* row;
+  int64_t size;  // bytes per class
+
+  KD_INLINE void prefetch(int64_t c) const { __builtin_prefetch(row + c * size); }
+};
+
 // The rows of one tensor [outer, classes, inner], for reading or for writing, a tile of them at a time: rows of one outer
 // position. Rows of neighbouring numbers of the arithmetic type are used where they lie, all but the last, partial vector;
 // others are copied.
@@ -46,6 +55,13 @@ class RowAccess {
     if (!rows_.data) return {};
     A* own = scratch_ + r * padded_;
     return {in_place_ ? static_cast<A*>(rows_.data) + start(first + r) : own, own};
+  }
+
+  // Where classes are not neighbours, a place that is at hand anyway.
+  Upcoming upcoming(int64_t row) const {
+    if (!rows_.data || rows_.class_stride != 1) return {reinterpret_cast<const char*>(scratch_), 0};
+    const int64_t size = element_size(rows_.dtype);
+    return {static_cast<const char*>(rows_.data) + start(row) * size, size};
   }
 
   void load(int64_t first, int64_t count) const {

@@ -57,11 +57,11 @@ KD_INLINE VecD select(VecL condition, VecD yes, VecD no) { return condition ? ye
 // e^(x y) for x y <= 88: the exponent of a softmax at inverse temperature y. As 2^(n + r) with x y log2(e) = n + r,
 // |r| <= 1/2, and the minimax polynomial of 2^r of degree 6 (relative error 2^-29).
 KD_INLINE VecF exp_product(VecF x, float y) {
-  const float scale = y * 1.44269504f, smallest = -125.5f;  // 2^n is a normal number from there on
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const VecF exponent = x * scale;
-  const VecF shifted = exponent + 12582912.0f;
-  const VecF r = exponent - (shifted - 12582912.0f);
+  const float scale = y * 1.44269504f, smallest = -125.0f;  // 2^n times the polynomial is a normal number from there on
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The product is fused into either sum.
+  const float round = 12582912.0f;
+  const VecF shifted = x * scale + round;
+  const VecF r = x * scale - (shifted - round);
   VecF power = r * 1.534581243e-4f + 1.339993090e-3f;
   power = power * r + 9.618489072e-3f;
   power = power * r + 5.550328642e-2f;
@@ -73,7 +73,7 @@ KD_INLINE VecF exp_product(VecF x, float y) {
   std::memcpy(&bits, &power, sizeof bits);
   bits += n << 23;
   std::memcpy(&power, &bits, sizeof power);
-  return select(exponent < smallest, VecF{}, power);
+  return select(shifted < round + smallest, VecF{}, power);
 }
 
 KD_INLINE VecF exp(VecF x) { return exp_product(select(x > 88.0f, splat(88.0f), x), 1.0f); }

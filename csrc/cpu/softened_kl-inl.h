@@ -9,8 +9,9 @@
 //     4  loss and gradients                                forward KL of two softmaxes: its loss came with sweep 2
 //
 // A target that follows from the label alone takes two sweeps (cpu/label_rows-inl.h); so does the hard label, at
-// temperature 1. Sums are taken in blocks, so that their rounding error grows with the
-// number of blocks and not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache.
+// temperature 1. Sums are taken in blocks, so that their rounding error grows with the number of blocks and not of classes.
+// Scratch is a handful of rows: it stays in the L1 or L2 cache. Sweep 2 computes and hardly reads: it asks for the next row,
+// which sweep 1 would have to wait for.
 // After highway's pattern: no intrinsics, no #if; included by cpu/softened_kl_kernel.cpp through cpu/each_isa.h.
 
 #include "divergences-inl.h"
@@ -31,9 +32,14 @@ template <class A>
 struct Lines {
   int64_t number;
   Line<A> student, teacher, grad_student, grad_teacher;
-  A *student_weight, *teacher_weight;  // scratch, padded
-  A* spare;         // source permuted: scratch, and
-  uint32_t* order;  // for each class that whose weight it gets
+  Line<A> student_scratch;
+  A* teacher_weight;  // scratch, padded
+  A* spare;           // source permuted: scratch, and
+  uint32_t* order;    // for each class that whose weight it gets
+  Upcoming next_student, next_teacher;
+
+  // The student's weights lie where its gradient will, for the sake of the caches, unless there is one to be added to.
+  KD_INLINE Line<A> student_weight(bool add) const { return grad_student && !add ? grad_student : student_scratch; }
 };
 
 // How the target's weights are dealt out to the classes once they and their sum are known; the teacher's row itself stays
@@ -78,8 +84,9 @@ struct Permuted {
 // scale * (q - p) in units of the target's sum of weights (RowPair::ratio).
 template <class A>
 KD_INLINE void gradient_from_weights(const Lines<A>& row, int64_t classes, A ratio, A scale, bool add) {
+  const Line<A> weight = row.student_weight(add);
   each_vector<A>(classes, [&](int64_t i, auto place) {
-    const Vec<A> gradient = (load(row.student_weight + i) * ratio - load(row.teacher_weight + i)) * scale;
+    const Vec<A> gradient = (load(weight.in(place) + i) * ratio - load(row.teacher_weight + i)) * scale;
     A* to = row.grad_student.in(place) + i;
     store(to, add ? gradient + load(to) : gradient);
   });
@@ -97,11 +104,14 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   // The commonest divergence of two softmaxes follows from sums of the weights alone: sum p ((t - z) / T) less the
   // difference of the log-sums.
   constexpr bool from_weights = D::is_forward && Source::normalised && !smoothed;
+  const Line<A> student_weight = row.student_weight(add);
   A weights[3];
   sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
+    row.next_student.prefetch(i);
+    row.next_teacher.prefetch(i);
     const Vec<A> z = load(row.student.in(place) + i), t = load(row.teacher.in(place) + i);
     const Vec<A> student = pair.student.weight(z), teacher = Source::weight(t, pair.target);
-    store(row.student_weight + i, student);
+    store(student_weight.in(place) + i, student);
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
@@ -132,7 +142,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   if (smoothed)
     for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
   const auto terms_at = [&](int64_t i, auto place) {
-    return pair.terms(smoothed, load(row.student.in(place) + i), load(row.student_weight + i),
+    return pair.terms(smoothed, load(row.student.in(place) + i), load(student_weight.in(place) + i),
                       load(row.teacher.in(place) + i), load(row.teacher_weight + i),
                       i + lanes < classes ? splat(eps) : last_eps);
   };
@@ -341,6 +351,7 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   for (int64_t first = begin, count; first < end; first += count) {
     // Rows of one tile lie side by side in memory: they share the outer position.
     count = tile == 1 ? 1 : std::min({tile, end - first, inner - first % inner});
+    const int64_t next = std::min(first + count, end - 1);
     student.load(first, count);
     teacher.load(first, count);
     for (int64_t r = 0; r < count; ++r) {
@@ -349,10 +360,12 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
                          teacher.row(first, r),
                          grad_student.row(first, r),
                          grad_teacher.row(first, r),
-                         weights,
+                         {weights, weights},
                          weights + padded,
                          weights + 2 * padded,
-                         reinterpret_cast<uint32_t*>(weights + 3 * padded)};
+                         reinterpret_cast<uint32_t*>(weights + 3 * padded),
+                         student.upcoming(next),
+                         teacher.upcoming(next)};
       A hard = 0, soft = 0;
       solve_row(problem, row_scales<A>(problem, row.number), row, soft_row, soft, hard);
       row_losses[row.number] = soft;
