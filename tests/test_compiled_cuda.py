@@ -1,4 +1,5 @@
-"""The compiled CUDA kernels as cuobjdump of the triton package sees them: stacks, 16-byte loads, tensor cores. Needs no GPU."""
+"""The compiled CUDA kernels as cuobjdump of the triton package sees them: registers, stacks, 16-byte accesses, tensor cores.
+Needs no GPU."""
 
 import importlib.util
 import re
@@ -22,28 +23,24 @@ pytestmark = pytest.mark.skipif(
 
 # Bytes of stack that kernels use, as nvcc 13.0 compiles them; every other kernel that does not compute in float64 has none.
 # A figure may only be made smaller. Architectures that are not listed are not judged.
-STACKS = {
-    "sm_90a": {
-        # Two matrices of sums, the student's and the teacher's, are more than a thread's registers hold.
-        "sweep_kernel<ThreadTiles<float>, true>": 208,
-        "sweep_kernel<TF32Tiles, true>": 112,
-        "sweep_kernel<HalfTiles, true>": 128,
-        "sweep_kernel<BFloat16Tiles, true>": 128,
-        # Two blocks per multiprocessor leave a thread 128 registers.
-        "band_kernel<TF32Tiles, float, false>": 16,
-        "products_kernel<TF32Tiles, false>": 40,
-        "products_kernel<TF32Tiles, true>": 88,
-        "products_kernel<BFloat16Tiles, true>": 64,
-        # One thread per row, for classes that are no neighbours.
-        "lane_rows_kernel<float, LabelTarget, ForwardKL<float>, Streamed<float> >": 16,
-        "lane_rows_kernel<float, LogitsTarget, JensenShannon<float>, Streamed<float> >": 16,
-    },
+STACKS = {"sm_90a": {}}
+
+# Registers that let as many blocks on a multiprocessor, which has 65,536, as the launch is planned for.
+REGISTERS = {
+    re.compile(r"(sweep|band)_kernel<(TF32|Half|BFloat16)Tiles.*false>"): 65536 // (2 * 256),
+    re.compile(r"products_kernel<(TF32|BFloat16)Tiles"): 65536 // (2 * 256),
+    re.compile(r"peer_(ensemble|mixture|mixture_backward)_kernel"): 65536 // 512,
 }
 
 # Whose instructions are looked at, one per launch form and tile: to disassemble all would take minutes.
-ROWS = re.compile(r"(lane|block)_rows_kernel<float, LogitsTarget, ForwardKL<float>|(lane|block)_statistics_kernel<float>")
+ROWS = re.compile(
+    r"(lane|cluster)_rows_kernel<float, LogitsTarget, ConstantTeacherKL<float>|(lane|block)_statistics_kernel<float>"
+)
 BANKS = re.compile(r"bank_(scores|exponentials)_kernel<float")
 TILES = re.compile(r"(sweep|band|products)_kernel<(TF32|Half|BFloat16)Tiles.*false>")
+PEERS = re.compile(r"peer_(ensemble|mixture|mixture_backward)_kernel<float")
+# What touches every number once.
+ONCE = re.compile(r"(finish|inverse_norms|scale_gradients)_kernel<float>")
 # An address in a comment, maybe a predicate, the name.
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\S+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
@@ -73,14 +70,15 @@ def cubins(tmp_path_factory) -> list[tuple[str, Path, dict[str, str]]]:
 
 @pytest.fixture(scope="session")
 def instructions(cubins) -> dict[str, Counter]:
-    """Of the kernels of ROWS, BANKS and TILES: how often each instruction stands in them, on one architecture that has
-    tensor cores for TF32."""
+    """Of the kernels of ROWS, BANKS, TILES, PEERS and ONCE: how often each instruction stands in them, on one architecture
+    that has tensor cores for TF32."""
     able = {architecture for architecture, _, _ in cubins} - {"sm_75"}
     architecture = "sm_90a" if "sm_90a" in able else min(able, default=None)
     found = {}
     for its, cubin, resources in cubins:
         names = dict(zip(resources, readable(list(resources))))
-        wanted = [mangled for mangled, name in names.items() if any(kind.match(name) for kind in (ROWS, BANKS, TILES))]
+        kinds = (ROWS, BANKS, TILES, PEERS, ONCE)
+        wanted = [mangled for mangled, name in names.items() if any(kind.match(name) for kind in kinds)]
         if its != architecture or not wanted:
             continue
         text = run(CUOBJDUMP, "-sass", "-fun", ",".join(wanted), cubin)
@@ -106,19 +104,19 @@ def test_the_library_is_of_these_sources(cubins):
     assert len(cubins) == len(sources) * len({architecture for architecture, _, _ in cubins})
 
 
-def stacks(cubins, architecture) -> dict[str, int]:
-    """Bytes, of the kernels that do not compute in float64."""
+def resources_of(cubins, architecture, what) -> dict[str, int]:
+    """STACK: bytes, REG: registers; of the kernels that do not compute in float64."""
     found = {}
     for its, _, resources in cubins:
         if its == architecture:
-            sizes = (int(re.search(r"STACK:(\d+)", resource)[1]) for resource in resources.values())
+            sizes = (int(re.search(rf"{what}:(\d+)", resource)[1]) for resource in resources.values())
             found |= zip(readable(list(resources)), sizes)
     return {name: size for name, size in found.items() if "double" not in name}
 
 
 @pytest.mark.parametrize("architecture", STACKS)
 def test_no_kernel_uses_more_stack_than_is_known(cubins, architecture):
-    found, known = stacks(cubins, architecture), STACKS[architecture]
+    found, known = resources_of(cubins, architecture, "STACK"), STACKS[architecture]
     if not found:
         pytest.skip(f"the library has nothing for {architecture}")
     assert {name: size for name, size in found.items() if size > known.get(name, 0)} == {}
@@ -126,20 +124,42 @@ def test_no_kernel_uses_more_stack_than_is_known(cubins, architecture):
     assert {name: found.get(name) for name in known if found.get(name) != known[name]} == {}
 
 
-def test_rows_and_banks_are_read_16_bytes_at_a_time(instructions):
-    wide = of_kind(instructions, ROWS, r"LDG\.E.*128") | of_kind(instructions, BANKS, r"LDG\.E.*128")
-    assert len(wide) >= 10
+@pytest.mark.parametrize("kind", REGISTERS, ids=lambda kind: kind.pattern)
+def test_registers_let_the_planned_blocks_on_a_multiprocessor(cubins, kind):
+    for architecture in {architecture for architecture, _, _ in cubins} & STACKS.keys():
+        found = {name: n for name, n in resources_of(cubins, architecture, "REG").items() if kind.match(name)}
+        assert found and {name: n for name, n in found.items() if n > REGISTERS[kind]} == {}
+
+
+@pytest.mark.parametrize("kind, least", [(ROWS, 6), (BANKS, 4), (TILES, 8), (PEERS, 7), (ONCE, 3)])
+def test_memory_is_read_16_bytes_at_a_time(instructions, kind, least):
+    wide = of_kind(instructions, kind, r"LDG\.E.*128|LDGSTS\.E.*128")
+    assert len(wide) >= least
     assert [name for name, count in wide.items() if not count] == []
 
 
 def test_gradients_are_written_16_bytes_at_a_time(instructions):
-    wide = {name: count for name, count in of_kind(instructions, ROWS, r"STG\.E.*128").items() if "statistics" not in name}
-    assert len(wide) == 4
+    found = of_kind(instructions, ROWS, r"STG\.E.*128") | of_kind(instructions, ONCE, r"STG\.E.*128")
+    wide = {name: count for name, count in found.items() if not re.search("statistics|inverse_norms", name)}
+    assert len(wide) == 4 + 2
     assert [name for name, count in wide.items() if not count] == []
 
 
-def test_similarity_tiles_are_read_wide_and_multiplied_on_tensor_cores(instructions):
-    for words in (r"HMMA|HGMMA", r"LDG?\.E.*128|LDGSTS\.E.*128"):
+def test_staged_rows_come_by_copies_and_are_shared_by_clusters(instructions):
+    for words in (r"LDGSTS\.E.*128", "UCGABAR_ARV", "UCGABAR_WAIT"):
+        (count,) = of_kind(instructions, re.compile("cluster_rows_kernel<.*Staged"), words).values()
+        assert count
+
+
+def test_similarities_come_by_copies_and_are_multiplied_on_tensor_cores(instructions):
+    """Tiles go to shared memory without passing through registers, and from there as the matrices that fragments are."""
+    for words in (r"LDGSTS\.E.*128", r"LDSM\.16\.M88\.4", r"HMMA|HGMMA"):
         found = of_kind(instructions, TILES, words)
         assert len(found) == 8
         assert [name for name, count in found.items() if not count] == []
+
+
+def test_bands_and_products_are_written_16_bytes_at_a_time(instructions):
+    wide = {name: count for name, count in of_kind(instructions, TILES, r"STG\.E.*128").items() if "sweep" not in name}
+    assert len(wide) == 5
+    assert [name for name, count in wide.items() if not count] == []

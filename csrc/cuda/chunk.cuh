@@ -46,11 +46,26 @@ KD_DEVICE void write_chunk(T* row, int64_t stride, Chunk chunk, int count, const
     simt::Bytes16 bytes[sizeof(from) / 16];
     memcpy(bytes, from, sizeof from);
     KD_UNROLL for (int i = 0; i < static_cast<int>(sizeof(from) / 16); ++i)
-      simt::store16(reinterpret_cast<char*>(row + chunk.first) + 16 * i, bytes[i]);
+      simt::store16_global(reinterpret_cast<char*>(row + chunk.first) + 16 * i, bytes[i]);
     return;
   }
   KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
     if (chunk.of(e) < count) row[chunk.of(e) * stride] = from[e];
+}
+
+// 8 neighbours of an array of any length, `count` of which exist; zeros beyond.
+KD_DEVICE int at_most_a_chunk(int64_t count) {
+  return static_cast<int>(count < 0 ? 0 : count < chunk_classes ? count : chunk_classes);
+}
+
+template <class T>
+KD_DEVICE void load_neighbours(const T* from, int64_t count, T (&to)[chunk_classes]) {
+  read_chunk(from, 1, Chunk{0, 1}, at_most_a_chunk(count), T{}, to);
+}
+
+template <class T>
+KD_DEVICE void store_neighbours(T* to, int64_t count, const T (&from)[chunk_classes]) {
+  write_chunk(to, 1, Chunk{0, 1}, at_most_a_chunk(count), from);
 }
 
 // Numbers as they are moved: by their size. bfloat16 and float16 differ only in the conversion, so that the code of every

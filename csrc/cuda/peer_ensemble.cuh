@@ -11,6 +11,7 @@
 // of 1e4 keep their digits. While the largest is not known yet what was summed is moved along (`raised`). No atomics: every
 // sum has a fixed order. A label that is no class makes its sample NaN: a device cannot raise.
 #pragma once
+#include "cuda/chunk.cuh"
 #include "cuda/peer_sample.cuh"
 #include "gradient_list.h"
 
@@ -48,7 +49,7 @@ class PeerBlock : PeerTiles<A> {
 
  private:
   using Tiles = PeerTiles<A>;
-  using Tiles::above, Tiles::add_exponentials, Tiles::each_tile, Tiles::log_soft, Tiles::own_number, Tiles::part_number,
+  using Tiles::above, Tiles::each_tile, Tiles::log_soft, Tiles::own_number, Tiles::part_number,
       Tiles::raise_maxima, Tiles::reset_numbers, Tiles::row_number;
   using Tiles::classes_, Tiles::inverse_temperature_, Tiles::logits_, Tiles::part_numbers_, Tiles::peers_, Tiles::plan_,
       Tiles::row_numbers_, Tiles::rows_, Tiles::sample_, Tiles::students_, Tiles::warp_;
@@ -131,12 +132,12 @@ class PeerBlock : PeerTiles<A> {
     each_tile(true, [&](int64_t, int64_t count) {
       raise_maxima(count);
       warp_.each_row(rows_, [&](int64_t row) {
-        if (row < students_) add_exponentials(row, count);
+        if (row < students_) Tiles::template add_exponentials<true>(row, count);
         if (mix == PeerMix::logits && is_mixed(row)) add_mixed_exponentials(row, count);
       });
     });
     if (simt::thread_index() < rows_) {
-      Tiles::finish_row(simt::thread_index());
+      Tiles::template finish_row<true>(simt::thread_index());
       if (mix == PeerMix::logits) finish_mixture(simt::thread_index());
     }
     simt::sync_threads();
@@ -410,13 +411,18 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) peer_loss_kernel(PeerEnsemble pr
 template <class U>
 KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) scale_gradients_kernel(GradientList list, const U* upstream) {
   if (upstream[0] == U(1)) return;
-  const int64_t step = simt::grid_blocks() * simt::block_threads();
-  const int64_t begin = simt::block_index() * simt::block_threads() + simt::thread_index();
-  for (int i = 0; i < most_gradients; ++i)
+  const int64_t step = simt::grid_blocks() * simt::block_threads() * chunk_classes;
+  const int64_t begin = (simt::block_index() * simt::block_threads() + simt::thread_index()) * chunk_classes;
+  KD_UNROLL for (int i = 0; i < most_gradients; ++i)
     with_dtype(list.dtype[i], [&](auto* type) {
+      std::remove_pointer_t<decltype(type)> numbers[chunk_classes];
       auto* gradient = static_cast<decltype(type)>(list.data[i]);
-      for (int64_t j = begin; j < list.count[i]; j += step)
-        from_arithmetic(to_arithmetic(gradient[j]) * upstream[0], gradient + j);
+      for (int64_t j = begin; j < list.count[i]; j += step) {
+        load_neighbours(gradient + j, list.count[i] - j, numbers);
+        KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
+          from_arithmetic(to_arithmetic(numbers[e]) * upstream[0], numbers + e);
+        store_neighbours(gradient + j, list.count[i] - j, numbers);
+      }
     });
 }
 

@@ -85,9 +85,9 @@ class MixtureBlock : PeerTiles<A> {
     Tiles::reset_numbers();
     each_tile(true, [&](int64_t, int64_t count) {
       Tiles::raise_maxima(count);
-      warp_.each_row(peers_, [&](int64_t row) { Tiles::add_exponentials(row, count); });
+      warp_.each_row(peers_, [&](int64_t row) { Tiles::template add_exponentials<false>(row, count); });
     });
-    if (simt::thread_index() < peers_) Tiles::finish_row(simt::thread_index());
+    if (simt::thread_index() < peers_) Tiles::template finish_row<false>(simt::thread_index());
     simt::sync_threads();
   }
 

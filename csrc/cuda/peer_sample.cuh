@@ -177,29 +177,32 @@ class PeerTiles {
     simt::sync_threads();
   }
 
+  // `hard`: at temperature 1 too.
+  template <bool hard>
   KD_DEVICE void add_exponentials(int64_t row, int64_t count) const {
-    A sums[2] = {0, 0};
+    A sums[hard ? 2 : 1] = {};
     warp_.each_class(count, [&](int64_t c) {
       const A z = above(row, c);
       sums[0] += exponential(z * inverse_temperature_);
-      sums[1] += exponential(z);
+      if constexpr (hard) sums[1] += exponential(z);
     });
     PeerWarp::sum(sums);
     if (simt::lane_index() != 0) return;
     const A raised = row_number(row, row_raised);
     own_number(row, soft_sum) = own_number(row, soft_sum) * exponential(-raised * inverse_temperature_) + sums[0];
-    own_number(row, hard_sum) = own_number(row, hard_sum) * exponential(-raised) + sums[1];
+    if constexpr (hard) own_number(row, hard_sum) = own_number(row, hard_sum) * exponential(-raised) + sums[1];
   }
 
   // One thread adds the parts.
+  template <bool hard>
   KD_DEVICE void finish_row(int64_t row) const {
-    A soft = 0, hard = 0;
+    A sums[hard ? 2 : 1] = {};
     for (int part = 0; part < plan_.parts; ++part) {
-      soft += part_number(part, row, soft_sum);
-      hard += part_number(part, row, hard_sum);
+      sums[0] += part_number(part, row, soft_sum);
+      if constexpr (hard) sums[1] += part_number(part, row, hard_sum);
     }
-    row_number(row, soft_log) = logarithm(soft);
-    row_number(row, hard_log) = logarithm(hard);
+    row_number(row, soft_log) = logarithm(sums[0]);
+    if constexpr (hard) row_number(row, hard_log) = logarithm(sums[1]);
   }
 
   const PeerPlan plan_;

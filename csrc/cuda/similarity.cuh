@@ -71,13 +71,16 @@ template <class Kind, bool teacher>
 void launch_sweeps(const SimilarityOnDevice<typename Kind::Number>& problem, void* stream) {
   using A = typename Kind::Number;
   const int64_t row_tiles = parts_of(problem.queries(), tile_rows), column_tiles = parts_of(problem.keys(), tile_rows);
+  const auto sweep = [&](bool by_column, int64_t tiles, int shares) {
+    simt::launch(sweep_kernel<Kind, teacher>, tiles * shares, tile_threads, 0, stream, problem,
+                 logits_of(problem, false, by_column), logits_of(problem, teacher, by_column), by_column, shares);
+  };
   if (problem.symmetric) {
     const int shares = problem.plan.column_shares;
-    simt::launch(sweep_kernel<Kind, teacher>, column_tiles * shares, tile_threads, 0, stream, problem, true, shares);
+    sweep(true, column_tiles, shares);
     simt::launch(column_sums_kernel<A>, parts_of(problem.keys(), reduce_threads), reduce_threads, 0, stream, problem, shares);
   }
-  const int shares = problem.plan.row_shares;
-  simt::launch(sweep_kernel<Kind, teacher>, row_tiles * shares, tile_threads, 0, stream, problem, false, shares);
+  sweep(false, row_tiles, problem.plan.row_shares);
   simt::launch(rows_kernel<A>, parts_of(problem.queries(), reduce_threads), reduce_threads, 0, stream, problem);
   simt::launch(batch_kernel<A>, 1, reduce_threads, 0, stream, problem);
   if (problem.symmetric)
@@ -95,7 +98,7 @@ void launch_gradients(const SimilarityOnDevice<typename Kind::Number>& problem, 
   for (int64_t first = 0; first < queries; first += problem.plan.band_rows) {
     const int64_t rows = queries - first < problem.plan.band_rows ? queries - first : problem.plan.band_rows;
     simt::launch(band_kernel<Kind, typename Products::Element, teacher>, parts_of(rows, tile_rows) * key_tiles, tile_threads, 0,
-                 stream, problem, first);
+                 stream, problem, logits_of(problem, false, false), logits_of(problem, teacher, false), first);
     const TileOperand band{work.band, band_dtype, rows, keys, keys}, transposed_band{work.band, band_dtype, keys, rows, keys};
     if (problem.grad_query.data || problem.grad_temperature) {
       const int shares = problem.plan.product_shares;
@@ -187,8 +190,8 @@ inline void similarity_rank_cuda(const SimilarityRank& problem, void* workspace,
     A* const key_norms = problem.normalize ? query_norms + problem.query.rows : nullptr;
     launch_inverse_norms(problem.query, query_norms, stream);
     launch_inverse_norms(problem.key, key_norms, stream);
-    simt::launch(rank_kernel<Kind>, parts_of(problem.query.rows, tile_rows), tile_threads, 0, stream, problem, query_norms,
-                 key_norms);
+    const LogitTile<A> tile{as_operand(problem.query), as_operand(problem.key), query_norms, key_norms};
+    simt::launch(rank_kernel<Kind>, parts_of(problem.query.rows, tile_rows), tile_threads, 0, stream, problem, tile);
   });
 }
 

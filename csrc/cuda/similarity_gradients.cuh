@@ -6,30 +6,40 @@
 namespace kd {
 namespace {
 
-// d loss / d s_jk, the divisor of the batch left out.
+// d loss / d s_jk for the keys k of one query j, the divisor of the batch left out.
 template <class A, bool teacher>
-KD_DEVICE A logit_gradient(const SimilarityOnDevice<A>& problem, int64_t j, int64_t k, A student, A other) {
-  const SimilarityWorkspace<A>& work = problem.work;
-  const A weight = work.weights[j];
-  const A q = exponential(student - work.log_sums[j]);
-  if constexpr (teacher) return weight * (q - exponential(other - work.teacher_log_sums[j]));
-  if (weight == A(0) && !problem.symmetric) return A(0);
-  A p = is_positive(problem, j, k) ? A(1) : A(0);
-  if (problem.target == KeyTarget::labels) p /= work.positives[j];
-  if (!problem.symmetric) return weight * (q - p);
-  // A column that is nobody's positive may be empty, its softmax no number.
-  const A column_weight = work.column_weights[k];
-  const A by_column = column_weight == A(0) ? A(0) : column_weight * exponential(student - work.column_log_sums[k]);
-  return (weight * (q - p) + (by_column - weight * p)) / 2;
-}
+struct RowGradient {
+  const SimilarityOnDevice<A>& problem;
+  A weight, log_sum;
+  A teacher_log_sum = 0;
+  A positive = 1;  // a positive's share of the target
+
+  KD_DEVICE RowGradient(const SimilarityOnDevice<A>& problem, int64_t j)
+      : problem(problem), weight(problem.work.weights[j]), log_sum(problem.work.log_sums[j]) {
+    if constexpr (teacher) teacher_log_sum = problem.work.teacher_log_sums[j];
+    else if (problem.target == KeyTarget::labels) positive /= problem.work.positives[j];
+  }
+
+  KD_DEVICE A operator()(int64_t k, A student, A other, bool is_positive) const {
+    const A q = exponential(student - log_sum);
+    if constexpr (teacher) return weight * (q - exponential(other - teacher_log_sum));
+    if (weight == A(0) && !problem.symmetric) return A(0);
+    const A p = is_positive ? positive : A(0);
+    if (!problem.symmetric) return weight * (q - p);
+    // A column that is nobody's positive may be empty, its softmax no number.
+    const A column_weight = problem.work.column_weights[k];
+    const A by_column = column_weight == A(0) ? A(0) : column_weight * exponential(student - problem.work.column_log_sums[k]);
+    return (weight * (q - p) + (by_column - weight * p)) / 2;
+  }
+};
 
 // A tile of the band that begins with query `first_query`: H = d loss / d <f_j, g_k>.
 template <class Kind, class H, bool teacher>
 KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
-    band_kernel(SimilarityOnDevice<typename Kind::Number> problem, int64_t first_query) {
+    band_kernel(SimilarityOnDevice<typename Kind::Number> problem, LogitTile<typename Kind::Number> student_tile,
+                LogitTile<typename Kind::Number> teacher_tile, int64_t first_query) {
   using A = typename Kind::Number;
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
-  const LogitTile<A> student_tile = logits_of(problem, false, false), teacher_tile = logits_of(problem, teacher, false);
   const int64_t tiles = (problem.keys() + tile_rows - 1) / tile_rows;
   const int64_t first_row = first_query + simt::block_index() / tiles * tile_rows;
   const int64_t first_key = simt::block_index() % tiles * tile_rows;
@@ -40,21 +50,39 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
     multiply_tiles<Kind, false, false>(teacher_tile.rows, first_row, teacher_tile.columns, first_key, 0,
                                        teacher_tile.rows.depth, shared, teacher_products);
   const A inverse_temperature = problem.inverse_temperature(), unit = inverse_temperature / *problem.work.divisor;
-  KD_UNROLL for (int r = 0; r < own_rows; ++r)
+  A factors[own_rows], teacher_factors[own_rows];
+  const OwnPlaces<Kind> own;
+  student_tile.column_factors(own, first_key, factors);
+  if constexpr (teacher) teacher_tile.column_factors(own, first_key, teacher_factors);
+  const int rows = in_tile(problem.queries(), first_row), keys = in_tile(problem.keys(), first_key);
+  const uint32_t inside = own.columns_where([&](int column) { return column < keys; });
+  KD_UNROLL for (int r = 0; r < own_rows; ++r) {
+    const bool exists = own.row(r) < rows;
+    const int row = exists ? own.row(r) : 0;
+    const int64_t j = first_row + row;
+    const bool has_query = exists && problem.has_query(j);
+    const uint32_t counted = has_query ? inside & ~own_column(problem, false, own, r, first_row, first_key) : 0u;
+    const uint32_t positives = teacher || !exists ? 0u : positive_keys(problem, own, r, first_row, first_key);
+    const RowGradient<A, teacher> by_logit(problem, j);
+    const A factor = student_tile.row_factor(first_row, row, inverse_temperature);
+    const A scale = student_tile.row_factor(first_row, row, unit);
+    const A teacher_factor = teacher ? teacher_tile.row_factor(first_row, row, inverse_temperature) : A(0);
+    H gradients[own_rows];
     KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-      const int64_t j = first_row + Kind::row(r), k = first_key + Kind::column(c);
-      if (j >= problem.queries() || k >= problem.keys()) continue;
+      const int64_t k = first_key + own.column(c);
       A gradient = 0;
-      if (problem.has_query(j) && !problem.is_own(j, k)) {
-        A student = student_tile(products.at(r, c), j, k, inverse_temperature), other = 0;
+      if (counted >> c & 1) {
+        A student = products.at(r, c) * factor * factors[c], other = 0;
         if (problem.bias)
           student += static_cast<const A*>(problem.bias)[j * problem.bias_query_stride + k * problem.bias_key_stride];
-        if constexpr (teacher) other = teacher_tile(teacher_products.at(r, c), j, k, inverse_temperature);
-        gradient = logit_gradient<A, teacher>(problem, j, k, student, other) * unit;
-        if (student_tile.row_scales) gradient *= student_tile.row_scales[j] * student_tile.column_scales[k];
+        if constexpr (teacher) other = teacher_products.at(r, c) * teacher_factor * teacher_factors[c];
+        gradient = by_logit(k, student, other, positives >> c & 1) * scale * factors[c];
       }
-      from_arithmetic(gradient, static_cast<H*>(problem.work.band) + (j - first_query) * problem.keys() + k);
+      from_arithmetic(gradient, gradients + c);
     }
+    H* const to = static_cast<H*>(problem.work.band) + (j - first_query) * problem.keys() + first_key;
+    store_row<Kind>(to, exists ? keys : 0, gradients);
+  }
 }
 
 // to[share][row][column] = sum over the share's depth of a(row, k) b(column, k), added to what is there if `more`.
@@ -65,18 +93,18 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, Kind::blocks)
   const int64_t across = (b.rows + tile_rows - 1) / tile_rows, share = simt::block_index() % shares;
   const int64_t first_row = simt::block_index() / shares / across * tile_rows;
   const int64_t first_column = simt::block_index() / shares % across * tile_rows;
-  constexpr int64_t step = TileCarrier<Kind, a_transposed>::step;
+  constexpr int64_t step = tile_step<Kind>;
   const int64_t steps = (a.depth + step - 1) / step, end = steps * (share + 1) / shares * step;
   typename Kind::Sums sums;
   multiply_tiles<Kind, a_transposed, true>(a, first_row, b, first_column, steps * share / shares * step,
                                            end < a.depth ? end : a.depth, shared, sums);
-  KD_UNROLL for (int r = 0; r < own_rows; ++r)
-    KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-      const int64_t row = first_row + Kind::row(r), column = first_column + Kind::column(c);
-      if (row >= a.rows || column >= b.rows) continue;
-      auto* at = to + (share * a.rows + row) * b.rows + column;
-      *at = more ? *at + sums.at(r, c) : sums.at(r, c);
-    }
+  const int rows = in_tile(a.rows, first_row), columns = in_tile(b.rows, first_column);
+  KD_UNROLL for (int r = 0; r < own_rows; ++r) {
+    typename Kind::Number numbers[own_rows];
+    KD_UNROLL for (int c = 0; c < own_rows; ++c) numbers[c] = sums.at(r, c);
+    const int row = Kind::row(r);
+    store_row<Kind>(to + (share * a.rows + first_row + row) * b.rows + first_column, row < rows ? columns : 0, numbers, more);
+  }
 }
 
 // A warp per row: the gradient of a row of features from its products, and what the temperature gets of it. No inverse norms:
@@ -87,19 +115,29 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
                   const A* inverse_norms, const bool* mask, A* temperature_terms) {
   const LaneTeam team(simt::warp_threads);
   const int64_t row = team.row(), width = features.width;
-  const auto product = [&](int64_t d) {
-    A sum = 0;
-    for (int share = 0; share < shares; ++share) sum += products[(share * rows + row) * width + d];
-    return sum;
+  const auto each_chunk = [&](const auto& body) {
+    for (int64_t d = team.rank() * chunk_classes; d < width; d += team.size() * chunk_classes) body(d);
+  };
+  const auto add_products = [&](int64_t d, A(&sum)[chunk_classes]) {
+    for (int share = 0; share < shares; ++share) {
+      A part[chunk_classes];
+      load_neighbours(products + (share * rows + row) * width + d, width - d, part);
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[e] += part[e];
+    }
   };
   const bool computed = row < rows && (!mask || mask[first_row + row]);
   A along[1] = {0};
   with_dtype(features.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* numbers = static_cast<const T*>(features.data) + (first_row + row) * features.stride;
-    if (computed)
-      for (int64_t d = team.rank(); d < width; d += team.size())
-        along[0] += static_cast<A>(to_arithmetic(numbers[d])) * product(d);
+    each_chunk([&](int64_t d) {
+      if (!computed) return;
+      T chunk[chunk_classes];
+      A sum[chunk_classes] = {};
+      load_neighbours(numbers + d, width - d, chunk);
+      add_products(d, sum);
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) along[0] += static_cast<A>(to_arithmetic(chunk[e])) * sum[e];
+    });
     team.sum(along);
     if (row >= rows) return;
     if (temperature_terms && team.rank() == 0) temperature_terms[first_row + row] = along[0];
@@ -107,11 +145,17 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
     const A inverse = inverse_norms ? inverse_norms[first_row + row] : A(0);
     const A factor = inverse < static_cast<A>(1 / least_norm) ? along[0] * inverse * inverse : A(0);
     T* to = static_cast<T*>(gradient.data) + (first_row + row) * gradient.stride;
-    for (int64_t d = team.rank(); d < width; d += team.size()) {
-      A value = computed ? product(d) : A(0);
-      if (factor != A(0)) value -= static_cast<A>(to_arithmetic(numbers[d])) * factor;
-      from_arithmetic(value, to + d);
-    }
+    each_chunk([&](int64_t d) {
+      T chunk[chunk_classes];
+      A sum[chunk_classes] = {};
+      if (computed) add_products(d, sum);
+      if (factor != A(0)) {
+        load_neighbours(numbers + d, width - d, chunk);
+        KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[e] -= static_cast<A>(to_arithmetic(chunk[e])) * factor;
+      }
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) from_arithmetic(sum[e], chunk + e);
+      store_neighbours(to + d, width - d, chunk);
+    });
   });
 }
 

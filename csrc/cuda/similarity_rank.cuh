@@ -8,11 +8,10 @@ namespace {
 // A block per 128 queries goes over all keys twice: for the positives' similarities, then to count what is before them.
 template <class Kind>
 KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
-    rank_kernel(SimilarityRank problem, const typename Kind::Number* query_scales, const typename Kind::Number* key_scales) {
+    rank_kernel(SimilarityRank problem, LogitTile<typename Kind::Number> tile) {
   using A = typename Kind::Number;
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
   KD_SHARED(A, chosen, tile_rows);
-  const LogitTile<A> tile{as_operand(problem.query), as_operand(problem.key), query_scales, key_scales};
   const int64_t first_row = simt::block_index() * tile_rows, rows = tile.rows.rows, columns = tile.columns.rows;
   for (int row = simt::thread_index(); row < tile_rows; row += tile_threads) chosen[row] = static_cast<A>(NAN);
   A before[own_rows] = {};
@@ -20,11 +19,18 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
     for (int64_t first = 0; first < columns; first += tile_rows) {
       typename Kind::Sums products;
       multiply_tiles<Kind, false, false>(tile.rows, first_row, tile.columns, first, 0, tile.rows.depth, shared, products);
-      KD_UNROLL for (int r = 0; r < own_rows; ++r)
+      A factors[own_rows];
+      const OwnPlaces<Kind> own;
+      tile.column_factors(own, first, factors);
+      KD_UNROLL for (int r = 0; r < own_rows; ++r) {
+        const int64_t row = first_row + own.row(r);
+        if (row >= rows) continue;
+        const A factor = tile.row_factor(first_row, own.row(r), A(1));
         KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-          const int64_t row = first_row + Kind::row(r), column = first + Kind::column(c);
-          if (row < rows && column < columns) body(r, row, column, tile(products.at(r, c), row, column, A(1)));
+          const int64_t column = first + own.column(c);
+          if (column < columns) body(r, row, column, products.at(r, c) * factor * factors[c]);
         }
+      }
     }
   };
   each([&](int r, int64_t row, int64_t column, A similarity) {

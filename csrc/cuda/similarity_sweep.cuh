@@ -6,67 +6,109 @@
 namespace kd {
 namespace {
 
-// A thread's part of one tile: 8 rows, 8 columns each.
-template <class A, bool teacher, class Kind>
-KD_DEVICE void sweep_tile(const SimilarityOnDevice<A>& problem, bool by_column, int64_t first_row, int64_t first_column,
-                          const LogitTile<A>& student_tile, const LogitTile<A>& teacher_tile, typename Kind::Sums& products,
-                          typename Kind::Sums& teacher_products, RowSweep<A> (&sweeps)[own_rows]) {
-  const A inverse_temperature = problem.inverse_temperature();
-  const int64_t rows = student_tile.rows.rows, columns = student_tile.columns.rows;
-  KD_UNROLL for (int r = 0; r < own_rows; ++r) {
-    const int64_t row = first_row + Kind::row(r);
-    if (row >= rows) continue;
-    RowSweep<A>& sweep = sweeps[r];
-    A student[own_rows], other[own_rows], highest = -HUGE_VALF, teacher_highest = -HUGE_VALF;
-    KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-      const int64_t column = first_column + Kind::column(c), j = by_column ? column : row, k = by_column ? row : column;
-      student[c] = other[c] = -HUGE_VALF;
-      if (column >= columns || problem.is_own(j, k) || (by_column && !problem.has_query(j))) continue;
-      student[c] = student_tile(products.at(r, c), row, column, inverse_temperature);
-      if (problem.bias)
-        student[c] += static_cast<const A*>(problem.bias)[j * problem.bias_query_stride + k * problem.bias_key_stride];
-      if (student[c] > highest) highest = student[c];
-      if (by_column) continue;
-      if constexpr (teacher) {
-        other[c] = teacher_tile(teacher_products.at(r, c), row, column, inverse_temperature);
-        if (other[c] > teacher_highest) teacher_highest = other[c];
-      } else if (is_positive(problem, j, k)) {
-        sweep.chosen += student[c];
-        sweep.positives += A(1);
-      }
-    }
-    sweep.raise(highest);
-    const A base = RowSweep<A>::base(sweep.max);
-    KD_UNROLL for (int c = 0; c < own_rows; ++c) sweep.sum += exponential(student[c] - base);
-    if constexpr (teacher) {
-      sweep.raise_teacher(teacher_highest);
-      const A teacher_base = RowSweep<A>::base(sweep.teacher_max);
-      KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-        const A weight = exponential(other[c] - teacher_base);
-        sweep.teacher_sum += weight;
-        sweep.against += weight == A(0) ? A(0) : weight * (other[c] - student[c]);
-      }
-    }
-  }
+// Lanes of a warp that have the same rows keep what they know of them together, each of other rows.
+template <class Kind>
+constexpr int kept_rows = Kind::warp_sharers < own_rows ? own_rows / Kind::warp_sharers : 1;
+
+template <class Kind, class A>
+KD_DEVICE A sum_of_sharers(A number) {
+  KD_UNROLL for (int mask = 1; mask < Kind::warp_sharers; mask *= 2) number += simt::shuffle_xor(number, mask);
+  return number;
 }
 
-// Threads that share rows put their sweeps together. Of the lanes, the first has them in the order of their columns.
-template <class A, class Kind, class Body>
-KD_DEVICE void merge_sweeps(RowSweep<A> (&sweeps)[own_rows], TileNumbers16& shared, const Body& body) {
-  constexpr int words = sizeof(RowSweep<A>) / 4;
-  KD_UNROLL for (int r = 0; r < own_rows; ++r)
-    KD_UNROLL for (int mask = 1; mask < Kind::warp_sharers; mask *= 2) {
-      uint32_t mine[words], theirs[words];
-      memcpy(mine, &sweeps[r], sizeof mine);
-      KD_UNROLL for (int w = 0; w < words; ++w) theirs[w] = simt::shuffle_xor(mine[w], mask);
-      RowSweep<A> other;
-      memcpy(&other, theirs, sizeof other);
-      sweeps[r].merge(other);
+template <class Kind, class A>
+KD_DEVICE A max_of_sharers(A number) {
+  KD_UNROLL for (int mask = 1; mask < Kind::warp_sharers; mask *= 2) {
+    const A other = simt::shuffle_xor(number, mask);
+    number = other > number ? other : number;
+  }
+  return number;
+}
+
+// Of 8 pairs of a row, the logits of those that count, and -inf.
+template <class A, class Products>
+KD_DEVICE void row_logits(Products& products, int r, uint32_t counted, A row_factor, const A (&column_factors)[own_rows],
+                          A (&logits)[own_rows]) {
+  KD_UNROLL for (int c = 0; c < own_rows; ++c)
+    logits[c] = counted >> c & 1 ? products.at(r, c) * row_factor * column_factors[c] : -static_cast<A>(HUGE_VALF);
+}
+
+template <class Kind, class A>
+KD_DEVICE A highest_of_row(const A (&logits)[own_rows]) {
+  A highest = logits[0];
+  KD_UNROLL for (int c = 1; c < own_rows; ++c) highest = logits[c] > highest ? logits[c] : highest;
+  return max_of_sharers<Kind>(highest);
+}
+
+// One tile, of which a thread has 8 rows and 8 columns.
+template <class A, bool teacher, class Kind>
+KD_DEVICE void sweep_tile(const SimilarityOnDevice<A>& problem, bool by_column, int64_t first_row, int64_t first_column,
+                          const LogitTile<A>& student_tile, const LogitTile<A>& teacher_tile, A inverse_temperature,
+                          typename Kind::Sums& products, typename Kind::Sums& teacher_products,
+                          RowSweep<A> (&sweeps)[kept_rows<Kind>]) {
+  const int rows = in_tile(student_tile.rows.rows, first_row), columns = in_tile(student_tile.columns.rows, first_column);
+  A factors[own_rows], teacher_factors[own_rows];
+  const OwnPlaces<Kind> own;
+  student_tile.column_factors(own, first_column, factors);
+  if constexpr (teacher) teacher_tile.column_factors(own, first_column, teacher_factors);
+  const uint32_t inside = own.columns_where([&](int column) {
+    return column < columns && (!by_column || !problem.mask || (problem.mask + first_column)[column]);
+  });
+  RowSweep<A> parts[kept_rows<Kind>];
+  KD_UNROLL for (int r = 0; r < own_rows; ++r) {
+    const int row = own.row(r);
+    const bool exists = row < rows;
+    const uint32_t counted = exists ? inside & ~own_column(problem, by_column, own, r, first_row, first_column) : 0u;
+    const A factor = exists ? student_tile.row_factor(first_row, row, inverse_temperature) : A(0);
+    A student[own_rows];
+    row_logits(products, r, counted, factor, factors, student);
+    if (problem.bias) {
+      const int64_t row_stride = by_column ? problem.bias_key_stride : problem.bias_query_stride;
+      const int64_t column_stride = by_column ? problem.bias_query_stride : problem.bias_key_stride;
+      const A* bias = static_cast<const A*>(problem.bias) + first_row * row_stride + first_column * column_stride;
+      KD_UNROLL for (int c = 0; c < own_rows; ++c)
+        if (counted >> c & 1) student[c] += bias[row * row_stride + own.column(c) * column_stride];
     }
+    RowSweep<A> part;
+    part.max = highest_of_row<Kind>(student);
+    KD_UNROLL for (int c = 0; c < own_rows; ++c) part.sum += exponential(student[c] - RowSweep<A>::base(part.max));
+    part.sum = sum_of_sharers<Kind>(part.sum);
+    if constexpr (teacher) {
+      A other[own_rows];
+      const A teacher_factor = exists ? teacher_tile.row_factor(first_row, row, inverse_temperature) : A(0);
+      row_logits(teacher_products, r, counted, teacher_factor, teacher_factors, other);
+      part.teacher_max = highest_of_row<Kind>(other);
+      KD_UNROLL for (int c = 0; c < own_rows; ++c) {
+        const A weight = exponential(other[c] - RowSweep<A>::base(part.teacher_max));
+        part.teacher_sum += weight;
+        part.against += weight == A(0) ? A(0) : weight * (other[c] - student[c]);
+      }
+      part.teacher_sum = sum_of_sharers<Kind>(part.teacher_sum);
+      part.against = sum_of_sharers<Kind>(part.against);
+    } else {
+      const bool looks = exists && !by_column;
+      const uint32_t chosen = looks ? counted & positive_keys(problem, own, r, first_row, first_column) : 0u;
+      if (simt::vote_any(chosen)) {  // where a row has one positive, few tiles have any
+        KD_UNROLL for (int c = 0; c < own_rows; ++c)
+          if (chosen >> c & 1) part.chosen += student[c], part.positives += A(1);
+        part.chosen = sum_of_sharers<Kind>(part.chosen);
+        part.positives = sum_of_sharers<Kind>(part.positives);
+      }
+    }
+    if (r / kept_rows<Kind> == simt::lane_index() % Kind::warp_sharers) parts[r % kept_rows<Kind>] = part;
+  }
+  KD_UNROLL for (int i = 0; i < kept_rows<Kind>; ++i) sweeps[i].merge(parts[i]);
+}
+
+// Warps that have the same rows put their sweeps together.
+template <class A, class Kind, class Body>
+KD_DEVICE void merge_sweeps(const RowSweep<A> (&sweeps)[kept_rows<Kind>], TileNumbers16& shared, const Body& body) {
   static_assert(sizeof(RowSweep<A>) * Kind::warps_across * tile_rows <= sizeof(TileNumbers16), "room for all");
   auto* table = reinterpret_cast<RowSweep<A>*>(shared);
-  if (simt::lane_index() % Kind::warp_sharers == 0)
-    KD_UNROLL for (int r = 0; r < own_rows; ++r) table[Kind::warp_across() * tile_rows + Kind::row(r)] = sweeps[r];
+  KD_UNROLL for (int i = 0; i < kept_rows<Kind>; ++i) {
+    const int r = simt::lane_index() % Kind::warp_sharers * kept_rows<Kind> + i;
+    if (r < own_rows) table[Kind::warp_across() * tile_rows + Kind::row(r)] = sweeps[i];
+  }
   simt::sync_threads();
   for (int row = simt::thread_index(); row < tile_rows; row += tile_threads) {
     RowSweep<A> all = table[row];
@@ -76,15 +118,16 @@ KD_DEVICE void merge_sweeps(RowSweep<A> (&sweeps)[own_rows], TileNumbers16& shar
 }
 
 template <class Kind, bool teacher>
-KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
-    sweep_kernel(SimilarityOnDevice<typename Kind::Number> problem, bool by_column, int shares) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
+    sweep_kernel(SimilarityOnDevice<typename Kind::Number> problem, LogitTile<typename Kind::Number> student_tile,
+                 LogitTile<typename Kind::Number> teacher_tile, bool by_column, int shares) {
   using A = typename Kind::Number;
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
-  const LogitTile<A> student_tile = logits_of(problem, false, by_column), teacher_tile = logits_of(problem, teacher, by_column);
   const int64_t first_row = simt::block_index() / shares * tile_rows, share = simt::block_index() % shares;
   const int64_t tiles = (student_tile.columns.rows + tile_rows - 1) / tile_rows;
   const int64_t end = tiles * (share + 1) / shares;
-  RowSweep<A> sweeps[own_rows];
+  const A inverse_temperature = problem.inverse_temperature();
+  RowSweep<A> sweeps[kept_rows<Kind>];
   for (int64_t tile = tiles * share / shares; tile < end; ++tile) {
     const int64_t first_column = tile * tile_rows;
     typename Kind::Sums products, teacher_products;
@@ -93,8 +136,8 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads)
     if constexpr (teacher)
       multiply_tiles<Kind, false, false>(teacher_tile.rows, first_row, teacher_tile.columns, first_column, 0,
                                          teacher_tile.rows.depth, shared, teacher_products);
-    sweep_tile<A, teacher, Kind>(problem, by_column, first_row, first_column, student_tile, teacher_tile, products,
-                                 teacher_products, sweeps);
+    sweep_tile<A, teacher, Kind>(problem, by_column, first_row, first_column, student_tile, teacher_tile,
+                                 inverse_temperature, products, teacher_products, sweeps);
   }
   merge_sweeps<A, Kind>(sweeps, shared, [&](int row, const RowSweep<A>& all) {
     if (first_row + row < student_tile.rows.rows)
@@ -110,10 +153,15 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) inverse_norms_kernel(Features fe
   A sum[1] = {0};
   with_dtype(features.dtype, [&](auto* type) {
     if (row >= features.rows) return;
-    const auto* numbers = static_cast<const std::remove_pointer_t<decltype(type)>*>(features.data) + row * features.stride;
-    for (int64_t d = team.rank(); d < features.width; d += team.size()) {
-      const A x = static_cast<A>(to_arithmetic(numbers[d]));
-      sum[0] += x * x;
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* numbers = static_cast<const T*>(features.data) + row * features.stride;
+    for (int64_t d = team.rank() * chunk_classes; d < features.width; d += team.size() * chunk_classes) {
+      T chunk[chunk_classes];
+      load_neighbours(numbers + d, features.width - d, chunk);
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+        const A x = static_cast<A>(to_arithmetic(chunk[e]));
+        sum[0] += x * x;
+      }
     }
   });
   team.sum(sum);

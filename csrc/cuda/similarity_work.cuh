@@ -1,5 +1,6 @@
 // What the kernels of a loss on similarities share: the softmax of a part of a row, the workspace, and logits from tiles.
 #pragma once
+#include "cuda/chunk.cuh"
 #include "cuda/launch.h"
 #include "cuda/math.cuh"
 #include "cuda/tile_product.cuh"
@@ -73,26 +74,67 @@ struct SimilarityOnDevice : Similarity {
   }
 };
 
-// Rows against columns of one pair of features: queries against keys or, for the columns, the other way round.
+// The rows and columns of a thread in a tile, counted from the first of the tile on: 32 bits, of which the 64 of the first are
+// not a thread's own. Made for each tile anew (simt::opaque), else there would be no registers left for the tile.
+template <class Kind>
+class OwnPlaces {
+ public:
+  KD_DEVICE OwnPlaces() : first_row_(simt::opaque(Kind::row(0))), first_column_(simt::opaque(Kind::column(0))) {}
+
+  KD_DEVICE int row(int r) const { return first_row_ + (Kind::row(r) - Kind::row(0)); }
+  KD_DEVICE int column(int c) const { return first_column_ + (Kind::column(c) - Kind::column(0)); }
+
+  // The columns that a condition holds for, as bits.
+  template <class Condition>
+  KD_DEVICE uint32_t columns_where(const Condition& condition) const {
+    uint32_t bits = 0;
+    KD_UNROLL for (int c = 0; c < own_rows; ++c) bits |= condition(column(c)) ? 1u << c : 0u;
+    return bits;
+  }
+  // The column `distance` behind the first of the tile.
+  KD_DEVICE uint32_t column_at(int64_t distance) const {
+    const int at = distance >= 0 && distance < tile_rows ? static_cast<int>(distance) : -1;
+    return columns_where([&](int column) { return column == at; });
+  }
+
+ private:
+  const int first_row_, first_column_;
+};
+
+// How many of `all` there are in a tile that begins with number `first`.
+KD_DEVICE int in_tile(int64_t all, int64_t first) {
+  const int64_t left = all - first;
+  return static_cast<int>(left < tile_rows ? left : tile_rows);
+}
+
+// Rows against columns of one pair of features: queries against keys or, for the columns, the other way round. Made on the
+// host: what a kernel is given, and not what it chooses, is known to lie in global memory.
 template <class A>
 struct LogitTile {
   TileOperand rows, columns;
-  const A* row_scales;
+  const A* row_scales;  // null: 1 each
   const A* column_scales;
 
-  // Logit but for bias: <row, column> / T.
-  KD_DEVICE A operator()(A product, int64_t row, int64_t column, A inverse_temperature) const {
-    if (row_scales) product = product * row_scales[row] * column_scales[column];
-    return product * inverse_temperature;
+  // The logit of a pair, but for its bias, is the product of their features, times one of these, times the other.
+  KD_DEVICE A row_factor(int64_t first_row, int row, A inverse_temperature) const {
+    return row_scales ? (row_scales + first_row)[row] * inverse_temperature : inverse_temperature;
+  }
+  template <class Kind>
+  KD_DEVICE void column_factors(const OwnPlaces<Kind>& own, int64_t first_column, A (&factors)[own_rows]) const {
+    const int count = in_tile(columns.rows, first_column);
+    KD_UNROLL for (int c = 0; c < own_rows; ++c) {
+      factors[c] = 1;
+      if (column_scales && own.column(c) < count) factors[c] = (column_scales + first_column)[own.column(c)];
+    }
   }
 };
 
-KD_DEVICE TileOperand as_operand(const Features& features) {
+inline TileOperand as_operand(const Features& features) {
   return {features.data, features.dtype, features.rows, features.width, features.stride};
 }
 
 template <class A>
-KD_DEVICE LogitTile<A> logits_of(const SimilarityOnDevice<A>& problem, bool teacher, bool by_column) {
+LogitTile<A> logits_of(const SimilarityOnDevice<A>& problem, bool teacher, bool by_column) {
   const Features& query = teacher ? problem.teacher_query : problem.query;
   const Features& key = teacher ? problem.teacher_key : problem.key;
   A* const* scales = problem.work.inverse_norms + (teacher ? 2 : 0);
@@ -100,8 +142,26 @@ KD_DEVICE LogitTile<A> logits_of(const SimilarityOnDevice<A>& problem, bool teac
   return {as_operand(query), as_operand(key), scales[0], scales[1]};
 }
 
-KD_DEVICE bool is_positive(const Similarity& problem, int64_t j, int64_t k) {
-  return problem.target == KeyTarget::labels ? problem.query_labels[j] == problem.key_labels[k] : k == problem.positive_of(j);
+// The column that is the row itself, as a bit.
+template <class Kind>
+KD_DEVICE uint32_t own_column(const Similarity& problem, bool by_column, const OwnPlaces<Kind>& own, int r, int64_t first_row,
+                              int64_t first_column) {
+  if (problem.own_key < 0) return 0;
+  return own.column_at(first_row - first_column + (by_column ? -problem.own_key : problem.own_key) + own.row(r));
+}
+
+// The keys that are positives of a query, as bits.
+template <class Kind>
+KD_DEVICE uint32_t positive_keys(const Similarity& problem, const OwnPlaces<Kind>& own, int r, int64_t first_query,
+                                 int64_t first_key) {
+  if (problem.target == KeyTarget::labels) {
+    const int64_t label = (problem.query_labels + first_query)[own.row(r)];
+    const int count = in_tile(problem.keys(), first_key);
+    const int64_t* labels = problem.key_labels + first_key;
+    return own.columns_where([&](int column) { return column < count && labels[column] == label; });
+  }
+  if (!problem.positive) return own.column_at(first_query - first_key + own.row(r));
+  return own.column_at((problem.positive + first_query)[own.row(r)] - first_key);
 }
 
 }  // namespace

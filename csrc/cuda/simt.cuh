@@ -11,7 +11,8 @@
 //   undefined.
 // - Shared memory is uninitialised: KD_SHARED(float, name, 32) declares an array of a block, dynamic_shared<T>() is
 //   what the launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
-// - load16, store16 and copy16 demand addresses that are multiples of 16.
+// - load16, store16 and copy16 demand addresses that are multiples of 16. store16_global is for global memory: one
+//   instruction, where a compiler may make four of the other.
 // - What copy16 brings to shared memory is there for the thread that asked, after its wait_copies.
 // - The blocks of a cluster, neighbours in the grid, run at the same time. sync_cluster is the sync_threads of all their
 //   threads; read_cluster reads what another block has in the same place of its shared memory, which must not have ended.
@@ -89,6 +90,10 @@ KD_DEVICE Bytes16 load16(const void* address) {
 
 KD_DEVICE void store16(void* address, Bytes16 bytes) {
   *static_cast<uint4*>(address) = make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]);
+}
+
+KD_DEVICE void store16_global(void* address, Bytes16 bytes) {
+  __stwb(static_cast<uint4*>(address), make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]));
 }
 
 // 16 bytes from global to shared memory, past the registers.

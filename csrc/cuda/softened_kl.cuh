@@ -398,15 +398,14 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
   const int64_t step = simt::grid_blocks() * simt::block_threads() * chunk_classes;
   const int64_t begin = (simt::block_index() * simt::block_threads() + simt::thread_index()) * chunk_classes;
   for (int64_t first = begin; first < count; first += step) {
-    const int left = static_cast<int>(count - first < chunk_classes ? count - first : chunk_classes);
     T numbers[chunk_classes];
-    read_chunk(gradient + first, 1, Chunk{0, 1}, left, T{}, numbers);
+    load_neighbours(gradient + first, count - first, numbers);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int64_t i = first + e;
-      const int64_t row = !per_row || e >= left ? 0 : classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
+      const int64_t row = !per_row || i >= count ? 0 : classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
       from_arithmetic(to_arithmetic(numbers[e]) * upstream[row], numbers + e);
     }
-    write_chunk(gradient + first, 1, Chunk{0, 1}, left, numbers);
+    store_neighbours(gradient + first, count - first, numbers);
   }
 }
 

@@ -150,6 +150,8 @@ inline void store16(void* address, Bytes16 bytes, Place place = Place::here()) {
   std::memcpy(address, &bytes, sizeof bytes);
 }
 
+inline void store16_global(void* address, Bytes16 bytes, Place place = Place::here()) { store16(address, bytes, place); }
+
 void copy16(void* shared, const void* global, Place place = Place::here());
 void wait_copies();
 
