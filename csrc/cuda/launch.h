@@ -37,7 +37,7 @@ constexpr int held_chunks = 4;
 
 // Block of the forms with several rows per block: a last block wastes little, and 16 fill a multiprocessor.
 constexpr int small_block = 128;
-// 512 threads leave each 128 registers, which every block kernel fits without spilling; 1,024 would leave 64.
+// 512 threads leave each 128 registers, which every kernel of blocks fits without spilling; 1,024 would leave 64.
 constexpr int largest_block = 512;
 
 // A row is dealt out to clusters of so many blocks that four of these fit on a multiprocessor: while one waits for its row,

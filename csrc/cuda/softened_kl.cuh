@@ -327,15 +327,16 @@ KD_DEVICE Divisors row_divisors(const SoftenedKL& problem, int64_t row) {
   return group_divisors<A>(problem, grouped ? row / problem.group_rows() : 0);
 }
 
+// Of the commonest problem four blocks are on a multiprocessor. The others take the registers they need.
 template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(small_block, is_constant_teacher<D> ? 4 : 1) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
   LaneTeam team(lanes);
   Storage storage;
   solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
 }
 
 template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) cluster_rows_kernel(SoftenedKL problem, D divergence) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block, 1) cluster_rows_kernel(SoftenedKL problem, D divergence) {
   ClusterTeam team;
   Storage storage;
   solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);

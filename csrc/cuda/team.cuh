@@ -67,11 +67,17 @@ class BlockTeam {
  private:
   static constexpr int most_values = 4;
 
+  // One for all counts of values.
+  KD_DEVICE static A* scratch() {
+    KD_SHARED(A, shared, most_values * simt::warp_threads);
+    return shared;
+  }
+
   // Lane w of every warp gets the values of warp w; lanes beyond the last warp get `none`.
   template <int count>
   KD_DEVICE void share(A (&values)[count], A none) const {
     static_assert(count <= most_values, "room for four values");
-    KD_SHARED(A, shared, most_values * simt::warp_threads);
+    A* const shared = scratch();
     const int warps = simt::block_threads() / simt::warp_threads, lane = simt::lane_index();
     if (lane == 0)
       KD_UNROLL for (int j = 0; j < count; ++j) shared[j * simt::warp_threads + simt::warp_index()] = values[j];
@@ -118,16 +124,20 @@ class ClusterTeam {
  private:
   static constexpr int most_values = 4;
   int rank_, size_;
-  int turn_ = 0;
+  int turn_ = 0;  // 0 or 1
   BlockTeam<float> block_;
+
+  KD_DEVICE static float* scratch() {
+    KD_SHARED(float, shared, 2 * most_values);
+    return shared;
+  }
 
   // Lane b of every warp gets the values of block b; lanes beyond the last block get `none`. Two sets in turn: when a block
   // writes one again, all have been at the barrier of the other, and so have read it.
   template <int count>
   KD_DEVICE void share(float (&values)[count], float none) {
     static_assert(count <= most_values, "room for four values");
-    KD_SHARED(float, shared, 2 * most_values);
-    float* const mine = shared + turn_ * most_values;
+    float* const mine = scratch() + turn_ * most_values;
     turn_ ^= 1;
     if (simt::thread_index() == 0)
       KD_UNROLL for (int j = 0; j < count; ++j) mine[j] = values[j];
