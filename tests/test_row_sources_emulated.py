@@ -53,6 +53,16 @@ def test_a_label_that_is_none_makes_its_row_nan(source, form):
         np.testing.assert_array_equal(np.isnan(ours[name]).reshape(3, -1).all(1), [False, True, True], err_msg=name)
 
 
+@pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
+def test_a_target_that_leaves_the_label_out(form):
+    """The gradient at the label is a small probability, and not what is left of a larger number."""
+    student, teacher = plain_problem(50)
+    student[:, 7] = -9
+    extra = {"label_on": 0.0, "label_off": 1 / 49, "label_entropy": np.log(49)}
+    options = {"source": "label", "target": np.full(3, 7), "ignore_index": -100, "reduction": "sum", "source_options": extra}
+    check(student, teacher, options, solve(student, teacher, options, (1, {"form": form, "lanes": 32})))
+
+
 @pytest.mark.parametrize("adjustment", ["none", "exchange", "label"])
 def test_a_label_that_is_none_spoils_what_asks_for_it(adjustment):
     """The divergence of a row only where it is counted, and adjusted by the label."""

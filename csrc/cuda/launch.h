@@ -92,7 +92,8 @@ constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int
       cluster *= 2;
     // At least four chunks per thread, so that their loads hide each other's latency.
     const int64_t share = parts_of(chunks, cluster);
-    const RowPlan staged = plan_staged(classes, bytes, share >= 2048 ? largest_block : share >= 1024 ? 256 : small_block, cluster);
+    const int threads = share >= 2048 ? largest_block : share >= 1024 ? 256 : small_block;
+    const RowPlan staged = plan_staged(classes, bytes, threads, cluster);
     if (staged.shared_bytes <= shared_limit(sm)) plan = staged;
   }
   plan.blocks = plan.cluster > 1 ? rows * plan.cluster : parts_of(rows, plan.threads / plan.lanes);

@@ -456,7 +456,8 @@ inline void peer_ensemble_cuda(const PeerEnsemble& problem, const PeerPlan& plan
 inline void scale_gradients_cuda(const GradientList& list, const void* upstream, Dtype upstream_dtype, void* stream) {
   int64_t count = 0;
   for (int64_t numbers : list.count) count = numbers > count ? numbers : count;
-  const int64_t all = parts_of(count, reduce_threads * chunk_classes), blocks = all < scale_blocks_limit ? all : scale_blocks_limit;
+  const int64_t all = parts_of(count, reduce_threads * chunk_classes);
+  const int64_t blocks = all < scale_blocks_limit ? all : scale_blocks_limit;
   if (upstream_dtype == Dtype::float64)
     simt::launch(scale_gradients_kernel<double>, blocks, reduce_threads, 0, stream, list, static_cast<const double*>(upstream));
   else

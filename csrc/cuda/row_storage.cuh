@@ -4,9 +4,10 @@
 //     for_each(problem, position, computed, team, body)    body(chunk, student, teacher) for every chunk of this thread
 //
 // The classes of a chunk (cuda/chunk.cuh) are neighbours where rows are multiples of 16 bytes, so that they move in 16-byte
-// accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which thread has which class follows from the number of classes and the dtypes alone, so a row is
-// summed in the same order wherever it stands. What is no class reads as a logit of -inf or a probability of 0, and so does
-// all of a teacher that is absent. With `computed` false no memory is read. Included by cuda/softened_kl.cuh.
+// accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which
+// thread has which class follows from the number of classes and the dtypes alone, so a row is summed in the same order
+// wherever it stands. What is no class reads as a logit of -inf or a probability of 0, and so does all of a teacher that is
+// absent. With `computed` false no memory is read. Included by cuda/softened_kl.cuh.
 
 // Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {

@@ -10,7 +10,7 @@
 //
 // Sources that rearrange the teacher's weights find its largest class between the sweeps (cuda/row_target.cuh).
 //
-// so that with a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once. What is
+// With a row kept on chip the memory traffic is that of reading both tensors and writing the gradients once. What is
 // then in the way of that traffic is the number of instructions per class, so the commonest problem, forward KL of logits
 // with a constant teacher, has kernels of its own (ConstantTeacherKL).
 // Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order. Rows of one
@@ -149,7 +149,8 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
       sum += divergence.value(c);
       if (problem.kl_weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
       grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
-      if (problem.grad_teacher.data) grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
+      if (problem.grad_teacher.data)
+        grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
     }
   }
 }
@@ -158,10 +159,10 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
 template <class A>
 KD_DEVICE void label_chunk(int label, const Softmax<A>& student, A on, A off, A scale, Chunk chunk,
                            const A (&z)[chunk_classes], A (&gradient)[chunk_classes]) {
-  const A inverse_sum = student.inverse_sum * scale, everywhere = off * scale, there = (on - off) * scale;
+  const A inverse_sum = student.inverse_sum * scale, wanted_there = on * scale, wanted_elsewhere = off * scale;
   KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-    gradient[e] += exp_product(z[e] - student.max, student.inverse_temperature) * inverse_sum - everywhere;
-    if (chunk.of(e) == label) gradient[e] -= there;
+    const A wanted = chunk.of(e) == label ? wanted_there : wanted_elsewhere;
+    gradient[e] += exp_product(z[e] - student.max, student.inverse_temperature) * inverse_sum - wanted;
   }
 }
 
@@ -329,7 +330,8 @@ KD_DEVICE Divisors row_divisors(const SoftenedKL& problem, int64_t row) {
 
 // Of the commonest problem four blocks are on a multiprocessor. The others take the registers they need.
 template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(small_block, is_constant_teacher<D> ? 4 : 1) lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(small_block, is_constant_teacher<D> ? 4 : 1)
+    lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
   LaneTeam team(lanes);
   Storage storage;
   solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
