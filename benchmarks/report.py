@@ -1,9 +1,9 @@
 """Tables and plots of the numbers that `python -m benchmarks --json` wrote.
 
-    python -m benchmarks.report RESULTS.json [--plots FOLDER] [--readme]
+    python -m benchmarks.report RESULTS.json [--plots FOLDER] [--page PAGE.md]
 
-Prints every table; `--plots` draws the roofline and the scaling; `--readme` rewrites the section of README.md that stands
-between its two marks.
+Prints every table; `--plots` draws the roofline and the scaling; `--page` rewrites the section of a page that names these
+results in the first of its two marks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SECTION = re.compile(r"<!-- speed: (?P<command>.*?) -->\n.*?\n<!-- end of speed -->", re.DOTALL)
+MARK = "<!-- speed: python -m benchmarks.report {} --page {} -->"
+SECTION = re.compile(MARK.format(r"(?P<results>\S+)", r"(?P<page>\S+)") + r"\n.*?\n<!-- end of speed -->", re.DOTALL)
 FLOORS = {"copy": "copy speed", "product": "the matrix rate"}
 
 
 def summary(document: dict) -> str:
-    """The machine, and a table for each kind of shape: what README.md shows."""
+    """The machine, and a table for each kind of shape: what pages show."""
     results = document["results"]
     tables = [table([r for r in results if r["axes"] == axes]) for axes in dict.fromkeys(r["axes"] for r in results)]
     return "\n\n".join([machine(document), *tables])
@@ -145,18 +146,22 @@ def counted(document: dict) -> str:
     return "\n".join(rows)
 
 
-def section(path: Path) -> str:
-    """What README.md has between its marks, marks included."""
-    name = path.resolve().relative_to(ROOT).as_posix()
-    text = summary(json.loads(path.read_text()))
-    return f"<!-- speed: python -m benchmarks.report {name} --readme -->\n{text}\n<!-- end of speed -->"
+def section(results: str, page: str) -> str:
+    """What the page has between its marks, marks included. Both are paths from the root on."""
+    text = summary(json.loads((ROOT / results).read_text()))
+    return f"{MARK.format(results, page)}\n{text}\n<!-- end of speed -->"
+
+
+def rewritten(text: str, results: str) -> str:
+    """A page with its section of these results made anew."""
+    return SECTION.sub(lambda mark: section(results, mark["page"]) if mark["results"] == results else mark[0], text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw roofline.png and scaling.png there")
-    parser.add_argument("--readme", action="store_true", help="rewrite the section of README.md")
+    parser.add_argument("--page", type=Path, metavar="PAGE.md", help="rewrite its section of these results")
     options = parser.parse_args()
     document = json.loads(options.results.read_text())
     print(summary(document), details(document), sep="\n\n")
@@ -167,11 +172,12 @@ def main() -> None:
         plots.roofline(document, options.plots / "roofline.png")
         if document["scaling"]:
             plots.scaling(document, options.plots / "scaling.png")
-    if options.readme:
-        if not options.results.resolve().is_relative_to(ROOT):
-            parser.error(f"README.md names its numbers: {options.results} has to lie within {ROOT}")
-        readme = ROOT / "README.md"
-        readme.write_text(SECTION.sub(lambda _: section(options.results), readme.read_text()))
+    if options.page:
+        text, results = options.page.read_text(), options.results.resolve()
+        name = results.relative_to(ROOT).as_posix() if results.is_relative_to(ROOT) else str(results)
+        if name not in [mark["results"] for mark in SECTION.finditer(text)]:
+            parser.error(f"{options.page} has no section of {name}: it would begin with {MARK.format(name, options.page)}")
+        options.page.write_text(rewritten(text, name))
 
 
 if __name__ == "__main__":

@@ -304,21 +304,25 @@ def test_plots_are_drawn(document, tmp_path):
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_is_what_the_numbers_give(document, tmp_path, monkeypatch):
-    if not (report.ROOT / "README.md").exists():
-        pytest.skip("README.md is not beside the tests")
-    readme = (report.ROOT / "README.md").read_text()
-    (mark,) = report.SECTION.finditer(readme)  # one section
+def test_a_page_has_its_section_made_anew(document, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps(document))
-    section = report.section(tmp_path / "run.json")
-    assert section.splitlines()[0] == "<!-- speed: python -m benchmarks.report run.json --readme -->"
-    assert report.SECTION.fullmatch(section)
-    monkeypatch.undo()
-    path = report.ROOT / mark["command"].split()[3]
-    if not path.exists():
-        pytest.skip("no results are committed yet")
-    assert mark[0] == report.section(path)
+    for name in ("run.json", "other.json"):
+        (tmp_path / name).write_text(json.dumps(document))
+    marks = [report.MARK.format(name, "page.md") for name in ("run.json", "other.json")]
+    page = "\n".join(f"before\n{mark}\nold\n<!-- end of speed -->\nafter" for mark in marks)
+    first, second = report.rewritten(page, "run.json").split("after", 1)
+    assert first == f"before\n{report.section('run.json', 'page.md')}\n" and report.summary(document) in first
+    assert second == page.split("after", 1)[1]  # of other numbers
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_pages_are_what_the_numbers_give(page):
+    if not (report.ROOT / page).exists():
+        pytest.skip(f"{page} is not beside the tests")
+    sections = list(report.SECTION.finditer((report.ROOT / page).read_text()))
+    assert sections
+    for mark in sections:
+        assert mark["page"] == page and mark[0] == report.section(mark["results"], page)
 
 
 def test_sweeps_grow_along_one_axis():
