@@ -55,7 +55,7 @@ def choice() -> str:
 
 
 def device_type(tensor: Tensor) -> str:
-    """What `tensor.device.type` is. That spells the name anew each time, which takes longer than any check of a loss."""
+    """What `tensor.device.type` is, which makes a string of it at every call of a loss."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 

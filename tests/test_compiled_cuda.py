@@ -128,7 +128,10 @@ def test_no_kernel_uses_more_stack_than_is_known(cubins, architecture):
 
 @pytest.mark.parametrize("kind", REGISTERS, ids=lambda kind: kind.pattern)
 def test_registers_let_the_planned_blocks_on_a_multiprocessor(cubins, kind):
-    for architecture in {architecture for architecture, _, _ in cubins} & STACKS.keys():
+    judged = {architecture for architecture, _, _ in cubins} & STACKS.keys()
+    if not judged:
+        pytest.skip("the library has nothing for an architecture that is judged")
+    for architecture in judged:
         found = {name: n for name, n in resources_of(cubins, architecture, "REG").items() if kind.match(name)}
         assert found and {name: n for name, n in found.items() if n > REGISTERS[kind]} == {}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import float_tensor, int64_tensor, positive, readable, same_device
+from .common import float_tensor, int64_range, int64_tensor, positive, readable, same_device
 from .similarity import features, indices
 
 
@@ -59,13 +59,7 @@ def bank_rows(function: str, index: Any, features: Tensor, features_name: str, e
 
 def index_range(function: str, index: Tensor, entries: int) -> None:
     """For the reference, and for what the compiled CPU op, which checks its indices itself, has refused."""
-    if not readable(index):
-        return
-    bad = (index < 0) | (index >= entries)
-    if bool(bad.any()):
-        raise ValueError(
-            f"{function}: index contains {index[bad][0].item()}, valid entries are 0..{entries - 1}"
-        ) from None
+    int64_range(function, "index", index, entries, "entries")
 
 
 def normalizer(function: str, value: Any, embedding: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
-INTEGERS = frozenset((torch.int8, torch.int16, torch.int32, torch.uint8))
+_INTEGERS = frozenset((torch.int8, torch.int16, torch.int32, torch.uint8))
 _NUMBERS = frozenset((float, int))
 
 
@@ -25,12 +25,23 @@ def float_tensor(function: str, name: str, tensor: Any) -> None:
         )
 
 
-def int64_tensor(function: str, name: str, value: Any) -> None:
+def int64_tensor(function: str, name: str, value: Any, meaning: str = "") -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype is not torch.int64:
-        remedy = f"; convert it with {name}.long()" if value.dtype in INTEGERS else ""
-        raise TypeError(f"{function}: {name} must be int64, got {dtype_name(value)}{remedy}")
+        remedy = f"; convert it with {name}.long()" if value.dtype in _INTEGERS else ""
+        raise TypeError(f"{function}: {name} must be int64{meaning}, got {dtype_name(value)}{remedy}")
+
+
+def int64_range(function: str, name: str, value: Tensor, count: int, what: str) -> None:
+    """Numbers of 0..count-1, where they can be looked at."""
+    if not readable(value):
+        return
+    bad = (value < 0) | (value >= count)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{function}: {name} contains {value[bad][0].item()}, valid {what} are 0..{count - 1}"
+        ) from None
 
 
 def bool_mask(function: str, mask: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import INTEGERS, bool_mask, dtype_name, float_tensor, positive, readable, same_device
+from .common import bool_mask, float_tensor, int64_range, int64_tensor, positive, readable, same_device
 
 
 def class_dimension(function: str, logits: Tensor, dim: int) -> int:
@@ -109,11 +109,7 @@ def confidence(
 
 
 def labels(function: str, target: Any, logits: Tensor, dim: int, ignore_index: Any) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{function}: target must be a torch.Tensor, got {type(target).__name__}")
-    if target.dtype is not torch.int64:
-        remedy = "; convert it with target.long()" if target.dtype in INTEGERS else ""
-        raise TypeError(f"{function}: target must be int64 class labels, got {dtype_name(target)}{remedy}")
+    int64_tensor(function, "target", target, " class labels")
     row_tensor(function, "target", target, logits, dim)
     if type(ignore_index) is not int:
         raise TypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
@@ -133,22 +129,12 @@ def label_range(function: str, target: Tensor, classes: int, ignore_index: int) 
 
 def class_range(function: str, target: Tensor, classes: int) -> None:
     """Labels that no function may ignore."""
-    if not readable(target):
-        return
-    bad = (target < 0) | (target >= classes)
-    if bool(bad.any()):
-        raise ValueError(
-            f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1}"
-        ) from None
+    int64_range(function, "target", target, classes, "labels")
 
 
 def permutation(function: str, value: Any, logits: Tensor) -> None:
     """A class for each class, whether each occurs once: see `permutes_classes`."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: permutation must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype is not torch.int64:
-        remedy = "; convert it with permutation.long()" if value.dtype in INTEGERS else ""
-        raise TypeError(f"{function}: permutation must be int64 classes, got {dtype_name(value)}{remedy}")
+    int64_tensor(function, "permutation", value, " classes")
     if value.shape != logits.shape:
         raise ValueError(
             f"{function}: permutation must have the shape of the logits, {list(logits.shape)}, "

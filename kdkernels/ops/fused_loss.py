@@ -193,8 +193,8 @@ def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
 class _Eager(torch.autograd.Function):
     """Puts a computed loss into the graph, and it alone: what else the op returns is constant.
 
-    register_autograd would do so at twice the cost: it goes through Python twice. At small batches the steps of
-    Python are the time that a loss takes, so there are few on the common path.
+    register_autograd would go through Python twice. At small batches the steps of Python are most of the time that
+    a loss takes (benchmarks/overhead.py), so there are few on the common path.
     """
 
     @staticmethod
