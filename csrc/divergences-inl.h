@@ -13,7 +13,6 @@
 //
 //     minus_p     by_log_q is -p, and its sum -(sum of p)
 //     minus_q     by_log_p is -q, and its sum -1
-//     is_forward  the loss follows from sums over the unnormalised classes
 //
 // 0 * log 0 = 0, and log 0 = -inf never meets a product: select() keeps it out. It asks p == 0, not p > 0, so that NaN
 // stays NaN.
@@ -31,7 +30,7 @@ struct Terms {
 // sum p (log p - log q). Hinton, Vinyals, Dean 2015, section 2.
 template <class A>
 struct ForwardKL {
-  static constexpr bool is_forward = true, minus_p = true, minus_q = false;
+  static constexpr bool minus_p = true, minus_q = false;
   static constexpr A left_out = 1;
 
   template <class V>
@@ -51,7 +50,7 @@ struct ForwardKL {
 // -sum p log q.
 template <class A>
 struct CrossEntropy {
-  static constexpr bool is_forward = false, minus_p = true, minus_q = false;
+  static constexpr bool minus_p = true, minus_q = false;
   static constexpr A left_out = 0;
 
   template <class V>
@@ -71,7 +70,7 @@ struct CrossEntropy {
 // sum q (log q - log p).
 template <class A>
 struct ReverseKL {
-  static constexpr bool is_forward = false, minus_p = false, minus_q = true;
+  static constexpr bool minus_p = false, minus_q = true;
   static constexpr A left_out = 0;
 
   template <class V>
@@ -91,7 +90,7 @@ struct ReverseKL {
 // beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q. Lin 1991; Agarwal et al. 2024 (GKD), eq. 1.
 template <class A>
 struct JensenShannon {
-  static constexpr bool is_forward = false, minus_p = false, minus_q = false;
+  static constexpr bool minus_p = false, minus_q = false;
   static constexpr A left_out = 0;
   A beta;
 

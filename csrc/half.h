@@ -77,9 +77,9 @@ KD_HOST_DEVICE uint16_t float_to_bfloat16(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 #else
   const uint32_t bits = float_bits(value);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const uint32_t quiet = bits >> 16 | 0x0040u;  // rounding could carry a NaN into infinity
-  return static_cast<uint16_t>(choose((bits & 0x7fffffffu) > 0x7f800000u, quiet, rounded));
+  const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  const uint32_t quiet = bits | 0x00400000u;  // rounding could carry a NaN into infinity
+  return static_cast<uint16_t>((value != value ? quiet : rounded) >> 16);
 #endif
 }
 

@@ -113,6 +113,12 @@ struct RowPair {
     return {made, q, excess, log_q, Source::log_ratio(t, target, z, student, log_q), made};
   }
 
+  // The same, of a class whose weights were not kept.
+  template <class V>
+  KD_INLINE Terms<V> terms(bool smoothed, V z, V t, V eps) const {
+    return terms(smoothed, z, student.weight(z), t, Source::weight(t, target), eps);
+  }
+
   // q - p = (student_weight * ratio - target_weight) * target.inverse_sum: 0 where the rows are equal, which a difference
   // of two products is not once the compiler has fused one of them into it.
   KD_INLINE A ratio() const { return student.inverse_sum / target.inverse_sum; }

@@ -210,3 +210,21 @@ def test_results_do_not_depend_on_threads_or_on_the_run(machine, shape, dim):
             results.append(run(machine, kd.kd_loss, student, teacher, target, dim=dim))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("classes", [1_000_000, 999_999])
+def test_a_gradient_too_large_for_a_cache(machine, classes):
+    """It is written past the caches where its rows lie as vectors do, with the bits of one that is not."""
+    rows, apart = 9, 1_000_000  # 36 MB
+    student, teacher = (draw(rows, apart, seed=seed, device=machine)[:, :classes] for seed in (0, 1))
+    target = labels(rows, classes=classes, device=machine)
+
+    def gradient(of):
+        leaf = student[of].detach().requires_grad_()
+        with kd.backend(machine):
+            kd.kd_loss(leaf, teacher[of], target[of], reduction="sum").backward()
+        return leaf.grad
+
+    whole = gradient(slice(None))
+    for row in range(rows):
+        assert torch.equal(whole[row : row + 1], gradient(slice(row, row + 1)))

@@ -39,6 +39,29 @@ struct Upcoming {
   KD_INLINE void prefetch(int64_t c) const { __builtin_prefetch(row + c * size); }
 };
 
+// Neighbouring elements of another type than the arithmetic one, from and to which a sweep converts as it goes.
+struct Elements {
+  void* data = nullptr;  // null: there are none, the sweep uses a Line
+  Dtype dtype = Dtype::float32;
+};
+
+// A vector of the arithmetic type from and to elements; the loops become conversions of vectors.
+template <class A, class E>
+KD_INLINE Vec<A> load_converted(const E* from) {
+  A numbers[Simd<A>::lanes];
+  for (int lane = 0; lane < Simd<A>::lanes; ++lane) numbers[lane] = static_cast<A>(to_arithmetic(from[lane]));
+  return load(numbers);
+}
+
+template <class A, class E, class... Vectors>
+KD_INLINE void store_converted(E* to, Vectors... vectors) {
+  constexpr int lanes = Simd<A>::lanes, count = lanes * sizeof...(vectors);
+  A numbers[count];
+  A* next = numbers;
+  ((store(next, vectors), next += lanes), ...);
+  for (int c = 0; c < count; ++c) from_arithmetic(numbers[c], to + c);
+}
+
 // The rows of one tensor [outer, classes, inner], for reading or for writing, a tile of them at a time: rows of one outer
 // position. Rows of neighbouring numbers of the arithmetic type are used where they lie, all but the last, partial vector;
 // others are copied.
@@ -57,11 +80,24 @@ class RowAccess {
     return {in_place_ ? static_cast<A*>(rows_.data) + start(first + r) : own, own};
   }
 
+  Elements elements(int64_t row) const {
+    if (!rows_.data || in_place_ || rows_.class_stride != 1) return {};
+    return {static_cast<char*>(rows_.data) + start(row) * element_size(rows_.dtype), rows_.dtype};
+  }
+
   // Where classes are not neighbours, a place that is at hand anyway.
   Upcoming upcoming(int64_t row) const {
     if (!rows_.data || rows_.class_stride != 1) return {reinterpret_cast<const char*>(scratch_), 0};
     const int64_t size = element_size(rows_.dtype);
     return {static_cast<const char*>(rows_.data) + start(row) * size, size};
+  }
+
+  // No class where there will be none; the classes of the tail come after.
+  KD_INLINE void fill_tails(int64_t count) const {
+    const Vec<A> absent = splat(absent_);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = body(); c < padded_; c += Simd<A>::lanes)
+        std::memcpy(scratch_ + r * padded_ + c, &absent, sizeof absent);
   }
 
   void load(int64_t first, int64_t count) const {
@@ -84,14 +120,6 @@ class RowAccess {
   }
   int64_t body() const { return body_classes(classes_); }
   size_t tail_bytes() const { return (classes_ - body()) * sizeof(A); }
-
-  // No class where there will be none; the classes of the tail come after.
-  KD_INLINE void fill_tails(int64_t count) const {
-    const Vec<A> absent = splat(absent_);
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t c = body(); c < padded_; c += Simd<A>::lanes)
-        std::memcpy(scratch_ + r * padded_ + c, &absent, sizeof absent);
-  }
 
   // body(element, number) for every class of `count` rows that is not used in place, in the order of memory.
   template <class Body>

@@ -8,22 +8,65 @@ KD_INLINE void each_vector(int64_t classes, const Body& body) {
   for (int64_t i = split; i < classes; i += Simd<A>::lanes) body(i, InTail{});
 }
 
-// Four running maxima, so that one comparison need not wait for the last.
+// Four running maxima, so that one comparison need not wait for the last. NaN is never larger.
+template <class A>
+struct Largest {
+  Vec<A> of[4];
+
+  KD_INLINE Largest() {
+    for (Vec<A>& one : of) one = splat(-std::numeric_limits<A>::infinity());
+  }
+  static KD_INLINE void raise(Vec<A>& most, Vec<A> v) { most = select(v > most, v, most); }
+  KD_INLINE A found() const {
+    Vec<A> most = of[0], other = of[2];
+    raise(most, of[1]);
+    raise(other, of[3]);
+    raise(most, other);
+    return max_lanes<A>(most);
+  }
+};
+
+// The largest of all vectors of a row, vector(i, place) being the one at i.
+template <class A, class Vector>
+KD_INLINE A largest_of(int64_t classes, const Vector& vector) {
+  constexpr int64_t lanes = Simd<A>::lanes;
+  const int64_t split = body_classes(classes), blocks = split / (4 * lanes) * (4 * lanes);
+  Largest<A> largest;
+  for (int64_t i = 0; i < blocks; i += 4 * lanes)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) largest.raise(largest.of[j], vector(i + j * lanes, InBody{}));
+  for (int64_t i = blocks; i < split; i += lanes) largest.raise(largest.of[0], vector(i, InBody{}));
+  for (int64_t i = split; i < classes; i += lanes) largest.raise(largest.of[1], vector(i, InTail{}));
+  return largest.found();
+}
+
 template <class A>
 KD_INLINE A max_classes(const Line<A>& row, int64_t classes) {
-  constexpr int64_t lanes = Simd<A>::lanes;
-  const Vec<A> none = splat(-std::numeric_limits<A>::infinity());
-  Vec<A> largest[4] = {none, none, none, none};
-  const auto raise = [](Vec<A>& most, Vec<A> v) { most = select(v > most, v, most); };
-  const int64_t blocks = body_classes(classes) / (4 * lanes) * (4 * lanes);
-  for (int64_t i = 0; i < blocks; i += 4 * lanes)
-    for (int j = 0; j < 4; ++j) raise(largest[j], load(row.body + i + j * lanes));
-  for (int64_t i = blocks; i < body_classes(classes); i += lanes) raise(largest[0], load(row.body + i));
-  for (int64_t i = body_classes(classes); i < classes; i += lanes) raise(largest[1], load(row.tail + i));
-  raise(largest[0], largest[1]);
-  raise(largest[2], largest[3]);
-  raise(largest[0], largest[2]);
-  return max_lanes<A>(largest[0]);
+  return largest_of<A>(classes, [&](int64_t i, auto place) { return load(row.in(place) + i); });
+}
+
+// Loads row `number` and finds its largest class: in one sweep, where it has to be converted.
+template <class A>
+KD_INLINE A load_largest(const RowAccess<A>& rows, int64_t number, int64_t classes) {
+  const Elements from = rows.elements(number);
+  const Line<A> row = rows.row(number, 0);
+  if (!from.data) {
+    rows.load(number, 1);
+    return max_classes(row, classes);
+  }
+  A largest;
+  with_dtype(from.dtype, [&](auto* type) {
+    const auto* elements = static_cast<decltype(type)>(from.data);
+    rows.fill_tails(1);
+    for (int64_t c = body_classes(classes); c < classes; ++c) row.tail[c] = static_cast<A>(to_arithmetic(elements[c]));
+    largest = largest_of<A>(classes, [elements, row](int64_t i, auto place) {
+      if (place) return load(row.tail + i);
+      const Vec<A> v = load_converted<A>(elements + i);
+      store(row.body + i, v);
+      return v;
+    });
+  });
+  return largest;
 }
 
 template <class A>

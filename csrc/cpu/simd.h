@@ -46,6 +46,27 @@ KD_INLINE void store(A* to, Vec<A> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// Past the caches, `to` being a multiple of the vector's size. end_streams() before anybody else may read it.
+KD_INLINE void stream(float* to, VecF v) {
+#if KD_VECTOR_BYTES == 64
+  __builtin_ia32_movntps512(to, v);
+#elif KD_VECTOR_BYTES == 32
+  __builtin_ia32_movntps256(to, v);
+#elif defined(__SSE2__)
+  __builtin_ia32_movntps(to, v);
+#else
+  store(to, v);
+#endif
+}
+
+KD_INLINE void stream(double* to, VecD v) { store(to, v); }
+
+KD_INLINE void end_streams() {
+#ifdef __SSE2__
+  __builtin_ia32_sfence();
+#endif
+}
+
 template <class A>
 KD_INLINE Vec<A> splat(A x) {
   return Vec<A>{} + x;
@@ -54,24 +75,48 @@ KD_INLINE Vec<A> splat(A x) {
 KD_INLINE VecF select(VecI condition, VecF yes, VecF no) { return condition ? yes : no; }
 KD_INLINE VecD select(VecL condition, VecD yes, VecD no) { return condition ? yes : no; }
 
-// e^(x y) for x y <= 88: the exponent of a softmax at inverse temperature y. As 2^(n + r) with x y log2(e) = n + r,
-// |r| <= 1/2, and the minimax polynomial of 2^r of degree 6 (relative error 2^-29).
-KD_INLINE VecF exp_product(VecF x, float y) {
-  const float scale = y * 1.44269504f, smallest = -125.0f;  // 2^n times the polynomial is a normal number from there on
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The product is fused into either sum.
-  const float round = 12582912.0f;
-  const VecF shifted = x * scale + round;
-  const VecF r = x * scale - (shifted - round);
+// 2^((n + r) / steps) but for whole powers of 2: |r| <= 1/2, and there are 2^exp_step_bits steps to a power of 2.
+#if KD_VECTOR_BYTES == 64
+// A register holds the powers of all steps and one instruction picks from it: a third degree is enough (relative error
+// 2^-28), and what it lacks in degrees it saves where instructions queue up, at the multipliers.
+constexpr int exp_step_bits = 4;
+
+KD_INLINE VecF exp2_fraction(VecF r, VecI n) {
+  const VecF powers = {1.0f, 1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                      1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                      1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+  const VecF step = __builtin_shuffle(powers, n);
+  const VecF more = ((r * 1.35510462e-5f + 9.38412311e-4f) * r + 4.33216988e-2f) * r;
+  return step * more + step;
+}
+#else
+// The minimax polynomial of degree 6 (relative error 2^-29).
+constexpr int exp_step_bits = 0;
+
+KD_INLINE VecF exp2_fraction(VecF r, VecI) {
   VecF power = r * 1.534581243e-4f + 1.339993090e-3f;
   power = power * r + 9.618489072e-3f;
   power = power * r + 5.550328642e-2f;
   power = power * r + 2.402264625e-1f;
   power = power * r + 6.931471825e-1f;
-  power = power * r + 1.0f;
+  return power * r + 1.0f;
+}
+#endif
+
+// e^(x y) for x y <= 88: the exponent of a softmax at inverse temperature y. As 2^((n + r) / steps) with n a whole number.
+KD_INLINE VecF exp_product(VecF x, float y) {
+  constexpr int steps = 1 << exp_step_bits;
+  const float scale = y * (1.44269504f * steps);
+  const float smallest = -125.0f * steps;  // the power is a normal number from there on
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. The product is fused into either sum.
+  const float round = 12582912.0f;
+  const VecF shifted = x * scale + round;
+  const VecF r = x * scale - (shifted - round);
   VecI n, bits;
   std::memcpy(&n, &shifted, sizeof n);
+  VecF power = exp2_fraction(r, n);
   std::memcpy(&bits, &power, sizeof bits);
-  bits += n << 23;
+  bits += (n >> exp_step_bits) << 23;
   std::memcpy(&power, &bits, sizeof power);
   return select(shifted < round + smallest, VecF{}, power);
 }

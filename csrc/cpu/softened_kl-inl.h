@@ -3,15 +3,16 @@
 // What is not a whole vector of the arithmetic type is brought into scratch memory and padded with "no class" (logit -inf,
 // probability 0), so that every sweep below is a plain loop over vectors and no dtype or layout is known to it:
 //
-//     1  largest logit of either row
+//     1  largest logit of either row                       elements of another type are converted here
 //     2  exp of both rows, kept, and their sums            the only sweep with an exponential
 //     3  sums the gradients need                           reverse KL, Jensen-Shannon, gradients of teacher logits
-//     4  loss and gradients                                forward KL of two softmaxes: its loss came with sweep 2
+//     4  loss and gradients
 //
-// A target that follows from the label alone takes two sweeps (cpu/label_rows-inl.h); so does the hard label, at
-// temperature 1. Sums are taken in blocks, so that their rounding error grows with the number of blocks and not of classes.
-// Scratch is a handful of rows: it stays in the L1 or L2 cache. Sweep 2 computes and hardly reads: it asks for the next row,
-// which sweep 1 would have to wait for.
+// Forward KL of two softmaxes, the commonest, needs no third sweep, and takes the hard label along in the two it has
+// (cpu/forward_rows-inl.h). A target that follows from the label alone takes two sweeps (cpu/label_rows-inl.h); so does the
+// hard label, at temperature 1. Sums are taken in blocks, so that their rounding error grows with the number of blocks and
+// not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache. Sweep 2 computes and hardly reads: it asks
+// for the next row, which sweep 1 would have to wait for.
 // After highway's pattern: no intrinsics, no #if; included by cpu/softened_kl_kernel.cpp through cpu/each_isa.h.
 
 #include "divergences-inl.h"
@@ -32,78 +33,42 @@ template <class A>
 struct Lines {
   int64_t number;
   Line<A> student, teacher, grad_student, grad_teacher;
+  A student_max, teacher_max;  // of the logits
+  Elements grad_elements;      // where the student's gradient belongs, if a sweep may write it there
   Line<A> student_scratch;
   A* teacher_weight;  // scratch, padded
-  A* spare;           // source permuted: scratch, and
-  uint32_t* order;    // for each class that whose weight it gets
+  A* spare;           // scratch, padded: weights of the hard term, weights before they are permuted
+  uint32_t* order;    // scratch, source permuted: for each class that whose weight it gets
   Upcoming next_student, next_teacher;
 
-  // The student's weights lie where its gradient will, for the sake of the caches, unless there is one to be added to.
-  KD_INLINE Line<A> student_weight(bool add) const { return grad_student && !add ? grad_student : student_scratch; }
+  // The student's weights lie where its gradient will, for the sake of the caches, unless that is to be kept from them or
+  // has something in it already.
+  KD_INLINE Line<A> student_weight(bool apart) const { return grad_student && !apart ? grad_student : student_scratch; }
 };
 
-// How the target's weights are dealt out to the classes once they and their sum are known; the teacher's row itself stays
-// as it is. `sum` is that of weight * ((t - max t) - (z - max z)), from which the forward KL of two softmaxes follows.
-struct AsTheyAre {
-  template <class A>
-  KD_INLINE void rearrange(const Lines<A>&, int64_t, A, A, A&) const {}
-};
+#include "cpu/label_rows-inl.h"
 
-// Two classes change places, `one` being the teacher's largest. The part of the sum that has t does not notice.
-struct Exchanged {
-  int64_t one, other;
+#include "cpu/forward_rows-inl.h"
 
-  template <class A>
-  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A teacher_max, A student_max, A& sum) const {
-    const A excess = row.teacher_weight[one] - row.teacher_weight[other];
-    const A z_one = *class_at(row.student, one, classes), z_other = *class_at(row.student, other, classes);
-    std::swap(row.teacher_weight[one], row.teacher_weight[other]);
-    if (z_one != -std::numeric_limits<A>::infinity()) {
-      if (excess != A(0)) sum += excess * (z_one - z_other);
-      return;
-    }
-    // It has made the sum infinite, and nothing can be taken from that.
-    sum = 0;
-    for (int64_t c = 0; c < classes; ++c) {
-      const A t = *class_at(row.teacher, c == one ? other : c == other ? one : c, classes);
-      if (row.teacher_weight[c] != A(0))
-        sum += row.teacher_weight[c] * ((t - teacher_max) - (*class_at(row.student, c, classes) - student_max));
-    }
-  }
-};
-
-// Class c gets the weight of class order[c]. The sum is not kept: cross entropy does not need it.
-struct Permuted {
-  template <class A>
-  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A, A, A&) const {
-    std::memcpy(row.spare, row.teacher_weight, classes * sizeof(A));
-    for (int64_t c = 0; c < classes; ++c) row.teacher_weight[c] = row.spare[row.order[c]];
-  }
-};
-
-// scale * (q - p) in units of the target's sum of weights (RowPair::ratio).
+// Class c gets the weight of class order[c].
 template <class A>
-KD_INLINE void gradient_from_weights(const Lines<A>& row, int64_t classes, A ratio, A scale, bool add) {
-  const Line<A> weight = row.student_weight(add);
-  each_vector<A>(classes, [&](int64_t i, auto place) {
-    const Vec<A> gradient = (load(weight.in(place) + i) * ratio - load(row.teacher_weight + i)) * scale;
-    A* to = row.grad_student.in(place) + i;
-    store(to, add ? gradient + load(to) : gradient);
-  });
+KD_INLINE void permute_weights(const Lines<A>& row, int64_t classes) {
+  std::memcpy(row.spare, row.teacher_weight, classes * sizeof(A));
+  for (int64_t c = 0; c < classes; ++c) row.teacher_weight[c] = row.spare[row.order[c]];
 }
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
-template <class A, class Source, bool smoothed, class D, class Order = AsTheyAre>
-KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add,
-                     const D& divergence, const Order& order = {}) {
+template <class A, class Source, bool smoothed, class D, bool permuted = false>
+KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add,
+                     const D& divergence) {
   constexpr int lanes = Simd<A>::lanes;
+  const Lines<A> row = lines;  // of our own: no store below can change it, for all the compiler knows
   const int64_t classes = problem.classes;
-  RowPair<A, Source> pair{{max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
-  if (Source::normalised) pair.target = {max_classes(row.teacher, classes), scales.inverse_temperature, A(0), A(0)};
+  RowPair<A, Source> pair{{row.student_max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
+  if (Source::normalised) pair.target = {row.teacher_max, scales.inverse_temperature, A(0), A(0)};
 
-  // The commonest divergence of two softmaxes follows from sums of the weights alone: sum p ((t - z) / T) less the
-  // difference of the log-sums.
-  constexpr bool from_weights = D::is_forward && Source::normalised && !smoothed;
+  // The value is that of forward_row, whichever gradients are wanted.
+  constexpr bool is_forward = std::is_same<D, ForwardKL<A>>::value && Source::normalised && !smoothed;
   const Line<A> student_weight = row.student_weight(add);
   A weights[3];
   sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
@@ -115,10 +80,9 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
-    if (from_weights)
-      part[2] += select(teacher == A(0), Vec<A>{}, teacher * ((t - pair.target.max) - (z - pair.student.max)));
+    if (is_forward) part[2] += forward_part(teacher, t - pair.target.max, z - pair.student.max);
   });
-  order.rearrange(row, classes, pair.target.max, max, weights[2]);
+  if (permuted) permute_weights(row, classes);
   pair.student.inverse_sum = A(1) / weights[0];
   pair.student.log_sum = std::log(weights[0]);
   if (Source::normalised) {
@@ -129,12 +93,6 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   const bool weighs = problem.kl_weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
-  const A value_from_weights = weights[2] * scales.inverse_temperature * pair.target.inverse_sum -
-                               (pair.target.log_sum - pair.student.log_sum);
-  if (from_weights && weighs && !for_teacher) {
-    if (for_student) gradient_from_weights(row, classes, pair.ratio(), student_scale * pair.target.inverse_sum, add);
-    return value_from_weights;
-  }
 
   // The padding is no class: it gets no smoothing either.
   const A eps = static_cast<A>(problem.target_eps);
@@ -172,16 +130,14 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
       store(row.grad_teacher.in(place) + i,
             weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient : Vec<A>{});
   });
-  return from_weights ? value_from_weights : value[0];
+  return is_forward ? forward_value(weights, scales.inverse_temperature) : value[0];
 }
 
-#include "cpu/label_rows-inl.h"
-
-// The divergence from source label.
+// The divergence from a target that follows from the label: source label, and rows of source adjusted that are replaced.
 template <class A>
-KD_INLINE A label_soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
+KD_INLINE A label_soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
   A value[1];
-  label_row(problem, scales.label, row, max, scales.inverse_temperature, {soft_term(problem, scales)}, add, value);
+  label_row(problem, scales, row, scales.inverse_temperature, {soft_term(problem, scales)}, add, value);
   return value[0] - static_cast<A>(problem.label_entropy);
 }
 
@@ -209,18 +165,6 @@ KD_INLINE int64_t largest_class(const Line<A>& row, int64_t classes) {
   return index < classes ? index : 0;
 }
 
-// Source adjusted.
-template <class A>
-KD_INLINE A adjusted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
-  const bool repairs = scales.has_label && problem.adjustment != Adjustment::none;
-  const int64_t largest = repairs ? largest_class(row.teacher, problem.classes) : scales.label;
-  if (!repairs || largest == scales.label)
-    return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, ForwardKL<A>{});
-  if (problem.adjustment == Adjustment::label) return label_soft_row(problem, scales, row, max, add);
-  return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, ForwardKL<A>{},
-                                          Exchanged{largest, scales.label});
-}
-
 // The permutation of a row: as given, or drawn.
 template <class A>
 KD_INLINE void fill_order(const SoftenedKL& problem, const Lines<A>& row) {
@@ -244,33 +188,33 @@ KD_INLINE void fill_order(const SoftenedKL& problem, const Lines<A>& row) {
 
 // Source permuted.
 template <class A>
-KD_INLINE A permuted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, A max, bool add) {
+KD_INLINE A permuted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
   fill_order(problem, row);
-  return soft_row<A, LogitsTarget, false>(problem, scales, row, max, add, CrossEntropy<A>{}, Permuted{});
+  return soft_row<A, LogitsTarget, false, CrossEntropy<A>, true>(problem, scales, row, add, {});
 }
 
 template <class A>
-using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Lines<A>&, A max, bool add);
+using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Lines<A>&, bool add);
 
 template <class A, class Source, bool smoothed>
 SoftRow<A> pick_divergence(Divergence divergence) {
   switch (divergence) {
     case Divergence::forward:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, ForwardKL<A>{});
+      return [](auto& problem, auto& scales, auto& row, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, add, ForwardKL<A>{});
       };
     case Divergence::reverse:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, ReverseKL<A>{});
+      return [](auto& problem, auto& scales, auto& row, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, add, ReverseKL<A>{});
       };
     case Divergence::jsd:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return soft_row<A, Source, smoothed>(problem, scales, row, max, add,
+      return [](auto& problem, auto& scales, auto& row, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, add,
                                              JensenShannon<A>{static_cast<A>(problem.beta)});
       };
     default:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return soft_row<A, Source, smoothed>(problem, scales, row, max, add, CrossEntropy<A>{});
+      return [](auto& problem, auto& scales, auto& row, bool add) {
+        return soft_row<A, Source, smoothed>(problem, scales, row, add, CrossEntropy<A>{});
       };
   }
 }
@@ -287,49 +231,50 @@ SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
     case TargetSource::logits: return pick_smoothing<A, LogitsTarget>(problem);
     case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem);
     case TargetSource::probs: return pick_smoothing<A, ProbsTarget>(problem);
-    case TargetSource::label:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return label_soft_row(problem, scales, row, max, add);
-      };
     case TargetSource::permuted:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return permuted_row(problem, scales, row, max, add);
-      };
+      return [](auto& problem, auto& scales, auto& row, bool add) { return permuted_row(problem, scales, row, add); };
     default:
-      return [](auto& problem, auto& scales, auto& row, A max, bool add) {
-        return adjusted_row(problem, scales, row, max, add);
-      };
+      return [](auto& problem, auto& scales, auto& row, bool add) { return label_soft_row(problem, scales, row, add); };
   }
 }
 
-// Numbers of scratch memory a thread needs: four tiles, two rows of weights, two of a permutation.
+// Numbers of scratch memory a thread needs: four tiles, three rows of weights, one of a permutation.
 inline int64_t scratch_numbers(const SoftenedKL& problem) {
-  const int64_t rows = problem.source == TargetSource::permuted ? 4 : 2;
+  const int64_t rows = problem.source == TargetSource::permuted ? 4 : 3;
   return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
 }
 
-// Both terms of one row.
+// Both terms of one row. Returns whether the student's gradient stands where it belongs, and not in row.grad_student.
 template <class A>
-KD_INLINE void solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, SoftRow<A> soft_row,
+KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, SoftRow<A> soft_row,
                          A& soft, A& hard) {
-  const A max = max_classes(row.student, problem.classes);
+  if (scales.has_soft && problem.source == TargetSource::adjusted) {
+    const bool repairs = scales.has_label && problem.adjustment != Adjustment::none;
+    const int64_t largest = repairs ? largest_class(row.teacher, problem.classes) : scales.label;
+    if (largest == scales.label) return forward_row(problem, scales, row, AsTheyAre{}, soft, hard);
+    if (problem.adjustment == Adjustment::exchange)
+      return forward_row(problem, scales, row, Exchanged{largest, scales.label}, soft, hard);
+  } else if (scales.has_soft && is_forward_kl(problem)) {
+    return forward_row(problem, scales, row, AsTheyAre{}, soft, hard);
+  }
   if (problem.source == TargetSource::label && scales.has_soft && scales.inverse_temperature == A(1)) {
     // Both look at the same softmax.
     A both[2];
-    label_row(problem, scales.label, row, max, A(1), {soft_term(problem, scales), hard_term(problem, scales)}, false, both);
+    label_row(problem, scales, row, A(1), {soft_term(problem, scales), hard_term(problem, scales)}, false, both);
     soft = scales.soft * (both[0] - static_cast<A>(problem.label_entropy));
     hard = both[1];
-    return;
+    return false;
   }
   if (scales.has_hard) {
     A value[1];
-    label_row(problem, scales.label, row, max, A(1), {hard_term(problem, scales)}, false, value);
+    label_row(problem, scales, row, A(1), {hard_term(problem, scales)}, false, value);
     hard = value[0];
   } else if (!scales.has_soft && row.grad_student) {
     fill_zero(row.grad_student, problem.classes);
   }
-  if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, max, scales.has_hard);
+  if (scales.has_soft) soft = scales.soft * soft_row(problem, scales, row, scales.has_hard);
   else if (row.grad_teacher) fill_zero(row.grad_teacher, problem.classes);
+  return false;
 }
 
 // Rows [begin, end): their losses go to problem.row_losses, their gradients to where they belong. `scratch` has
@@ -339,27 +284,44 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   const int64_t classes = problem.classes, inner = problem.inner;
   const int64_t padded = padded_classes(classes), tile = tile_rows(problem);
   const SoftRow<A> soft_row = pick_soft_row<A>(problem);
+  const bool probabilities = problem.source == TargetSource::probs || problem.source == TargetSource::log_probs;
+  const bool teacher_softmax = problem.teacher.data && !probabilities;
   const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
   A* row_losses = static_cast<A*>(problem.row_losses);
 
-  RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch);
-  RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded);
-  RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded);
-  RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded);
+  const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch);
+  const RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded);
+  const RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded);
+  const RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded);
   A* weights = scratch + 4 * tile * padded;
 
   for (int64_t first = begin, count; first < end; first += count) {
     // Rows of one tile lie side by side in memory: they share the outer position.
     count = tile == 1 ? 1 : std::min({tile, end - first, inner - first % inner});
     const int64_t next = std::min(first + count, end - 1);
-    student.load(first, count);
-    teacher.load(first, count);
+    A student_max = 0, teacher_max = 0;
+    if (tile == 1) {
+      student_max = load_largest(student, first, classes);
+      if (teacher_softmax) teacher_max = load_largest(teacher, first, classes);
+      else teacher.load(first, 1);
+    } else {
+      student.load(first, count);
+      teacher.load(first, count);
+    }
+    bool written = false;
     for (int64_t r = 0; r < count; ++r) {
+      if (tile > 1) {
+        student_max = max_classes(student.row(first, r), classes);
+        if (teacher_softmax) teacher_max = max_classes(teacher.row(first, r), classes);
+      }
       const Lines<A> row{first + r,
                          student.row(first, r),
                          teacher.row(first, r),
                          grad_student.row(first, r),
                          grad_teacher.row(first, r),
+                         student_max,
+                         teacher_max,
+                         tile == 1 ? grad_student.elements(first) : Elements{},
                          {weights, weights},
                          weights + padded,
                          weights + 2 * padded,
@@ -367,13 +329,14 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
                          student.upcoming(next),
                          teacher.upcoming(next)};
       A hard = 0, soft = 0;
-      solve_row(problem, row_scales<A>(problem, row.number), row, soft_row, soft, hard);
+      written = solve_row(problem, row_scales<A>(problem, row.number), row, soft_row, soft, hard);
       row_losses[row.number] = soft;
       row_losses[problem.rows() + row.number] = hard;
     }
-    grad_student.store(first, count);
+    if (!written) grad_student.store(first, count);
     grad_teacher.store(first, count);
   }
+  end_streams();
 }
 
 void solve_rows_float(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {

@@ -87,7 +87,7 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
     const bool smoothed = problem.target_eps > 0;
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       if (chunk.of(e) >= classes) continue;
-      const Terms<A> c = pair.terms(smoothed, z[e], pair.student.weight(z[e]), t[e], Source::weight(t[e], pair.target), eps);
+      const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
       sum += divergence.value(c);
       if (problem.kl_weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
       grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
@@ -161,8 +161,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
                        A part[2] = {0, 0};
                        KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
                          if (chunk.of(e) >= position.classes) continue;
-                         const Terms<A> c = pair.terms(smoothed, z[e], pair.student.weight(z[e]), t[e],
-                                                       Source::weight(t[e], pair.target), eps);
+                         const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
                          part[0] += divergence.by_log_q(c);
                          part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
                        }

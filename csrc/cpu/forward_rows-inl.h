@@ -1,0 +1,151 @@
+// Forward KL of two softmaxes to a constant teacher, the commonest of all, with the hard label's term where there is one: a
+// sweep for the exponentials of all terms and one for the gradient. Included by cpu/softened_kl-inl.h.
+//
+// The divergence follows from sums of the weights alone: sum p ((t - z) / T) less the difference of the log-sums.
+
+// Whether that is the soft term of a problem. A term of weight 0 may add nothing, not even NaN: that is not looked after here.
+inline bool is_forward_kl(const SoftenedKL& problem) {
+  return problem.source == TargetSource::logits && problem.divergence == Divergence::forward && problem.target_eps == 0 &&
+         !problem.grad_teacher.data && problem.kl_weight != 0;
+}
+
+// What a class adds to the sum, and the divergence; `sums`: of the weights of student and teacher, and that one.
+template <class V>
+KD_INLINE V forward_part(V teacher_weight, V t, V z) {
+  return select(teacher_weight == V{}, V{}, teacher_weight * (t - z));
+}
+
+template <class A>
+KD_INLINE A forward_value(const A* sums, A inverse_temperature) {
+  return sums[2] * inverse_temperature / sums[1] - std::log(sums[1] / sums[0]);
+}
+
+// How the teacher's weights are dealt out to the classes once they and their sum are known; its row itself stays as it is.
+// `sum` is that of weight * ((t - max t) - (z - max z)).
+struct AsTheyAre {
+  template <class A>
+  KD_INLINE void rearrange(const Lines<A>&, int64_t, A&) const {}
+};
+
+// Two classes change places, `one` being the teacher's largest. The part of the sum that has t does not notice.
+struct Exchanged {
+  int64_t one, other;
+
+  template <class A>
+  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A& sum) const {
+    const A excess = row.teacher_weight[one] - row.teacher_weight[other];
+    const A z_one = *class_at(row.student, one, classes), z_other = *class_at(row.student, other, classes);
+    std::swap(row.teacher_weight[one], row.teacher_weight[other]);
+    if (z_one != -std::numeric_limits<A>::infinity()) {
+      if (excess != A(0)) sum += excess * (z_one - z_other);
+      return;
+    }
+    // It has made the sum infinite, and nothing can be taken from that.
+    sum = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      const A t = *class_at(row.teacher, c == one ? other : c == other ? one : c, classes);
+      if (row.teacher_weight[c] != A(0))
+        sum += row.teacher_weight[c] * ((t - row.teacher_max) - (*class_at(row.student, c, classes) - row.student_max));
+    }
+  }
+};
+
+// Whether a gradient is too large for a cache to keep until it is read: it is written past the caches then, which costs no
+// read of what it overwrites and drives nothing out. For whole vectors of rows at multiples of their size.
+template <class A>
+KD_INLINE bool streams(const SoftenedKL& problem, const Line<A>& gradient) {
+  constexpr int64_t most_cached = int64_t(32) << 20;  // bytes
+  return problem.rows() * problem.classes * static_cast<int64_t>(sizeof(A)) > most_cached &&
+         reinterpret_cast<uintptr_t>(gradient.body) % sizeof(Vec<A>) == 0;
+}
+
+// gradient(i, place) for the vector of classes at each i, to where the row's gradient belongs. Returns whether that was not
+// row.grad_student.
+template <class A, class Gradient>
+KD_INLINE bool write_gradient(const SoftenedKL& problem, const Lines<A>& row, const Gradient gradient) {
+  constexpr int lanes = Simd<A>::lanes;
+  const int64_t classes = problem.classes, split = body_classes(classes);
+  if (!row.grad_elements.data) {
+    const Line<A> to = row.grad_student;
+    if (streams(problem, to)) {
+      for (int64_t i = 0; i < split; i += lanes) stream(to.body + i, gradient(i, InBody{}));
+      for (int64_t i = split; i < classes; i += lanes) store(to.tail + i, gradient(i, InTail{}));
+    } else {
+      each_vector<A>(classes, [=](int64_t i, auto place) { store(to.in(place) + i, gradient(i, place)); });
+    }
+    return false;
+  }
+  with_dtype(row.grad_elements.dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(row.grad_elements.data);
+    const int64_t pairs = split / (2 * lanes) * (2 * lanes);
+    // Two at a time: the halves of two vectors fill one.
+    for (int64_t i = 0; i < pairs; i += 2 * lanes)
+      store_converted<A>(to + i, gradient(i, InBody{}), gradient(i + lanes, InBody{}));
+    for (int64_t i = pairs; i < split; i += lanes) store_converted<A>(to + i, gradient(i, InBody{}));
+    for (int64_t i = split; i < classes; i += lanes) {
+      const Vec<A> numbers = gradient(i, InTail{});
+      for (int lane = 0; lane < lanes && i + lane < classes; ++lane) from_arithmetic(numbers[lane], to + i + lane);
+    }
+  });
+  return true;
+}
+
+template <class A, bool labelled, class Order>
+KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines,
+                              const Order& order, A& soft, A& hard) {
+  const Lines<A> row = lines;  // of our own: no store below can change it, for all the compiler knows
+  const int64_t classes = problem.classes;
+  const A inverse_temperature = scales.inverse_temperature;
+  const Line<A> student_weight = row.student_weight(row.grad_student && streams(problem, row.grad_student));
+  A sums[labelled ? 5 : 3];
+  sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
+    row.next_student.prefetch(i);
+    row.next_teacher.prefetch(i);
+    const Vec<A> z = load(row.student.in(place) + i) - row.student_max;
+    const Vec<A> t = load(row.teacher.in(place) + i) - row.teacher_max;
+    const Vec<A> student = exp_product(z, inverse_temperature), teacher = exp_product(t, inverse_temperature);
+    store(student_weight.in(place) + i, student);
+    store(row.teacher_weight + i, teacher);
+    part[0] += student;
+    part[1] += teacher;
+    part[2] += forward_part(teacher, t, z);
+    if constexpr (labelled) {
+      const Vec<A> weight = exp_product(z, A(1));
+      store(row.spare + i, weight);
+      part[3] += weight;
+      if (!place) part[4] += z;
+    }
+  });
+  order.rearrange(row, classes, sums[2]);
+  soft = scales.soft * forward_value(sums, inverse_temperature);
+  LabelGradient<A> label;
+  if constexpr (labelled) {
+    A value[1];
+    const LabelTerm<A> term = hard_term(problem, scales);
+    label = solve_label({term}, scales, row, classes, A(1), sums[3], sums[4], value);
+    hard = value[0];
+    // What the label's class has in excess, as a weight: the gradient's sweep need not know the label.
+    row.spare[scales.label] -= (term.on - term.off) * sums[3];
+  }
+  if (!row.grad_student) return false;
+
+  // q - p = (student * ratio - teacher) / sum of the teacher's: 0 where the rows are equal.
+  const A ratio = sums[1] / sums[0], scale = scales.soft_gradient * inverse_temperature / sums[1];
+  const A* teacher_weight = row.teacher_weight;
+  const auto soft_gradient = [=](int64_t i, auto place) {
+    return (load(student_weight.in(place) + i) * ratio - load(teacher_weight + i)) * scale;
+  };
+  if (!label.weighs) return write_gradient(problem, row, soft_gradient);
+  const A* label_weight = row.spare;
+  return write_gradient(problem, row, [=](int64_t i, auto place) {
+    return soft_gradient(i, place) + (load(label_weight + i) * label.share - label.off);
+  });
+}
+
+// Both terms of a row, the hard one where it is wanted. Returns what write_gradient does.
+template <class A, class Order>
+KD_INLINE bool forward_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, const Order& order,
+                           A& soft, A& hard) {
+  return scales.has_hard ? forward_row_of<A, true>(problem, scales, row, order, soft, hard)
+                         : forward_row_of<A, false>(problem, scales, row, order, soft, hard);
+}
