@@ -9,43 +9,66 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import harness, machine, report, scaling
+from . import harness, machine, scaling, tables
 from .families import FAMILIES, losses
 
 DTYPES = ("float32", "bfloat16", "float16")
+Plan = dict[torch.dtype, Sequence[str]]  # the families that are measured in it
 
 
-def run(families: list[str], device: str, dtypes: list[torch.dtype], quick: bool, sweeps: bool = True) -> dict:
+def run(
+    plan: Plan, device: str, quick: bool, sweeps: bool = True, until: float = math.inf, path: Path | None = None
+) -> dict:
+    """All numbers; where a path is given they are written there after each family, so that none is lost to what comes after."""
+    effort = harness.Effort.of(device, quick)._replace(until=until)
     document = {"machine": machine.facts(device), "rates": {}, "results": [], "scaling": []}
-    for dtype in dtypes:
+    for dtype, families in plan.items():
         document["rates"][str(dtype).removeprefix("torch.")] = machine.rates(dtype, device, quick)
         for family in families:
-            document["results"] += measure(family, device, dtype, quick)
+            document["results"] += measure(family, device, dtype, quick, effort)
+            write(document, path)
     if sweeps:
-        document["scaling"] = scaling.measure(device, dtypes[0], quick)
+        document["scaling"] = scaling.measure(device, next(iter(plan)), quick, until)
+        write(document, path)
     print(file=sys.stderr)
     return document
 
 
-def measure(family: str, device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
-    results, effort = [], harness.Effort.of(device, quick)
+def measure(family: str, device: str, dtype: torch.dtype, quick: bool, effort: harness.Effort) -> list[dict]:
+    results = []
     for loss in losses(family).values():
-        for shape in loss.shapes["quick" if quick else device]:
-            result = {"family": family, **harness.measure(loss, shape, dtype, device, effort)}
-            if loss.resident and device == "cpu" and not quick:
-                for side, found in harness.weigh(loss, family, shape, dtype).items():
-                    result["contenders"][side] |= found
-            results.append(result)
+        shapes = list(loss.shapes["quick" if quick else device])
+        for shape in shapes:
+            # On a GPU, compiling all shapes would take longer than all the rest: the first is small, the last large.
+            compiled = device == "cpu" or shape in (shapes[0], shapes[-1])
+            result = harness.attempt(loss, shape, dtype, device, effort._replace(compiled=compiled))
+            if loss.resident and device == "cpu" and not quick and result["contenders"]:
+                for side, found in harness.resident_memory(loss, family, shape, dtype).items():
+                    result["contenders"].setdefault(side, {}).update(found)
+            results.append({"family": family, **result})
             print(".", end="", flush=True, file=sys.stderr)
-        for shape in loss.weighed if device == "cpu" and not quick else ():
-            weighed = {"contenders": harness.weigh(loss, family, shape, dtype)}
-            results.append({"family": family, **harness.heading(loss, shape, dtype), **weighed})
+        for shape in loss.memory_only if device == "cpu" and not quick else ():
+            found = {"contenders": harness.resident_memory(loss, family, shape, dtype)}
+            results.append({"family": family, **harness.heading(loss, shape, dtype), **found})
     return results
+
+
+def write(document: dict, path: Path | None) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def failed(document: dict) -> bool:
+    """Whether ours could not be measured somewhere."""
+    return any("kdkernels" in result.get("absent", {}) for result in document["results"])
 
 
 def main() -> None:
@@ -61,12 +84,11 @@ def main() -> None:
         parser.error(f"no family {', '.join(sorted(unknown))}: choose from {', '.join(FAMILIES)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    dtypes = [getattr(torch, name) for name in options.dtype]
-    document = run(options.family or FAMILIES, options.device, dtypes, options.quick, sweeps=not options.family)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(report.summary(document))
+    plan = dict.fromkeys((getattr(torch, name) for name in options.dtype), options.family or FAMILIES)
+    document = run(plan, options.device, options.quick, sweeps=not options.family, path=options.json)
+    print(tables.summary(document))
+    if failed(document):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

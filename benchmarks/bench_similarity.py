@@ -17,7 +17,7 @@ BAND = 2048  # queries whose similarities the product that everybody is measured
 SSKD = {(192, 64, 128): "SSKD's batch of 64 images: overhead is all"}
 BATCH = {(4096, 4096, 128): "a contrastive recipe"}
 CLIP = {(65536, 65536, 512): "CLIP's batch: the matrix of similarities takes 16 GiB in float32"}
-WEIGHED = {(16384, 16384, 256): "a matrix of similarities of 1 GiB"}
+LARGE = {(16384, 16384, 256): "a matrix of similarities of 1 GiB"}
 PAIRS = {(256, 256, 128): "two views of a small batch", (2048, 2048, 128): "two views of a large one"}
 QUICK = {(256, 256, 128): "a small batch"}
 
@@ -110,7 +110,7 @@ LOSSES = (
         eager=eager_similarity_kl,
         work=of_teacher,
         shapes=shapes(SSKD | BATCH, SSKD | BATCH, SSKD),
-        weighed=WEIGHED,
+        memory_only=LARGE,
         **COMMON,
     ),
     Loss(
@@ -119,7 +119,7 @@ LOSSES = (
         eager=eager_info_nce,
         work=of_student,
         shapes=shapes(SSKD | BATCH, SSKD | BATCH | CLIP, SSKD),
-        weighed=WEIGHED,
+        memory_only=LARGE,
         **COMMON,
     ),
     Loss(

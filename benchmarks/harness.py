@@ -8,7 +8,10 @@ copy of the bytes that nobody can avoid or, where products of matrices take long
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import memory, peers
+from . import memory, packages
 from .machine import cache_bytes
 from .problem import Batch, Function, Loss, Shape, Work
-from .timing import Call, alternate, alternate_stages, ratio, spread
+from .timing import Call, alternate, alternate_stages, ratios, spread
 
 MOST_BATCHES = 2048  # a rotation of tiny batches would take minutes to draw
 SMALL_BYTES = 2**23  # moved by a step of which overhead, not memory, is most: there we compile ours and replay graphs
@@ -36,14 +39,13 @@ class Effort(NamedTuple):
 
     both: float  # seconds, on forward + backward
     halves: float = 0.0  # seconds, on each of them; 0: no halves, no errors, nobody but ours and eager PyTorch
-    compile_ours: bool = False
+    compiled: bool = True  # torch.compile takes part, which takes seconds to begin
+    until: float = math.inf  # of time.monotonic(): nothing is begun after it
 
     @classmethod
     def of(cls, device: str, quick: bool) -> Effort:
-        if quick:
-            return cls(0.6, 0.2)
         # A GPU's clock is steadier.
-        return cls(0.6, 0.2, compile_ours=True) if device == "cuda" else cls(3.0, 1.0, compile_ours=True)
+        return cls(0.6, 0.2) if quick or device == "cuda" else cls(3.0, 1.0)
 
 
 # Inputs
@@ -58,9 +60,11 @@ def differentiable(loss: Loss, batch: Batch) -> Input:
     return Input(batch, [getattr(batch, name).requires_grad_() for name in loss.differentiated])
 
 
-def copied(loss: Loss, given: Input, double: bool = False) -> Input:
+def copied(loss: Loss, given: Input, dtype: torch.dtype | None = None) -> Input:
+    """With numbers of that dtype, or of their own."""
+
     def copy(x: Tensor) -> Tensor:
-        return x.detach().double() if double and x.is_floating_point() else x.detach().clone()
+        return x.detach().to(dtype if x.is_floating_point() else None, copy=True)
 
     return differentiable(loss, type(given.batch)(*map(copy, given.batch)))
 
@@ -166,7 +170,7 @@ def errors(loss: Loss, functions: dict[str, Function], given: Input) -> dict[str
         return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected))
 
     try:
-        truth = results(loss.eager, copied(loss, given, double=True))
+        truth = results(loss.eager, copied(loss, given, torch.float64))
     except torch.OutOfMemoryError:
         return {}
     found = {}
@@ -206,30 +210,45 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def attempt(loss: Loss, shape: Shape, dtype: torch.dtype, device: str, effort: Effort) -> dict:
+    """One result; where ours cannot be measured, why, as of anybody else who is absent."""
+    try:
+        if time.monotonic() > effort.until:
+            raise TimeoutError("no time was left")
+        return measure(loss, shape, dtype, device, effort)
+    except Exception as error:
+        print(f"\n{loss.name} {shape} {dtype}: {reason(error)}", file=sys.stderr)
+        return heading(loss, shape, dtype) | {"contenders": {}, "absent": {"kdkernels": reason(error)}}
+
+
 def measure(loss: Loss, shape: Shape, dtype: torch.dtype, device: str, effort: Effort) -> dict:
-    """One result."""
     torch._dynamo.reset()
     work, inputs = loss.work(*shape, size=dtype.itemsize), rotation(loss, shape, dtype, device)
     small = work.moved <= SMALL_BYTES
     functions, absent = {"kdkernels": loss.ours, "eager": loss.eager}, {}
-    packages: dict[str, Function] = {}
+    answers: dict[str, Function] = {}
     if effort.halves:
-        packages, absent = peers.answering(loss.name, device)
-        functions |= {"compile": torch.compile(loss.eager)} | loss.others | packages
-        if small and effort.compile_ours:
+        answers, absent = packages.answering(loss.name, device)
+        if effort.compiled:
+            functions["compile"] = torch.compile(loss.eager)
+        functions |= loss.others | answers
+        if effort.compiled and small:
             functions["kdkernels, compile"] = torch.compile(loss.ours)
     # A package may write the gradient over the logits: it gets batches of its own.
-    given = {name: [copied(loss, x) for x in inputs] if name in packages else inputs for name in functions}
+    given = {name: [copied(loss, x) for x in inputs] if name in answers else inputs for name in functions}
     functions = runnable(functions, given, absent)
     steps = {name: step(function, given[name]) for name, function in functions.items()}
     if device == "cuda" and small and effort.halves:
         steps |= replays(functions, inputs, absent)
+    if device == "cpu" and dtype.itemsize == 2 and effort.halves:
+        steps["kdkernels, float32"] = step(loss.ours, [copied(loss, x, torch.float32) for x in inputs])
 
     floor = floors(work, dtype, device)
     times = alternate(steps | floor, device, effort.both)
     contenders = {name: {"microseconds": median(of), "spread": spread(of)} for name, of in times.items()}
     for name in times:
-        contenders[name]["over"] = ratio(times, name, "kdkernels")
+        over = ratios(times, name, "kdkernels")
+        contenders[name] |= {"over": statistics.median(over), "over_spread": spread(over)}
     if effort.halves:
         pairs = {name: halves(function, given[name]) for name, function in functions.items()}
         for name, rounds in alternate_stages(pairs, device, effort.halves).items():
@@ -253,20 +272,21 @@ def measure(loss: Loss, shape: Shape, dtype: torch.dtype, device: str, effort: E
             "fill_cache": len(inputs) * input_bytes(inputs[0]) >= 2 * cache_bytes(device),
         },
         "contenders": contenders,
+        "packages": [name for name in answers if name in functions],
         "floor": max(shares, key=shares.get),
         "share_of_floor": shares,
         "absent": absent,
     }
 
 
-def weigh(loss: Loss, family: str, shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+def resident_memory(loss: Loss, family: str, shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     """Contender -> memory of one step as the operating system counts it."""
     sides = ("kdkernels", "eager")
     return {side: {"resident_bytes": memory.resident_bytes(family, loss.name, side, shape, dtype)} for side in sides}
 
 
 def heading(loss: Loss, shape: Shape, dtype: torch.dtype) -> dict:
-    reasons = loss.weighed | {shape: reason for of in loss.shapes.values() for shape, reason in of.items()}
+    reasons = loss.memory_only | {shape: reason for of in loss.shapes.values() for shape, reason in of.items()}
     return {
         "loss": loss.name,
         "axes": loss.axes,

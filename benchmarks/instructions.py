@@ -2,6 +2,7 @@
 noise, and a count is the same in every run.
 
     python -m benchmarks.instructions            exits with 1 where a kernel takes over 10 % more than the budget has
+    python -m benchmarks.instructions --strict   also where nothing can be counted
     python -m benchmarks.instructions --write    writes the budget anew
 
 One problem per kernel (host_problems.py), on AVX2, since valgrind knows no AVX-512. What Python, NumPy and libc execute is
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 
 from . import host_problems
 
@@ -63,37 +65,47 @@ def count(library: str) -> dict[str, int]:
 def compare(budget: dict, compiler: str, counted: dict[str, int]) -> bool:
     """Prints the figures side by side; False where one is over the budget of the same compiler, or has none."""
     width = max(map(len, counted))
-    over = []
+    over, under = [], []
     for name, instructions in counted.items():
         allowed = budget["instructions"].get(name)
         change = f"{100 * (instructions / allowed - 1):+6.1f} %" if allowed else "not in the budget"
         print(f"{name:{width}} {instructions:12,} {change}")
         if not allowed or instructions > (1 + SLACK) * allowed:
             over.append(name)
+        elif instructions < (1 - SLACK) * allowed:
+            under.append(name)
     if compiler != budget["compiler"]:
         print(f"the budget is of {budget['compiler']}, this library of {compiler}: nothing is refused")
         return True
     if over:
         print(f"over the budget by more than {SLACK:.0%}: {'; '.join(over)}")
         print("if that is the price of something: python -m benchmarks.instructions --write")
+    if under:  # a budget that is too large would let the gain be lost again
+        print(f"under the budget by more than {SLACK:.0%}: {'; '.join(under)}")
+        print("to keep it so: python -m benchmarks.instructions --write")
     return not over
+
+
+def why_not(host: ModuleType) -> str:
+    """Instructions cannot be counted here; nothing where they can."""
+    if not shutil.which("valgrind"):
+        return "no valgrind on PATH"
+    return "" if INSTRUCTION_SET in host.available_isas() else f"this processor has no {INSTRUCTION_SET}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--write", action="store_true", help=f"write {BUDGET.name} instead of comparing with it")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where nothing can be counted")
     options = parser.parse_args()
     found = PathFinder.find_spec("_host", [str(PACKAGE)])
     if not found:
         sys.exit("kdkernels._host is not built: make build")
-    if not shutil.which("valgrind"):
-        print("skipped: no valgrind on PATH")
-        return
     library = os.path.realpath(found.origin)  # as callgrind calls it
     host = host_problems.load(library)
-    if INSTRUCTION_SET not in host.available_isas():
-        print(f"skipped: this processor has no {INSTRUCTION_SET}")
-        return
+    if missing := why_not(host):
+        print(f"skipped: {missing}")
+        sys.exit(options.strict)
     compiler, counted = host.build_facts()["compiler"], count(library)
     if options.write:
         budget = {"compiler": compiler, "instruction_set": INSTRUCTION_SET, "instructions": counted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import statistics
@@ -11,7 +12,7 @@ import torch
 
 import kdkernels as kd
 
-from .peers import PEERS
+from .packages import PACKAGES
 from .timing import alternate
 
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -21,12 +22,14 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 def facts(device: str) -> dict:
     build = kd.build_info()
     versions = {"torch": torch.__version__, "kdkernels": build["version"], "python": platform.python_version()}
-    versions |= {peer.distribution: peer.version() for peer in PEERS if peer.version()}
+    versions |= {package.distribution: package.version() for package in PACKAGES if package.version()}
     return {
+        "kind": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": build["cpu_isa"],
         "cache_bytes": cache_bytes(device),
+        "memory_kept": "malloc.mmap_max=0" in os.environ.get("GLIBC_TUNABLES", ""),  # docs/performance.md says when
         "versions": versions,
     }
 

@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
 
+from .tables import memory_bytes  # noqa: E402
+
 STYLES = {  # of a side, in both plots
     "kdkernels": {"marker": "o", "linestyle": "-"},
     "eager": {"marker": "o", "linestyle": "--", "markerfacecolor": "none"},
@@ -18,13 +20,14 @@ STYLES = {  # of a side, in both plots
 def roofline(document: dict, path: Path) -> None:
     """Operations per second against operations per byte that nobody can avoid, under what the machine copies and multiplies
     in the same run. Both sides of a loss are credited with the same operations."""
-    dtypes = list(document["rates"])
+    timed = [r for r in document["results"] if "work" in r]
+    dtypes = [dtype for dtype in document["rates"] if any(r["dtype"] == dtype for r in timed)]
     figure, panels = plt.subplots(1, len(dtypes), figsize=(7 * len(dtypes) + 2, 6), squeeze=False, layout="constrained")
     for axes, dtype in zip(panels[0], dtypes):
-        timed = [r for r in document["results"] if r["dtype"] == dtype and "work" in r]
-        losses = list(dict.fromkeys(r["loss"] for r in timed))
+        shown = [r for r in timed if r["dtype"] == dtype]
+        losses = list(dict.fromkeys(r["loss"] for r in shown))
         at = {side: [] for side in STYLES}
-        for r in timed:
+        for r in shown:
             operations, moved = (sum(r["work"][kind].values()) for kind in ("operations", "bytes"))
             for side in STYLES:
                 if found := r["contenders"].get(side):
@@ -46,7 +49,7 @@ def roofline(document: dict, path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{document['machine']['device']}, CPU threads: {document['machine']['threads']}")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -54,16 +57,16 @@ def scaling(document: dict, path: Path) -> None:
     """A column for each sweep: time above, memory below."""
     sweeps = document["scaling"]
     figure, panels = plt.subplots(2, len(sweeps), figsize=(4 * len(sweeps), 7), squeeze=False, layout="constrained")
-    measures = {"microseconds": "time, us", "peak_bytes": "memory that torch allocates, bytes"}
+    measures = {"time, us": lambda found: found.get("microseconds"), "memory, bytes": memory_bytes}
     for column, sweep in zip(panels.T, sweeps):
-        for axes, (measure, label) in zip(column, measures.items()):
+        for axes, (label, measure) in zip(column, measures.items()):
             for side, style in STYLES.items():
-                points = [point for point in sweep["points"] if side in point]
-                axes.plot([p["size"] for p in points], [p[side][measure] for p in points], label=side, **style)
+                points = [(point["size"], measure(point.get(side, {}))) for point in sweep["points"]]
+                axes.plot(*zip(*(point for point in points if point[1])), label=side, **style)
             axes.set(xscale="log", yscale="log", xlabel=sweep["axis"], ylabel=label)
             axes.grid(alpha=0.3)
         column[0].set_title(f"{sweep['loss']}, {sweep['fixed']}", fontsize=10)
     panels[0, 0].legend()
     figure.suptitle(f"{document['machine']['device']}, CPU threads: {document['machine']['threads']}")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -50,7 +50,7 @@ class Loss:
     others: dict[str, Function] = field(default_factory=dict)  # further forms of the same, by name
     comparable: bool = True  # with others on the same input; not so where each draws random numbers of its own
     resident: bool = False  # memory on a CPU is read from the system: torch's profiler sees no library's buffers
-    weighed: dict[Shape, str] = field(default_factory=dict)  # too slow to be timed on a CPU: memory only
+    memory_only: dict[Shape, str] = field(default_factory=dict)  # too slow to be timed on a CPU
 
 
 def in_float(x: Tensor) -> Tensor:

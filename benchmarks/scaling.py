@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -40,13 +41,17 @@ def sweeps(device: str, quick: bool) -> tuple[Sweep, ...]:
     )
 
 
-def measure(device: str, dtype: torch.dtype, quick: bool) -> list[dict]:
-    effort, results = harness.Effort(0.2 if quick else 0.5), []
+def measure(device: str, dtype: torch.dtype, quick: bool, until: float = math.inf) -> list[dict]:
+    effort, results = harness.Effort(0.2 if quick else 0.5, until=until), []
     for sweep in sweeps(device, quick):
         loss, points = losses(sweep.family)[sweep.loss], []
         for shape in sweep.shapes:
-            found = harness.measure(loss, shape, dtype, device, effort)["contenders"]
-            points.append({"size": sweep.size(shape), **{name: found[name] for name in SIDES if name in found}})
+            found = harness.attempt(loss, shape, dtype, device, effort)["contenders"]
+            point = {name: found[name] for name in SIDES if name in found}
+            if loss.resident and device == "cpu" and not quick:
+                for name, memory in harness.resident_memory(loss, sweep.family, shape, dtype).items():
+                    point[name] = point.get(name, {}) | memory
+            points.append({"size": sweep.size(shape), **point})
             print(".", end="", flush=True, file=sys.stderr)
         results.append({"loss": sweep.loss, "axis": sweep.axis, "fixed": sweep.fixed, "points": points})
     return results

@@ -65,6 +65,11 @@ def spread(times: list[float]) -> float:
     return (high - low) / 2 / middle
 
 
+def ratios(times: dict[str, list[float]], other: str, ours: str) -> list[float]:
+    """How many times longer `other` takes, round by round."""
+    return [b / a for a, b in zip(times[ours], times[other])]
+
+
 def ratio(times: dict[str, list[float]], other: str, ours: str) -> float:
-    """How many times longer `other` takes: the median of the ratios round by round."""
-    return statistics.median(b / a for a, b in zip(times[ours], times[other]))
+    """The median of these."""
+    return statistics.median(ratios(times, other, ours))

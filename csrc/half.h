@@ -79,7 +79,8 @@ KD_HOST_DEVICE uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = float_bits(value);
   const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
   const uint32_t quiet = bits | 0x00400000u;  // rounding could carry a NaN into infinity
-  return static_cast<uint16_t>((value != value ? quiet : rounded) >> 16);
+  const bool nan = static_cast<int32_t>(bits & 0x7fffffffu) > 0x7f800000;  // signed: what every vector unit compares
+  return static_cast<uint16_t>(choose(nan, quiet, rounded) >> 16);
 #endif
 }
 

@@ -37,6 +37,7 @@ class Peers(NamedTuple):
     key: torch.Tensor  # [B, P, d]
     gate: torch.Tensor  # [B, P]
     target: torch.Tensor  # [B] labels
+    upstream: torch.Tensor  # [B, P, C]: of a mixture
     temperature: float = 3.0
     target_eps: float = 1e-7
 
@@ -51,6 +52,10 @@ def parallel(dtype):
     problem = features(torch.bfloat16)
     key = problem.key[:1] * (1 + torch.finfo(torch.bfloat16).eps * labels(24, 128, classes=2))
     return Features(*(x.to(dtype) for x in problem._replace(key=key.bfloat16())[:4]), problem.target)
+
+
+# A normalizer that an earlier call has left, and more noise than the paper's.
+GIVEN = {"normalizer": 1000.0, "eps": 0.1}
 
 
 def bank(dtype, width=128, temperature=0.1, negatives=512):
@@ -69,6 +74,7 @@ def peers(dtype, classes=100, scale=3.0, temperature=3.0):
         tensor(4, 3, 32, seed=3, scale=0.5),
         tensor(4, 3, seed=4, scale=0.5).softmax(1),
         labels(4, classes=classes),
+        tensor(4, 3, classes, seed=5, scale=1.0),
         temperature,
     )
 
@@ -111,10 +117,13 @@ PEER_REGIMES = {
     "equal peers": equal_peers,
     "T = 0.05": lambda dtype: peers(dtype, temperature=0.05),
     "T = 100": lambda dtype: peers(dtype, temperature=100.0),
+    "1 class": lambda dtype: peers(dtype, classes=1),
     "2 classes": lambda dtype: peers(dtype, classes=2),
     "32,768 classes": lambda dtype: peers(dtype, classes=32768),
     "-inf in all": without_a_class,
 }
+# What is the target without a class: its own divergence from the mean is a difference of two infinities in the oracle.
+PAIR_REGIMES = {name: make for name, make in PEER_REGIMES.items() if name != "-inf in all"}
 
 
 def cosines(query, key):
@@ -157,13 +166,13 @@ def similarity_truth(p):
     )
 
 
-def eager_bank(p):
+def eager_bank(p, normalizer=None, eps=0.0):
     entries, negatives = len(p.bank), p.index.shape[1] - 1
     exponentials = torch.einsum("bkd,bd->bk", p.bank[p.index], p.embedding).div(p.temperature).exp()
-    scores = exponentials / (entries * exponentials.detach().mean())
+    scores = exponentials / (normalizer or entries * exponentials.detach().mean())
     noise = negatives / entries
-    losses = (scores[:, 0] / (scores[:, 0] + noise)).log().neg() - (noise / (scores[:, 1:] + noise)).log().sum(1)
-    return losses.mean()
+    kept = noise / (scores[:, 1:] + noise + eps)
+    return ((scores[:, 0] / (scores[:, 0] + noise + eps)).log().neg() - kept.log().sum(1)).mean()
 
 
 def eager_kl(x, z, p):
@@ -192,15 +201,50 @@ def eager_others(p):
     return ce + eager_kl(torch.stack(rest, 1), p.peer_logits, p)
 
 
+def eager_pairs(p):
+    T, peers = p.temperature, p.peer_logits.unbind(1)
+    ce = sum(F.cross_entropy(z, p.target) for z in peers)
+    pairs = [eager_kl(x, z, p) for a, z in enumerate(peers) for b, x in enumerate(peers) if a != b]
+    return ce + sum(pairs) / (len(peers) - 1)
+
+
+def eager_attention(p, mix):
+    mixed = p.peer_logits if mix == "logits" else F.softmax(p.peer_logits / p.temperature, -1)
+    return (p.query @ p.key.mT).softmax(-1) @ mixed
+
+
+def attention(mix: str) -> Loss:
+    def truth(p):
+        found = peer_ensemble_oracle.peer_mixture(
+            p.peer_logits, query=p.query, key=p.key, grad_mixture=p.upstream, mix=mix, temperature=p.temperature
+        )
+        return {"loss": found["mixture"], **found}
+
+    return Loss(
+        lambda p: kd.peer_attention(p.query, p.key, p.peer_logits, mix=mix, temperature=p.temperature),
+        lambda p: eager_attention(p, mix),
+        truth,
+        ("peer_logits", "query", "key"),
+        upstream=lambda p: p.upstream,
+    )
+
+
+def mean_truth(p):
+    found = peer_ensemble_oracle.peer_mixture(
+        p.peer_logits, grad_mixture=p.upstream[:, :1], mix="probs", temperature=p.temperature
+    )
+    return {"loss": found["mixture"], **found}
+
+
 def options(p):
     return {"temperature": p.temperature, "target_eps": p.target_eps}
 
 
-def peer_truth(weights: str, *tensors: str):
+def peer_truth(weights: str, *tensors: str, **how):
     def truth(p):
         given = {name: getattr(p, name) for name in tensors}
         return peer_ensemble_oracle.peer_ensemble_loss(
-            p.peer_logits, p.target, weights=weights, **options(p), **given
+            p.peer_logits, p.target, weights=weights, **options(p), **given, **how
         )
 
     return truth
@@ -233,6 +277,12 @@ BANK_LOSSES = {
         lambda p: memory_bank_oracle.memory_bank_nce(p.embedding, p.bank, p.index, temperature=p.temperature),
         ("embedding",),
     ),
+    "memory_bank_nce, given Z": Loss(
+        lambda p: kd.memory_bank_nce(p.embedding, p.bank, p.index, temperature=p.temperature, **GIVEN),
+        lambda p: eager_bank(p, **GIVEN),
+        lambda p: memory_bank_oracle.memory_bank_nce(p.embedding, p.bank, p.index, temperature=p.temperature, **GIVEN),
+        ("embedding",),
+    ),
 }
 PEER_LOSSES = {
     "okddip_loss": Loss(
@@ -252,5 +302,24 @@ PEER_LOSSES = {
         eager_others,
         peer_truth("others"),
         ("peer_logits",),
+    ),
+}
+PAIR_LOSSES = {
+    "leave_one_out_loss, pairwise": Loss(
+        lambda p: kd.leave_one_out_loss(p.peer_logits, p.target, pairwise=True, **options(p)),
+        eager_pairs,
+        peer_truth("others", mix="divergences"),
+        ("peer_logits",),
+    ),
+}
+MIXTURES = {
+    "peer_attention": attention("logits"),
+    "peer_attention, probs": attention("probs"),
+    "mean_probabilities": Loss(
+        lambda p: kd.mean_probabilities(p.peer_logits, temperature=p.temperature),
+        lambda p: F.softmax(p.peer_logits / p.temperature, -1).mean(1),
+        mean_truth,
+        ("peer_logits",),
+        upstream=lambda p: p.upstream[:, 0],
     ),
 }

@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     teacher: torch.Tensor  # [N, C] logits
     target: torch.Tensor  # [N] labels
     temperature: float = 4.0
+    row_temperature: torch.Tensor | None = None  # [N], where ours has computed one
 
 
 def usual(dtype, rows=8, classes=1000, scale=3.0, temperature=4.0):
@@ -51,13 +52,14 @@ def nearly_equal(dtype):
 
 
 def without(student: bool, teacher: bool):
-    """A class that one of the two, or both, exclude; it is no label."""
+    """In every other row a class that one of the two, or both, exclude; it is no label. Where only one does the loss of that
+    row may be infinite; its neighbours have gradients to compare."""
 
     def make(dtype):
         problem = usual(dtype, classes=100)
         absent = (problem.target + 1) % 100
         for logits, excluded in ((problem.student, student), (problem.teacher, teacher)):
-            logits[torch.arange(8), absent] = -inf if excluded else 0
+            logits[torch.arange(0, 8, 2), absent[::2]] = -inf if excluded else 0
         return problem
 
     return make
@@ -81,6 +83,26 @@ REGIMES = {
 }
 
 
+def of_probabilities(make: Callable, kind: str):
+    """The same rows, their teacher as probabilities or as logarithms of them."""
+
+    def given(dtype):
+        problem = make(dtype)
+        log_p = F.log_softmax(problem.teacher.double() / problem.temperature, -1)
+        return problem._replace(teacher=(log_p.exp() if kind == "probs" else log_p).to(dtype))
+
+    return given
+
+
+# Stored probabilities are not the student's own, to which "equal rows" would be equal.
+PROBABILITY_REGIMES = {
+    kind: {name: of_probabilities(make, kind) for name, make in REGIMES.items() if name != "equal rows"}
+    for kind in ("probs", "log_probs")
+}
+# Finite logits: the cosine of "flsw" is of all of them. At T = 0.05 all of its temperatures would be clamped.
+DYNAMIC_REGIMES = {name: make for name, make in REGIMES.items() if "inf" not in name and name != "T = 0.05"}
+
+
 def divergence(name: str, eager: Callable) -> Loss:
     def ours(p):
         return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
@@ -93,6 +115,23 @@ def divergence(name: str, eager: Callable) -> Loss:
         return eager(log_p, log_q).sum(-1) * p.temperature**2
 
     return Loss(ours, plain, truth, ("student", "teacher"))
+
+
+def of_teacher(divergence: str, kind: str) -> Loss:
+    how = {"divergence": divergence, "reduction": "none"}
+
+    def ours(p):
+        return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, teacher_kind=kind, **how)
+
+    def eager(p):
+        log_q, probs = F.log_softmax(p.student / p.temperature, -1), p.teacher if kind == "probs" else p.teacher.exp()
+        own = F.kl_div(log_q, probs, reduction="none") if divergence == "forward" else -probs * log_q
+        return own.sum(-1) * p.temperature**2
+
+    def truth(p):
+        return oracle.softened_kl(p.student, p.teacher, temperature=p.temperature, source=kind, **how)
+
+    return Loss(ours, eager, truth, ("student", "teacher"))
 
 
 def eager_jsd(log_p, log_q):
@@ -119,6 +158,34 @@ def exchanged(p):
     teacher, largest, row = p.teacher.clone(), p.teacher.argmax(-1), torch.arange(len(p.teacher))
     teacher[row, largest], teacher[row, p.target] = p.teacher[row, p.target], p.teacher[row, largest]
     return teacher
+
+
+def dynamic(adjust: str, **how) -> Loss:
+    """The truth goes on from the temperatures that ours returns."""
+    how = {"adjust": adjust, "reduction": "none", **how}
+
+    def ours(p):
+        return kd.dynamic_temperature_kl(p.student, p.teacher, p.target, temperature=p.temperature, **how)
+
+    def complete(p):
+        found = kd.dynamic_temperature_kl(
+            p.student, p.teacher, p.target, temperature=p.temperature, return_parts=True, **how
+        )
+        return p._replace(row_temperature=found[1]["temperature"])
+
+    def eager(p):
+        T = p.row_temperature[:, None].to(p.student.dtype)
+        soft = F.softmax((exchanged(p) if adjust == "ps" else p.teacher) / T, -1)
+        if adjust == "lsr":
+            smoothed = torch.full_like(soft, SMOOTHING / soft.shape[1])
+            smoothed.scatter_add_(1, p.target[:, None], torch.full_like(smoothed[:, :1], 1 - SMOOTHING))
+            soft = torch.where(p.teacher.argmax(-1, keepdim=True) == p.target[:, None], soft, smoothed)
+        return F.kl_div(F.log_softmax(p.student / T, -1), soft, reduction="none").sum(-1) * T[:, 0] ** 2
+
+    def truth(p):
+        return oracle.dynamic_temperature_kl(p.student, p.teacher, p.target, row_temperature=p.row_temperature, **how)
+
+    return Loss(ours, eager, truth, ("student",), complete)
 
 
 def eager_virtual(p):
@@ -174,16 +241,7 @@ LOSSES = {
         ),
         ("student",),
     ),
-    "dynamic_temperature_kl": Loss(
-        lambda p: kd.dynamic_temperature_kl(
-            p.student, p.teacher, p.target, mode="const", adjust="ps", temperature=p.temperature, reduction="none"
-        ),
-        lambda p: LOSSES["softened_kl, forward"].eager(p._replace(teacher=exchanged(p))),
-        lambda p: oracle.dynamic_temperature_kl(
-            p.student, p.teacher, p.target, mode="const", adjust="ps", temperature=p.temperature, reduction="none"
-        ),
-        ("student",),
-    ),
+    "dynamic_temperature_kl": dynamic("ps", mode="const"),
     "virtual_teacher_loss": Loss(
         lambda p: kd.virtual_teacher_loss(p.student, p.target, **VIRTUAL, reduction="none"),
         eager_virtual,
@@ -204,4 +262,15 @@ LOSSES = {
         ),
         ("student",),
     ),
+}
+PROBABILITY_LOSSES = {
+    kind: {
+        f"softened_kl of {kind}": of_teacher("forward", kind),
+        f"soft_cross_entropy of {kind}": of_teacher("cross_entropy", kind),
+    }
+    for kind in PROBABILITY_REGIMES
+}
+DYNAMIC_LOSSES = {
+    "dynamic_temperature_kl, flsw": dynamic("lsr", mode="flsw", smoothing=SMOOTHING),
+    "dynamic_temperature_kl, cwsm": dynamic("none", mode="cwsm", beta=0.1),
 }

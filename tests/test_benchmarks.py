@@ -1,18 +1,20 @@
 """What the benchmarks measure with, what they measure, and the one figure that is no time: memory beyond the inputs."""
 
-import json
+import time
+from dataclasses import replace
 
 import pytest
 import torch
+from benchmark_runs import LOSSES, document, made_up_packages, uncompiled  # noqa: F401
 
-from benchmarks import harness, machine, peers, report, scaling
+from benchmarks import __main__ as benchmarks
+from benchmarks import harness, machine, packages, scaling, tables, targets
 from benchmarks.families import FAMILIES, losses
 from benchmarks.harness import Effort, copied, draw, errors, halves, measure, rotation, step
 from benchmarks.memory import peak_bytes, resident_bytes
-from benchmarks.peers import PEERS, Peer
+from benchmarks.packages import PACKAGES
 from benchmarks.timing import alternate, alternate_stages, ratio, spread
 
-LOSSES = {name: loss for family in FAMILIES for name, loss in losses(family).items()}
 TINY = {  # family -> a shape
     "softened_kl": (16, 10),
     "label_loss": (16, 10),
@@ -62,7 +64,7 @@ def test_all_sides_are_the_same_loss(name):
     # Logarithms of ratios near 1, as published, lose more of the loss than anything else here.
     bound = 2e-4 if name == "memory_bank_nce" else 1e-5
     assert all(error < bound for side in found.values() for error in side.values()), found
-    exact = copied(loss, given, double=True).batch
+    exact = copied(loss, given, dtype=torch.float64).batch
     assert all(side(exact).dtype == torch.float64 for side in (loss.eager, *loss.others.values()))
     wrong = errors(loss, {"wrong": lambda batch: 1.01 * loss.ours(batch)}, given)["wrong"]
     assert all(error == pytest.approx(0.01, rel=0.1) for error in wrong.values())
@@ -73,7 +75,7 @@ def test_shapes_have_reasons_and_work_is_counted(name):
     loss = LOSSES[name]
     assert loss.shapes.keys() == {"cpu", "cuda", "quick"}
     axes = loss.axes.replace(", ", " x ").split(" x ")
-    for shape, reason in [item for of in (*loss.shapes.values(), loss.weighed) for item in of.items()]:
+    for shape, reason in [item for of in (*loss.shapes.values(), loss.memory_only) for item in of.items()]:
         assert reason and len(shape) == len(axes)
         single, double = (loss.work(*shape, size=size) for size in (4, 8))
         assert 0 < single.written < single.moved < double.moved <= 2 * single.moved
@@ -137,66 +139,6 @@ def test_the_cache_is_of_a_size_that_caches_have():
     assert 2**18 <= machine.cache_bytes("cpu") <= 2**32
 
 
-def package_that_writes_over_logits():
-    def function(batch):
-        loss = LOSSES["softened_kl"].eager(batch)
-        batch.student.data.zero_()
-        return loss
-
-    return function
-
-
-def package_that_cannot_be_imported():
-    import no_such_module_of_a_package  # noqa: F401
-
-    return lambda batch: None
-
-
-def package_that_refuses():
-    def function(batch):
-        raise RuntimeError("out of\nsomething")
-
-    return function
-
-
-@pytest.fixture
-def packages(monkeypatch):
-    def peer(distribution, function, **options):
-        return Peer(distribution, {"softened_kl": function}, **options)
-
-    monkeypatch.setattr(
-        peers,
-        "PEERS",
-        (
-            peer("torch", package_that_writes_over_logits, needs_gpu=False),
-            peer("numpy", package_that_cannot_be_imported, needs_gpu=False),
-            peer("pytest", package_that_refuses, needs_gpu=False),
-            peer("hypothesis", package_that_refuses),
-            peer("no-such-package", package_that_refuses, needs_gpu=False),
-            Peer("ninja", {"another loss": package_that_refuses}, needs_gpu=False),
-        ),
-    )
-
-
-@pytest.fixture
-def document(packages, monkeypatch):
-    """A run of one loss of each kind of floor, at no length."""
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(harness, "MOST_BATCHES", 2)
-    effort = Effort(0.01, 0.01, compile_ours=True)
-    results = [
-        {"family": "softened_kl", **measure(LOSSES["softened_kl"], (16, 10), torch.float32, "cpu", effort)},
-        {"family": "similarity", **measure(LOSSES["info_nce"], (12, 12, 6), torch.float32, "cpu", effort)},
-    ]
-    weighed = {"kdkernels": {"resident_bytes": 1e6}, "eager": {"resident_bytes": 3e6}}
-    results.append({**harness.heading(LOSSES["info_nce"], (16384, 16384, 256), torch.float32), "contenders": weighed})
-    point = {name: {"microseconds": 5.0, "peak_bytes": 10} for name in scaling.SIDES}
-    sweep = {"loss": "softened_kl", "axis": "rows", "fixed": "10 classes", "points": [{"size": n, **point} for n in (1, 4)]}
-    rates = {"float32": {"bytes_per_second": 1e10, "operations_per_second": 1e12}}
-    found = {"machine": machine.facts("cpu"), "rates": rates, "results": results, "scaling": [sweep]}
-    return json.loads(json.dumps(found))
-
-
 def test_packages_are_skipped_by_name(document):
     result = document["results"][0]
     assert result["absent"] == {
@@ -207,6 +149,7 @@ def test_packages_are_skipped_by_name(document):
     }
     contenders = result["contenders"]
     assert {"kdkernels", "eager", "compile", "kdkernels, compile", "torch", "copy", "copy, fresh"} == contenders.keys()
+    assert result["packages"] == ["torch"]
     assert contenders["eager"]["gradient_error"] < 1e-5
     assert contenders["kdkernels"]["over"] == 1.0
     for name in ("kdkernels", "eager", "torch"):
@@ -214,10 +157,8 @@ def test_packages_are_skipped_by_name(document):
         assert contenders[name]["peak_bytes"] > 0
 
 
-def test_what_a_package_does_to_its_input_is_its_own_business(packages, monkeypatch):
+def test_what_a_package_does_to_its_input_is_its_own_business(made_up_packages, uncompiled, monkeypatch):
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(harness, "MOST_BATCHES", 2)
     monkeypatch.setattr(harness, "errors", lambda loss, functions, given: seen.append((functions, given)) or {})
     measure(LOSSES["softened_kl"], (16, 10), torch.float32, "cpu", Effort(0.01, 0.01))
     ((functions, given),) = seen
@@ -225,7 +166,7 @@ def test_what_a_package_does_to_its_input_is_its_own_business(packages, monkeypa
 
 
 def test_every_package_answers_losses_that_are_measured():
-    assert {peer.distribution for peer in PEERS} == {
+    assert {package.distribution for package in PACKAGES} == {
         "liger-kernel",
         "flash-linear-attention",
         "cut-cross-entropy",
@@ -233,12 +174,12 @@ def test_every_package_answers_losses_that_are_measured():
         "inf-cl",
         "pytorch-metric-learning",
     }
-    assert all(name in LOSSES for peer in PEERS for name in peer.losses)
+    assert all(name in LOSSES for package in PACKAGES for name in package.losses)
 
 
-@pytest.mark.parametrize("name, loss", [(peer.distribution, loss) for peer in PEERS for loss in peer.losses])
+@pytest.mark.parametrize("name, loss", [(package.distribution, loss) for package in PACKAGES for loss in package.losses])
 def test_an_installed_package_computes_the_same(name, loss, device):
-    functions, absent = peers.answering(loss, device)
+    functions, absent = packages.answering(loss, device)
     if name in absent:
         pytest.skip(f"{name}: {absent[name]}")
     given = draw(LOSSES[loss], (64, 64, 64)[: len(LOSSES[loss].axes.split(" x "))], torch.float32, device)
@@ -246,83 +187,56 @@ def test_an_installed_package_computes_the_same(name, loss, device):
 
 
 def test_the_floor_of_a_result(document):
-    copied_, multiplied, weighed = document["results"]
+    copied_, multiplied, remembered = document["results"]
     assert copied_["floor"] == "copy" and copied_["share_of_floor"].keys() == {"copy"}
     assert copied_["share_of_floor"]["copy"] == copied_["contenders"]["copy"]["over"]
     assert multiplied["share_of_floor"].keys() == {"copy", "product"}
     assert multiplied["share_of_floor"]["product"] == pytest.approx(3 * multiplied["contenders"]["product"]["over"])
-    assert "floor" not in weighed
+    assert "floor" not in remembered
+
+
+def test_ratios_and_their_spread_are_kept(uncompiled, monkeypatch):
+    ours, others = [1.0, 1.0, 2.0, 2.0, 2.0], [2.0, 2.0, 4.0, 4.0, 8.0]
+    monkeypatch.setattr(harness, "alternate", lambda calls, *_: {n: ours if n == "kdkernels" else others for n in calls})
+    found = measure(LOSSES["softened_kl"], (16, 10), torch.float32, "cpu", Effort(0.01))["contenders"]["eager"]
+    assert found["over"] == 2.0 and found["over_spread"] == spread([2.0, 2.0, 2.0, 2.0, 4.0]) > 0
+
+
+def test_bfloat16_is_timed_beside_float32(uncompiled):
+    loss, seen = LOSSES["softened_kl"], set()
+    seeing = replace(loss, ours=lambda batch: seen.add(batch.student.dtype) or loss.ours(batch))
+    found = measure(seeing, (16, 10), torch.bfloat16, "cpu", Effort(0.01, 0.01))["contenders"]
+    assert seen == {torch.bfloat16, torch.float32}
+    assert found["kdkernels, float32"]["over"] > 0
+    assert found["kdkernels, float32"].keys() == found["copy"].keys()  # of the same numbers, so neither error nor memory
+
+
+def test_what_fails_or_finds_no_time_is_named(uncompiled, monkeypatch, capsys):
+    def failing(*_):
+        raise RuntimeError("out of\nmemory")
+
+    effort = Effort(0.01, 0.01)
+    late = harness.attempt(LOSSES["softened_kl"], (4, 5), torch.float32, "cpu", effort._replace(until=time.monotonic() - 1))
+    monkeypatch.setattr(harness, "measure", failing)
+    failed = harness.attempt(LOSSES["softened_kl"], (4, 5), torch.float32, "cpu", effort)
+    assert (late["absent"], failed["absent"]) == ({"kdkernels": "no time was left"}, {"kdkernels": "out of"})
+    assert failed["contenders"] == {} and "softened_kl (4, 5) torch.float32: out of" in capsys.readouterr().err
+    document = {"results": [failed], "rates": {"float32": {}}, "machine": {"threads": 1}}
+    assert benchmarks.failed(document) and "`softened_kl`: out of" in tables.absent(document)
+    assert "| 4 x 5 |" in tables.table([failed]) and targets.table([document])
 
 
 def test_a_copy_leaves_its_original_alone():
     loss = LOSSES["softened_kl"]
     given = draw(loss, (4, 5), torch.float32, "cpu")
-    other = copied(loss, given, double=True)
+    other = copied(loss, given, dtype=torch.float64)
     assert other.batch.student.dtype == torch.float64 and other.batch.target.dtype == torch.int64
     assert other.leaves[0] is other.batch.student and other.leaves[0].requires_grad
     other.batch.student.data.zero_()
     assert given.batch.student.abs().max() > 0
 
 
-# What is said of it
-
-RESULT = {
-    "loss": "a",
-    "axes": "rows x width, entries",
-    "shape": [2, 3, 40],
-    "dtype": "float32",
-    "contenders": {
-        "kdkernels": {"microseconds": 5.0, "spread": 0.1, "over": 1.0, "peak_bytes": 1e6, "gradient_error": 1e-7},
-        "eager": {"microseconds": 10.0, "spread": 0.1, "over": 2.0, "peak_bytes": 3e6, "gradient_error": 2e-7},
-        "compile": {"microseconds": 7.5, "spread": 0.1, "over": 1.5},
-    },
-    "floor": "product",
-    "share_of_floor": {"copy": 0.1, "product": 0.5},
-}
-
-
-def test_a_row_of_a_table():
-    weighed = {"kdkernels": {"resident_bytes": 1e6}, "eager": {"resident_bytes": 3e6}}
-    header, _, *rows = report.table([RESULT, RESULT | {"contenders": weighed, "floor": "copy"}]).splitlines()
-    assert "share of the matrix rate" in header and "rows x width, entries" in header
-    timed = "5 ± 10 % | 2.0x | 1.5x | 50 % | 1 (3) | 1.0e-07 (2.0e-07)"
-    assert rows[0] == f"| `a` | 2 x 3, 40 | float32 | {timed} |"
-    assert len({row.count("|") for row in (header, *rows)}) == 1 and "| 1 (3) |" in rows[1]
-
-
-def test_a_report_has_everything(document):
-    text = report.summary(document) + report.details(document)
-    shapes = "16 x 10", "12 x 12 x 6", "16384 x 16384 x 256"
-    assert all(expected in text for expected in (*shapes, "`softened_kl`", "kdkernels, compile", "within the cache"))
-    assert "- hypothesis, `softened_kl`: needs a GPU" in text and "10.0 GB/s" in text
-
-
-def test_plots_are_drawn(document, tmp_path):
-    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
-    for draw_plot in (plots.roofline, plots.scaling):
-        draw_plot(document, tmp_path / "plot.png")
-        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_page_has_its_section_made_anew(document, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    for name in ("run.json", "other.json"):
-        (tmp_path / name).write_text(json.dumps(document))
-    marks = [report.MARK.format(name, "page.md") for name in ("run.json", "other.json")]
-    page = "\n".join(f"before\n{mark}\nold\n<!-- end of speed -->\nafter" for mark in marks)
-    first, second = report.rewritten(page, "run.json").split("after", 1)
-    assert first == f"before\n{report.section('run.json', 'page.md')}\n" and report.summary(document) in first
-    assert second == page.split("after", 1)[1]  # of other numbers
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
-def test_pages_are_what_the_numbers_give(page):
-    if not (report.ROOT / page).exists():
-        pytest.skip(f"{page} is not beside the tests")
-    sections = list(report.SECTION.finditer((report.ROOT / page).read_text()))
-    assert sections
-    for mark in sections:
-        assert mark["page"] == page and mark[0] == report.section(mark["results"], page)
+# Scaling
 
 
 def test_sweeps_grow_along_one_axis():
@@ -330,3 +244,13 @@ def test_sweeps_grow_along_one_axis():
         for sweep in scaling.sweeps(device, quick=False):
             sizes = [sweep.size(shape) for shape in sweep.shapes]
             assert sizes == sorted(set(sizes)) and len(sweep.shapes[0]) == len(LOSSES[sweep.loss].axes.split(" x "))
+
+
+def test_memory_that_torch_does_not_see_is_in_the_scaling(monkeypatch):
+    kept = {side: {"resident_bytes": 7} for side in scaling.SIDES}
+    monkeypatch.setattr(harness, "resident_memory", lambda *_: kept)
+    monkeypatch.setattr(harness, "attempt", lambda *_: {"contenders": {"kdkernels": {"peak_bytes": 3}}})
+    found = {sweep["loss"]: sweep["points"][0] for sweep in scaling.measure("cpu", torch.float32, quick=False)}
+    assert found["info_nce"]["kdkernels"] == {"peak_bytes": 3, "resident_bytes": 7}
+    assert found["softened_kl"]["kdkernels"] == {"peak_bytes": 3}
+    assert tables.memory_bytes(found["info_nce"]["kdkernels"]) == 7

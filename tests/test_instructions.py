@@ -49,6 +49,17 @@ def test_what_is_refused(counted, compiler, accepted, capsys):
     shown = capsys.readouterr().out
     assert ("nothing is refused" in shown) == (compiler != BUDGET["compiler"])
     assert ("over the budget" in shown) != accepted
+    assert ("under the budget" in shown) == (counted.get("b") == 500)
+
+
+@pytest.mark.parametrize("options, status", [([], 0), (["--strict"], 1)])
+def test_what_cannot_be_counted_fails_where_it_has_to_be(options, status, monkeypatch, capsys):
+    pytest.importorskip("kdkernels._host", reason="the host library is not built")
+    monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["instructions", *options])
+    with pytest.raises(SystemExit) as ended:
+        instructions.main()
+    assert int(ended.value.code) == status and "no valgrind" in capsys.readouterr().out
 
 
 def test_every_problem_is_solved_and_has_a_budget():

@@ -77,15 +77,17 @@ KD_INLINE bool write_gradient(const SoftenedKL& problem, const Lines<A>& row, co
   }
   with_dtype(row.grad_elements.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(row.grad_elements.data);
-    const int64_t pairs = split / (2 * lanes) * (2 * lanes);
-    // Two at a time: the halves of two vectors fill one.
-    for (int64_t i = 0; i < pairs; i += 2 * lanes)
-      store_converted<A>(to + i, gradient(i, InBody{}), gradient(i + lanes, InBody{}));
-    for (int64_t i = pairs; i < split; i += lanes) store_converted<A>(to + i, gradient(i, InBody{}));
-    for (int64_t i = split; i < classes; i += lanes) {
-      const Vec<A> numbers = gradient(i, InTail{});
-      for (int lane = 0; lane < lanes && i + lane < classes; ++lane) from_arithmetic(numbers[lane], to + i + lane);
+    constexpr int64_t together = 32;  // so many that the compiler keeps the loop, and makes one of vectors of it
+    A numbers[together];
+    int64_t i = 0;
+    for (; i + together <= split; i += together) {
+      for (int64_t c = 0; c < together; c += lanes) store(numbers + c, gradient(i + c, InBody{}));
+      for (int64_t c = 0; c < together; ++c) from_arithmetic(numbers[c], to + i + c);
     }
+    const int64_t begin = i;
+    for (; i < split; i += lanes) store(numbers + (i - begin), gradient(i, InBody{}));
+    for (; i < classes; i += lanes) store(numbers + (i - begin), gradient(i, InTail{}));
+    for (int64_t c = begin; c < classes; ++c) from_arithmetic(numbers[c - begin], to + c);
   });
   return true;
 }

@@ -45,21 +45,12 @@ struct Elements {
   Dtype dtype = Dtype::float32;
 };
 
-// A vector of the arithmetic type from and to elements; the loops become conversions of vectors.
+// A vector of the arithmetic type; the loop becomes a conversion of vectors.
 template <class A, class E>
 KD_INLINE Vec<A> load_converted(const E* from) {
   A numbers[Simd<A>::lanes];
   for (int lane = 0; lane < Simd<A>::lanes; ++lane) numbers[lane] = static_cast<A>(to_arithmetic(from[lane]));
   return load(numbers);
-}
-
-template <class A, class E, class... Vectors>
-KD_INLINE void store_converted(E* to, Vectors... vectors) {
-  constexpr int lanes = Simd<A>::lanes, count = lanes * sizeof...(vectors);
-  A numbers[count];
-  A* next = numbers;
-  ((store(next, vectors), next += lanes), ...);
-  for (int c = 0; c < count; ++c) from_arithmetic(numbers[c], to + c);
 }
 
 // The rows of one tensor [outer, classes, inner], for reading or for writing, a tile of them at a time: rows of one outer

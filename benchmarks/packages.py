@@ -24,7 +24,7 @@ LARGEST_MASK = 2**30  # bytes that a package may spend on a boolean mask before 
 
 
 @dataclass(frozen=True)
-class Peer:
+class Package:
     distribution: str  # as pip calls it
     losses: dict[str, Callable[[], Function]]  # name of ours -> imports the package and returns its function
     needs_gpu: bool = True
@@ -119,8 +119,8 @@ def metric_learning_supervised() -> Function:
     return lambda batch: loss(*bench_similarity.both_views(batch))
 
 
-PEERS = (
-    Peer(
+PACKAGES = (
+    Package(
         "liger-kernel",
         {
             "softened_kl": liger_kl,
@@ -129,11 +129,11 @@ PEERS = (
             "cross entropy of a linear head": liger_linear_cross_entropy,
         },
     ),
-    Peer("flash-linear-attention", {"softened_kl of a linear head": fla_linear_kl}),
-    Peer("cut-cross-entropy", {"cross entropy of a linear head": cut_linear_cross_entropy}),
-    Peer("quack-kernels", {"label_smoothing_loss, none": quack_cross_entropy}),
-    Peer("inf-cl", {"info_nce": inf_info_nce}),
-    Peer(
+    Package("flash-linear-attention", {"softened_kl of a linear head": fla_linear_kl}),
+    Package("cut-cross-entropy", {"cross entropy of a linear head": cut_linear_cross_entropy}),
+    Package("quack-kernels", {"label_smoothing_loss, none": quack_cross_entropy}),
+    Package("inf-cl", {"info_nce": inf_info_nce}),
+    Package(
         "pytorch-metric-learning",
         {"info_nce": metric_learning_info_nce, "supervised_contrastive": metric_learning_supervised},
         needs_gpu=False,
@@ -144,16 +144,16 @@ PEERS = (
 def answering(loss: str, device: str) -> tuple[dict[str, Function], dict[str, str]]:
     """Of this loss on this device: the packages' functions, and why others have none."""
     functions, absent = {}, {}
-    for peer in PEERS:
-        if loss not in peer.losses:
+    for package in PACKAGES:
+        if loss not in package.losses:
             continue
-        if peer.version() is None:
-            absent[peer.distribution] = "not installed"
-        elif peer.needs_gpu and device != "cuda":
-            absent[peer.distribution] = "needs a GPU"
+        if package.version() is None:
+            absent[package.distribution] = "not installed"
+        elif package.needs_gpu and device != "cuda":
+            absent[package.distribution] = "needs a GPU"
         else:
             try:
-                functions[peer.distribution] = peer.losses[loss]()
+                functions[package.distribution] = package.losses[loss]()
             except ImportError as error:
-                absent[peer.distribution] = f"cannot be imported: {error}"
+                absent[package.distribution] = f"cannot be imported: {error}"
     return functions, absent
