@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from host_isa import host, isa  # noqa: F401  a fixture
-from problems import check, gradients, numbered, plain_problem, problems
+from problems import FLOATS, check, decode, encode, gradients, numbered, plain_problem, problems
 
 
 def valid_labels(options, classes):
@@ -30,6 +30,22 @@ def test_long_and_ragged_rows(isa, classes):
     student, teacher = plain_problem(classes, rows=2)
     options = {"target": np.array([0, classes - 1]), "ce_weight": 1.0, "label_smoothing": 0.1}
     check(student, teacher, options, host.softened_kl(student, teacher, dim=1, grad_teacher=True, **options))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 31, 48, 100, 1000])
+def test_the_commonest_loss(isa, classes, dtype):
+    """Forward KL to a constant teacher, alone and with labels: rows of their own kind (cpu/forward_rows-inl.h)."""
+    student, teacher = (decode(logits) for logits in plain_problem(classes, rows=6, dtype=dtype))
+    if classes > 1:
+        student[0, 0] = teacher[0, 0] = teacher[1, 1] = -np.inf
+    student, teacher = encode(student, dtype), encode(teacher, dtype)
+    target = np.array([classes - 1, 0, classes // 2, -100, classes // 3, classes - 1])
+    labels = {"target": target, "ignore_index": -100, "ce_weight": 0.5}
+    mask = np.array([True, True, False, True, True, True])
+    for options in ({}, labels, {**labels, "label_smoothing": 0.1, "mask": mask}, {**labels, "ce_weight": 0.0}):
+        options = {"temperature": 4.0, "reduction": "none", **options}
+        check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options)))
 
 
 def test_a_test_runs_on_the_instruction_set_it_names(isa):
