@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from python_trainers.common.files import write_atomically
+
 from . import harness, machine, scaling, tables
 from .families import FAMILIES, losses
 
@@ -62,8 +64,7 @@ def measure(family: str, device: str, dtype: torch.dtype, quick: bool, effort: h
 
 def write(document: dict, path: Path | None) -> None:
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def failed(document: dict) -> bool:
