@@ -1,7 +1,7 @@
 """Packages that somebody would take instead of this one, each with the losses that it answers.
 
-They are the extra `bench` of pyproject.toml. Nothing of a package is imported before one of its losses is measured, and what
-is absent, or needs a GPU where there is none, is skipped by name with the reason.
+They are the extras `bench` and `bench-gpu` of pyproject.toml. Nothing of a package is imported before one of its losses is
+measured, and what is absent, or needs a GPU where there is none, is skipped by name with the reason.
 """
 
 from __future__ import annotations

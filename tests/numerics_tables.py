@@ -1,6 +1,4 @@
-"""Every loss with its regimes and its published bounds; the tables of docs/numerics.md: `python tests/numerics_tables.py`,
-three minutes.
-"""
+"""Every loss with its regimes and its published bounds; the tables of docs/numerics.md: `python tests/numerics_tables.py`."""
 
 import math
 import re
