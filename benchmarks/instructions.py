@@ -20,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from . import host_problems
 
-PACKAGE = Path(__file__).parents[1] / "kdkernels"
 BUDGET = Path(__file__).with_name("instruction_budget.json")
 INSTRUCTION_SET = "avx2"
 SLACK = 0.1
@@ -86,6 +86,14 @@ def compare(budget: dict, compiler: str, counted: dict[str, int]) -> bool:
     return not over
 
 
+def host_library() -> str:
+    """The file of kdkernels._host, of a checkout or installed, as callgrind calls it; the package is not imported."""
+    found = PathFinder.find_spec("_host", find_spec("kdkernels").submodule_search_locations)
+    if not found:
+        sys.exit("kdkernels._host is not built: make build")
+    return os.path.realpath(found.origin)
+
+
 def why_not(host: ModuleType) -> str:
     """Instructions cannot be counted here; nothing where they can."""
     if not shutil.which("valgrind"):
@@ -98,10 +106,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {BUDGET.name} instead of comparing with it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where nothing can be counted")
     options = parser.parse_args()
-    found = PathFinder.find_spec("_host", [str(PACKAGE)])
-    if not found:
-        sys.exit("kdkernels._host is not built: make build")
-    library = os.path.realpath(found.origin)  # as callgrind calls it
+    library = host_library()
     host = host_problems.load(library)
     if missing := why_not(host):
         print(f"skipped: {missing}")

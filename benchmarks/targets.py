@@ -77,7 +77,7 @@ class Target(NamedTuple):
 KL, KD = "softened_kl", "kd_loss"
 DYNAMIC = ("dynamic_temperature_kl, flsw, ps", "dynamic_temperature_kl, cwsm")
 CALL = "what PyTorch takes around any op: see the overhead of one call"
-ARITHMETIC = "exponentials: two per class, three in `kd_loss`"
+ARITHMETIC = "exponentials: two per class"
 CONVERSION = "rows that come from a cache: bfloat16 saves no memory there, and is converted"
 CPU = (
     Target((KL, KD), (64, 100), EAGER, 3, CALL),

@@ -78,9 +78,8 @@ KD_HOST_DEVICE uint16_t float_to_bfloat16(float value) {
 #else
   const uint32_t bits = float_bits(value);
   const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
-  const uint32_t quiet = bits | 0x00400000u;  // rounding could carry a NaN into infinity
-  const bool nan = static_cast<int32_t>(bits & 0x7fffffffu) > 0x7f800000;  // signed: what every vector unit compares
-  return static_cast<uint16_t>(choose(nan, quiet, rounded) >> 16);
+  const uint32_t nan = choose(value != value, 0x7fc00000u, 0u);  // which rounding could carry into infinity or beyond
+  return static_cast<uint16_t>((rounded | nan) >> 16);
 #endif
 }
 

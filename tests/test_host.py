@@ -43,7 +43,9 @@ def test_the_commonest_loss(isa, classes, dtype):
     target = np.array([classes - 1, 0, classes // 2, -100, classes // 3, classes - 1])
     labels = {"target": target, "ignore_index": -100, "ce_weight": 0.5}
     mask = np.array([True, True, False, True, True, True])
-    for options in ({}, labels, {**labels, "label_smoothing": 0.1, "mask": mask}, {**labels, "ce_weight": 0.0}):
+    cases = [{}, labels, {**labels, "label_smoothing": 0.1, "mask": mask}, {**labels, "ce_weight": 0.0}]
+    cases += [{**labels, "temperature": temperature} for temperature in (1.0, 2.0, 3.0)]  # with and without powers
+    for options in cases:
         options = {"temperature": 4.0, "reduction": "none", **options}
         check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options)))
 

@@ -27,6 +27,7 @@ namespace kd {
 namespace base {
 namespace {
 #include "cpu/simd.h"
+#include "cpu/vector_part.h"
 #include KD_ISA_SOURCE
 }  // namespace
 }  // namespace base
@@ -42,6 +43,7 @@ namespace kd {
 namespace avx2 {
 namespace {
 #include "cpu/simd.h"
+#include "cpu/vector_part.h"
 #include KD_ISA_SOURCE
 }  // namespace
 }  // namespace avx2
@@ -56,6 +58,7 @@ namespace kd {
 namespace avx512 {
 namespace {
 #include "cpu/simd.h"
+#include "cpu/vector_part.h"
 #include KD_ISA_SOURCE
 }  // namespace
 }  // namespace avx512

@@ -9,10 +9,10 @@ inline bool is_forward_kl(const SoftenedKL& problem) {
          !problem.grad_teacher.data && problem.kl_weight != 0;
 }
 
-// What a class adds to the sum, and the divergence; `sums`: of the weights of student and teacher, and that one.
+// The sum with what a class adds to it, and the divergence; `sums`: of the weights of student and teacher, and that one.
 template <class V>
-KD_INLINE V forward_part(V teacher_weight, V t, V z) {
-  return select(teacher_weight == V{}, V{}, teacher_weight * (t - z));
+KD_INLINE V plus_forward_part(V sum, V teacher_weight, V t, V z) {
+  return select(teacher_weight == V{}, sum, sum + teacher_weight * (t - z));
 }
 
 template <class A>
@@ -50,13 +50,10 @@ struct Exchanged {
   }
 };
 
-// Whether a gradient is too large for a cache to keep until it is read: it is written past the caches then, which costs no
-// read of what it overwrites and drives nothing out. For whole vectors of rows at multiples of their size.
+// Whether the row's gradient is written past the caches. For whole vectors of rows at multiples of their size.
 template <class A>
-KD_INLINE bool streams(const SoftenedKL& problem, const Line<A>& gradient) {
-  constexpr int64_t most_cached = int64_t(32) << 20;  // bytes
-  return problem.rows() * problem.classes * static_cast<int64_t>(sizeof(A)) > most_cached &&
-         reinterpret_cast<uintptr_t>(gradient.body) % sizeof(Vec<A>) == 0;
+KD_INLINE bool streams(const Lines<A>& row) {
+  return row.large_gradient && reinterpret_cast<uintptr_t>(row.grad_student.body) % sizeof(Vec<A>) == 0;
 }
 
 // gradient(i, place) for the vector of classes at each i, to where the row's gradient belongs. Returns whether that was not
@@ -67,7 +64,7 @@ KD_INLINE bool write_gradient(const SoftenedKL& problem, const Lines<A>& row, co
   const int64_t classes = problem.classes, split = body_classes(classes);
   if (!row.grad_elements.data) {
     const Line<A> to = row.grad_student;
-    if (streams(problem, to)) {
+    if (streams(row)) {
       for (int64_t i = 0; i < split; i += lanes) stream(to.body + i, gradient(i, InBody{}));
       for (int64_t i = split; i < classes; i += lanes) store(to.tail + i, gradient(i, InTail{}));
     } else {
@@ -84,12 +81,23 @@ KD_INLINE bool write_gradient(const SoftenedKL& problem, const Lines<A>& row, co
       for (int64_t c = 0; c < together; c += lanes) store(numbers + c, gradient(i + c, InBody{}));
       for (int64_t c = 0; c < together; ++c) from_arithmetic(numbers[c], to + i + c);
     }
-    const int64_t begin = i;
-    for (; i < split; i += lanes) store(numbers + (i - begin), gradient(i, InBody{}));
-    for (; i < classes; i += lanes) store(numbers + (i - begin), gradient(i, InTail{}));
-    for (int64_t c = begin; c < classes; ++c) from_arithmetic(numbers[c - begin], to + c);
+    const auto write = [&](Vec<A> v, int64_t c) {
+      std::remove_pointer_t<decltype(to)> part[lanes];
+      store(numbers, v);
+      for (int lane = 0; lane < lanes; ++lane) from_arithmetic(numbers[lane], part + lane);
+      write_part<lanes>(to + c, part, classes - c);
+    };
+    for (; i < split; i += lanes) write(gradient(i, InBody{}), i);
+    for (; i < classes; i += lanes) write(gradient(i, InTail{}), i);
   });
   return true;
+}
+
+// How often e^(x / T) is squared to give e^x: the weights at temperature 1, the hard label's, come nearly free at the usual
+// temperatures 1, 2 and 4, for a few roundings more. -1 at others.
+template <class A>
+KD_INLINE int squarings(A inverse_temperature) {
+  return inverse_temperature == A(1) ? 0 : inverse_temperature == A(0.5) ? 1 : inverse_temperature == A(0.25) ? 2 : -1;
 }
 
 template <class A, bool labelled, class Order>
@@ -98,7 +106,8 @@ KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& sca
   const Lines<A> row = lines;  // of our own: no store below can change it, for all the compiler knows
   const int64_t classes = problem.classes;
   const A inverse_temperature = scales.inverse_temperature;
-  const Line<A> student_weight = row.student_weight(row.grad_student && streams(problem, row.grad_student));
+  const Line<A> student_weight = row.student_weight(streams(row));
+  const int squared = squarings(inverse_temperature);
   A sums[labelled ? 5 : 3];
   sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
     row.next_student.prefetch(i);
@@ -110,9 +119,11 @@ KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& sca
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
-    part[2] += forward_part(teacher, t, z);
+    part[2] = plus_forward_part(part[2], teacher, t, z);
     if constexpr (labelled) {
-      const Vec<A> weight = exp_product(z, A(1));
+      Vec<A> weight = student;
+      for (int times = 0; times < squared; ++times) weight *= weight;
+      if (squared < 0) weight = exp_product(z, A(1));
       store(row.spare + i, weight);
       part[3] += weight;
       if (!place) part[4] += z;

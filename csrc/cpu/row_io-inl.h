@@ -5,7 +5,7 @@
 constexpr int64_t vector_classes = 16;
 
 constexpr int64_t padded_classes(int64_t classes) {
-  return (classes + vector_classes - 1) / vector_classes * vector_classes;
+  return (classes + vector_classes - 1) & -vector_classes;
 }
 
 // A row: whole vectors of classes in `body`, the rest, padded to one more vector, in `tail`. Both are indexed by class; a
@@ -23,7 +23,7 @@ struct Line {
 using InBody = std::false_type;
 using InTail = std::true_type;
 
-inline int64_t body_classes(int64_t classes) { return classes / vector_classes * vector_classes; }
+constexpr int64_t body_classes(int64_t classes) { return classes & -vector_classes; }
 
 template <class A>
 KD_INLINE A* class_at(const Line<A>& row, int64_t c, int64_t classes) {
@@ -53,6 +53,15 @@ KD_INLINE Vec<A> load_converted(const E* from) {
   return load(numbers);
 }
 
+// The same of the last `count` elements of a row; where that is less than a vector, the other lanes are those of `rest`.
+template <class A, class E>
+KD_INLINE Vec<A> load_converted_part(const E* from, int64_t count, Vec<A> rest) {
+  constexpr int lanes = Simd<A>::lanes;
+  E part[lanes] = {};
+  read_part<lanes>(part, from, count);
+  return select(first_lanes<A>(count), load_converted<A>(part), rest);
+}
+
 // The rows of one tensor [outer, classes, inner], for reading or for writing, a tile of them at a time: rows of one outer
 // position. Rows of neighbouring numbers of the arithmetic type are used where they lie, all but the last, partial vector;
 // others are copied.
@@ -60,67 +69,79 @@ template <class A>
 class RowAccess {
  public:
   RowAccess(const Rows& rows, int64_t classes, int64_t inner, A absent, A* scratch)
-      : rows_(rows), classes_(classes), inner_(inner), absent_(absent), scratch_(scratch), padded_(padded_classes(classes)) {
-    in_place_ = rows.class_stride == 1 && element_size(rows.dtype) == sizeof(A);
-  }
+      : rows_(rows),
+        classes_(classes),
+        inner_(inner),
+        absent_(absent),
+        scratch_(scratch),
+        padded_(padded_classes(classes)),
+        size_(element_size(rows.dtype)),
+        in_place_(rows.class_stride == 1 && size_ == sizeof(A)) {}
 
   // Row `first + r` of the tile at `first`. The tails of a tile lie behind each other in scratch memory.
-  Line<A> row(int64_t first, int64_t r) const {
+  KD_INLINE Line<A> row(int64_t first, int64_t r) const {
     if (!rows_.data) return {};
     A* own = scratch_ + r * padded_;
     return {in_place_ ? static_cast<A*>(rows_.data) + start(first + r) : own, own};
   }
 
-  Elements elements(int64_t row) const {
+  KD_INLINE Elements elements(int64_t row) const {
     if (!rows_.data || in_place_ || rows_.class_stride != 1) return {};
-    return {static_cast<char*>(rows_.data) + start(row) * element_size(rows_.dtype), rows_.dtype};
+    return {static_cast<char*>(rows_.data) + start(row) * size_, rows_.dtype};
   }
 
   // Where classes are not neighbours, a place that is at hand anyway.
-  Upcoming upcoming(int64_t row) const {
+  KD_INLINE Upcoming upcoming(int64_t row) const {
     if (!rows_.data || rows_.class_stride != 1) return {reinterpret_cast<const char*>(scratch_), 0};
-    const int64_t size = element_size(rows_.dtype);
-    return {static_cast<const char*>(rows_.data) + start(row) * size, size};
+    return {static_cast<const char*>(rows_.data) + start(row) * size_, size_};
   }
 
-  // No class where there will be none; the classes of the tail come after.
-  KD_INLINE void fill_tails(int64_t count) const {
-    const Vec<A> absent = splat(absent_);
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t c = body(); c < padded_; c += Simd<A>::lanes)
-        std::memcpy(scratch_ + r * padded_ + c, &absent, sizeof absent);
+  // The tail of row `r` of the tile, from its elements, which are neighbours: no class where there is none.
+  template <class E>
+  KD_INLINE void load_tail(const E* elements, int64_t r) const {
+    for (int64_t c = body(); c < padded_; c += lanes) {
+      const Vec<A> v = load_converted_part<A>(elements + c, classes_ - c, splat(absent_));
+      std::memcpy(scratch_ + r * padded_ + c, &v, sizeof v);
+    }
   }
 
   void load(int64_t first, int64_t count) const {
     if (!rows_.data) return;
-    fill_tails(count);
-    if (in_place_ && count == 1) std::memcpy(scratch_ + body(), row(first, 0).body + body(), tail_bytes());
-    else each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
+    if (in_place_) {
+      for (int64_t r = 0; r < count; ++r) load_tail(row(first, r).body, r);
+      return;
+    }
+    const Vec<A> absent = splat(absent_);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = body(); c < padded_; c += lanes) std::memcpy(scratch_ + r * padded_ + c, &absent, sizeof absent);
+    each(first, count, [](auto* element, A* number) { *number = static_cast<A>(to_arithmetic(*element)); });
   }
 
   void store(int64_t first, int64_t count) const {
     if (!rows_.data) return;
-    if (in_place_ && count == 1) std::memcpy(row(first, 0).body + body(), scratch_ + body(), tail_bytes());
-    else each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
+    if (!in_place_) return each(first, count, [](auto* element, A* number) { from_arithmetic(*number, element); });
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = body(); c < classes_; c += lanes)
+        write_part<lanes>(row(first, r).body + c, scratch_ + r * padded_ + c, classes_ - c);
   }
 
  private:
-  int64_t start(int64_t row) const {
+  static constexpr int lanes = Simd<A>::lanes;
+
+  KD_INLINE int64_t start(int64_t row) const {
     if (inner_ == 1) return row * rows_.outer_stride;
     return row / inner_ * rows_.outer_stride + row % inner_ * rows_.inner_stride;
   }
   int64_t body() const { return body_classes(classes_); }
-  size_t tail_bytes() const { return (classes_ - body()) * sizeof(A); }
 
-  // body(element, number) for every class of `count` rows that is not used in place, in the order of memory.
+  // body(element, number) for every class of `count` rows, in the order of memory.
   template <class Body>
   KD_INLINE void each(int64_t first, int64_t count, const Body& body) const {
-    const int64_t begin = in_place_ ? body_classes(classes_) : 0;
     with_dtype(rows_.dtype, [&](auto* type) {
       auto* elements = static_cast<decltype(type)>(rows_.data) + start(first);
       if (rows_.class_stride == 1) {
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t c = begin; c < classes_; ++c)
+          for (int64_t c = 0; c < classes_; ++c)
             body(elements + r * rows_.inner_stride + c, scratch_ + r * padded_ + c);
       } else {
         for (int64_t c = 0; c < classes_; ++c)
@@ -134,6 +155,6 @@ class RowAccess {
   const int64_t classes_, inner_;
   const A absent_;
   A* const scratch_;
-  const int64_t padded_;
-  bool in_place_;
+  const int64_t padded_, size_;
+  const bool in_place_;
 };

@@ -57,8 +57,7 @@ KD_INLINE A load_largest(const RowAccess<A>& rows, int64_t number, int64_t class
   A largest;
   with_dtype(from.dtype, [&](auto* type) {
     const auto* elements = static_cast<decltype(type)>(from.data);
-    rows.fill_tails(1);
-    for (int64_t c = body_classes(classes); c < classes; ++c) row.tail[c] = static_cast<A>(to_arithmetic(elements[c]));
+    rows.load_tail(elements, 0);
     largest = largest_of<A>(classes, [elements, row](int64_t i, auto place) {
       if (place) return load(row.tail + i);
       const Vec<A> v = load_converted<A>(elements + i);

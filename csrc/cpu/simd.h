@@ -75,17 +75,23 @@ KD_INLINE Vec<A> splat(A x) {
 KD_INLINE VecF select(VecI condition, VecF yes, VecF no) { return condition ? yes : no; }
 KD_INLINE VecD select(VecL condition, VecD yes, VecD no) { return condition ? yes : no; }
 
-// 2^((n + r) / steps) but for whole powers of 2: |r| <= 1/2, and there are 2^exp_step_bits steps to a power of 2.
+// 2^((n + r) / steps), |r| <= 1/2, wherever that is a normal number; there are 2^exp_step_bits steps to a power of 2.
 #if KD_VECTOR_BYTES == 64
 // A register holds the powers of all steps and one instruction picks from it: a third degree is enough (relative error
 // 2^-28), and what it lacks in degrees it saves where instructions queue up, at the multipliers.
 constexpr int exp_step_bits = 4;
 
-KD_INLINE VecF exp2_fraction(VecF r, VecI n) {
+KD_INLINE VecF exp2_steps(VecI n, VecF r) {
   const VecF powers = {1.0f, 1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
                       1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
                       1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
-  const VecF step = __builtin_shuffle(powers, n);
+  const VecI number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  // n without its last bits is a whole power of 2, an exponent. The bits need not be cleared: the table lacks them.
+  VecI bits;
+  std::memcpy(&bits, &powers, sizeof bits);
+  bits = __builtin_shuffle(bits - (number << (23 - exp_step_bits)), n) + (n << (23 - exp_step_bits));
+  VecF step;
+  std::memcpy(&step, &bits, sizeof step);
   const VecF more = ((r * 1.35510462e-5f + 9.38412311e-4f) * r + 4.33216988e-2f) * r;
   return step * more + step;
 }
@@ -93,13 +99,18 @@ KD_INLINE VecF exp2_fraction(VecF r, VecI n) {
 // The minimax polynomial of degree 6 (relative error 2^-29).
 constexpr int exp_step_bits = 0;
 
-KD_INLINE VecF exp2_fraction(VecF r, VecI) {
+KD_INLINE VecF exp2_steps(VecI n, VecF r) {
   VecF power = r * 1.534581243e-4f + 1.339993090e-3f;
   power = power * r + 9.618489072e-3f;
   power = power * r + 5.550328642e-2f;
   power = power * r + 2.402264625e-1f;
   power = power * r + 6.931471825e-1f;
-  return power * r + 1.0f;
+  power = power * r + 1.0f;
+  VecI bits;
+  std::memcpy(&bits, &power, sizeof bits);
+  bits += n << 23;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
 }
 #endif
 
@@ -112,13 +123,9 @@ KD_INLINE VecF exp_product(VecF x, float y) {
   const float round = 12582912.0f;
   const VecF shifted = x * scale + round;
   const VecF r = x * scale - (shifted - round);
-  VecI n, bits;
+  VecI n;
   std::memcpy(&n, &shifted, sizeof n);
-  VecF power = exp2_fraction(r, n);
-  std::memcpy(&bits, &power, sizeof bits);
-  bits += (n >> exp_step_bits) << 23;
-  std::memcpy(&power, &bits, sizeof power);
-  return select(shifted < round + smallest, VecF{}, power);
+  return select(shifted < round + smallest, VecF{}, exp2_steps(n, r));
 }
 
 KD_INLINE VecF exp(VecF x) { return exp_product(select(x > 88.0f, splat(88.0f), x), 1.0f); }
@@ -165,17 +172,22 @@ KD_INLINE VecD log(VecD x) {
   return x;
 }
 
-// Halves onto halves: few steps that wait for each other, all of them in registers.
+// Halves onto halves: few steps that wait for each other, all of them in registers, where a half is shuffled down and not
+// read from memory.
 template <class A, int lanes>
 struct Halves {
   typedef A V __attribute__((vector_size(lanes * sizeof(A))));
   typedef A Half __attribute__((vector_size(lanes / 2 * sizeof(A))));
+  typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> Index __attribute__((vector_size(lanes * sizeof(A))));
 
   template <class Combine>
   static KD_INLINE A reduce(V v, const Combine& combine) {
+    Index other;
+    for (int lane = 0; lane < lanes; ++lane) other[lane] = lane ^ (lanes / 2);
+    const V swapped = __builtin_shuffle(v, other);
     Half low, high;
     std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    std::memcpy(&high, &swapped, sizeof high);
     return Halves<A, lanes / 2>::reduce(combine(low, high), combine);
   }
 };

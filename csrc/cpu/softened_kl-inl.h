@@ -28,6 +28,14 @@ inline int64_t tile_rows(const SoftenedKL& problem) {
   return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
 }
 
+// Whether the student's gradient is too large for a cache to keep until it is read: it is written past the caches then, which
+// costs no read of what it overwrites and drives nothing out.
+inline bool is_large_gradient(const SoftenedKL& problem) {
+  constexpr int64_t most_cached = int64_t(32) << 20;  // bytes
+  return problem.grad_student.data && !problem.is_double() &&
+         problem.rows() * problem.classes * static_cast<int64_t>(sizeof(float)) > most_cached;
+}
+
 // One row of everything.
 template <class A>
 struct Lines {
@@ -35,6 +43,7 @@ struct Lines {
   Line<A> student, teacher, grad_student, grad_teacher;
   A student_max, teacher_max;  // of the logits
   Elements grad_elements;      // where the student's gradient belongs, if a sweep may write it there
+  bool large_gradient;         // of all rows: see is_large_gradient
   Line<A> student_scratch;
   A* teacher_weight;  // scratch, padded
   A* spare;           // scratch, padded: weights of the hard term, weights before they are permuted
@@ -80,7 +89,8 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
-    if (is_forward) part[2] += forward_part(teacher, t - pair.target.max, z - pair.student.max);
+    if (is_forward)
+      part[2] = plus_forward_part(part[2], teacher, t - pair.target.max, z - pair.student.max);
   });
   if (permuted) permute_weights(row, classes);
   pair.student.inverse_sum = A(1) / weights[0];
@@ -246,15 +256,15 @@ inline int64_t scratch_numbers(const SoftenedKL& problem) {
 
 // Both terms of one row. Returns whether the student's gradient stands where it belongs, and not in row.grad_student.
 template <class A>
-KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, SoftRow<A> soft_row,
-                         A& soft, A& hard) {
+KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool forward,
+                         SoftRow<A> soft_row, A& soft, A& hard) {
   if (scales.has_soft && problem.source == TargetSource::adjusted) {
     const bool repairs = scales.has_label && problem.adjustment != Adjustment::none;
     const int64_t largest = repairs ? largest_class(row.teacher, problem.classes) : scales.label;
     if (largest == scales.label) return forward_row(problem, scales, row, AsTheyAre{}, soft, hard);
     if (problem.adjustment == Adjustment::exchange)
       return forward_row(problem, scales, row, Exchanged{largest, scales.label}, soft, hard);
-  } else if (scales.has_soft && is_forward_kl(problem)) {
+  } else if (scales.has_soft && forward) {
     return forward_row(problem, scales, row, AsTheyAre{}, soft, hard);
   }
   if (problem.source == TargetSource::label && scales.has_soft && scales.inverse_temperature == A(1)) {
@@ -287,6 +297,8 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   const bool probabilities = problem.source == TargetSource::probs || problem.source == TargetSource::log_probs;
   const bool teacher_softmax = problem.teacher.data && !probabilities;
   const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
+  const bool forward = is_forward_kl(problem), large_gradient = is_large_gradient(problem);
+  const Divisors divisor = divisors(problem, 0);
   A* row_losses = static_cast<A*>(problem.row_losses);
 
   const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch);
@@ -322,6 +334,7 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
                          student_max,
                          teacher_max,
                          tile == 1 ? grad_student.elements(first) : Elements{},
+                         large_gradient,
                          {weights, weights},
                          weights + padded,
                          weights + 2 * padded,
@@ -329,7 +342,10 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
                          student.upcoming(next),
                          teacher.upcoming(next)};
       A hard = 0, soft = 0;
-      written = solve_row(problem, row_scales<A>(problem, row.number), row, soft_row, soft, hard);
+      // A 64-bit division is dear, and one group the rule.
+      const RowScales<A> scales = row_scales<A>(
+          problem, row.number, problem.groups == 1 ? divisor : divisors(problem, row.number / problem.group_rows()));
+      written = solve_row(problem, scales, row, forward, soft_row, soft, hard);
       row_losses[row.number] = soft;
       row_losses[problem.rows() + row.number] = hard;
     }
