@@ -1,22 +1,25 @@
 // The first pass on the CPU: the statistic of each row (row_statistics.h). Included by cpu/softened_kl-inl.h.
 
-// sum exp(x - max x).
+// sum exp(x - largest).
 template <class A>
-KD_INLINE A sum_of_exp(const Line<A>& row, int64_t classes) {
-  const A max = max_classes(row, classes);
+KD_INLINE A sum_of_exp(const Line<A>& row, A largest, const Upcoming& next, int64_t classes) {
   A sums[1];
   sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
-    part[0] += exp_product(load(row.in(place) + i) - max, A(1));
+    next.prefetch(i);
+    part[0] += exp_product(load(row.in(place) + i) - largest, A(1));
   });
   return sums[0];
 }
 
 template <class A>
-KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line<A>& student, const Line<A>& teacher) {
+KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line<A>& student, const Line<A>& teacher,
+                           const Upcoming& next_student, const Upcoming& next_teacher) {
   const int64_t classes = problem.classes;
   A sums[3];
   sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
     if (place) return;  // the padding of the tail is -inf
+    next_student.prefetch(i);
+    next_teacher.prefetch(i);
     const Vec<A> z = load(student.in(place) + i), t = load(teacher.in(place) + i);
     part[0] += z * t;
     part[1] += z * z;
@@ -61,25 +64,41 @@ KD_INLINE A rank_of_label(const SoftenedKL& problem, int64_t number, const Line<
 template <class A>
 void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
   const int64_t classes = problem.classes, tile = tile_rows(problem);
-  const bool of_student = problem.statistic != RowStatistic::confidence;
-  const bool of_teacher = problem.statistic == RowStatistic::confidence || problem.statistic == RowStatistic::cosine;
+  const RowStatistic kind = problem.statistic;
+  const bool of_student = kind != RowStatistic::confidence;
+  const bool of_teacher = kind == RowStatistic::confidence || kind == RowStatistic::cosine;
+  const bool exponentials = kind == RowStatistic::confidence || kind == RowStatistic::doubt;
   const A absent = -std::numeric_limits<A>::infinity();
   const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch);
   const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
                              scratch + tile * padded_classes(classes));
+  const RowAccess<A>& softmaxed = of_student ? student : teacher;
   A* statistic = static_cast<A*>(problem.row_statistic);
   for (int64_t first = begin, count; first < end; first += count) {
     count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
-    student.load(first, count);
-    teacher.load(first, count);
+    const int64_t next = std::min(first + count, end - 1);
+    A largest = 0;
+    if (tile == 1 && exponentials) {
+      largest = load_largest(softmaxed, first, classes);
+    } else {
+      student.load(first, count);
+      teacher.load(first, count);
+    }
     for (int64_t r = 0; r < count; ++r) {
-      const Line<A> z = student.row(first, r), t = teacher.row(first, r);
       A& result = statistic[first + r];
-      if (!problem.counts_row(first + r)) result = 0;
-      else if (problem.statistic == RowStatistic::confidence) result = A(1) / sum_of_exp(t, classes);
-      else if (problem.statistic == RowStatistic::rank) result = rank_of_label(problem, first + r, z);
-      else if (problem.statistic == RowStatistic::doubt) result = doubt_statistic(sum_of_exp(z, classes));
-      else result = cosine_of_rows(problem, first + r, z, t);
+      if (!problem.counts_row(first + r)) {
+        result = 0;
+      } else if (exponentials) {
+        const Line<A> row = softmaxed.row(first, r);
+        if (tile > 1) largest = max_classes(row, classes);
+        const A sum = sum_of_exp(row, largest, softmaxed.upcoming(next), classes);
+        result = kind == RowStatistic::confidence ? A(1) / sum : doubt_statistic(sum);
+      } else if (kind == RowStatistic::rank) {
+        result = rank_of_label(problem, first + r, student.row(first, r));
+      } else {
+        result = cosine_of_rows(problem, first + r, student.row(first, r), teacher.row(first, r), student.upcoming(next),
+                                teacher.upcoming(next));
+      }
     }
   }
 }
