@@ -22,8 +22,9 @@ help:
 demo: build
 	$(python) -m python_trainers.demo --out out/demo
 
+# A worker per core. The tests of a file stay together, since many share what takes seconds to make.
 test: build
-	$(python) -m pytest
+	$(python) -m pytest -n auto --dist loadfile
 
 # BENCH=--quick for small shapes.
 bench: build

@@ -20,4 +20,4 @@ cd "$work/checkout"
 "$work/venv/bin/python" -m kdkernels
 # Emulated kernels know no torch, old or new; torchvision, which the trainers need, is not there.
 mapfile -t tests < <(grep -LE 'emulated|mark\.trainers' tests/test_*.py)
-"$work/venv/bin/python" -m pytest -q "${tests[@]}"
+"$work/venv/bin/python" -m pytest -q -n auto --dist loadfile "${tests[@]}"
