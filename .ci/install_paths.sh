@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every way to install: an sdist that rebuilds under isolation (for all architectures), without isolation, editable, a wheel.
+# Every way to install: an sdist that rebuilds under isolation (for all architectures), editable, a wheel without isolation.
 # Each result must import and pass its self-check outside the checkout.  Usage: .ci/install_paths.sh PYTHON WHEEL_FOLDER
 set -euo pipefail
 python=$(realpath -s "$1")
@@ -8,7 +8,7 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PIP_CONSTRAINT=$root/constraints.txt
-export TORCH_CUDA_ARCH_LIST=9.0a  # but for the one build that is asked for all architectures
+unset TORCH_CUDA_ARCH_LIST  # all of them, whatever the caller builds for
 
 pip() { "$python" -m pip -q "$@"; }
 self_check() { (cd "$work" && PYTHONPATH=${1-} "$python" -m kdkernels); }
@@ -19,16 +19,15 @@ mkdir "$work/source"
 tar xzf "$work"/kdkernels-*.tar.gz -C "$work/source" --strip-components=1
 
 echo "== pip install SDIST, isolated, all architectures"
-time (unset TORCH_CUDA_ARCH_LIST; pip install --no-deps --target "$work/isolated" "$work"/kdkernels-*.tar.gz)
+time pip install --no-deps --target "$work/isolated" "$work"/kdkernels-*.tar.gz
 self_check "$work/isolated"
 
-echo "== pip install --no-build-isolation"
-time pip install --no-deps --no-build-isolation --target "$work/plain" "$work/source"
-self_check "$work/plain"
-
-echo "== editable, as make installed it"
+echo "== editable, as make installed it: CUDA without isolation"
 self_check
 
-echo "== wheel without CUDA, for .ci/second_torch.sh"
-KDKERNELS_CUDA=0 pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" "$work/source"
+# The two halves of `pip install --no-build-isolation`; without CUDA, which has been compiled in both of the above.
+echo "== wheel without isolation and without CUDA, also for .ci/second_torch.sh"
+time KDKERNELS_CUDA=0 pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" "$work/source"
 ls -l "$wheels"
+pip install --no-deps --target "$work/plain" "$wheels"/kdkernels-*.whl
+self_check "$work/plain"
