@@ -29,40 +29,48 @@ TRAINERS = {
     "crd": (crd, [*TAUGHT, "--negatives", "20", "--batch-size", "50", "--learning-rate", "0.01"]),
     "okddip": (okddip, ["--rampup-epochs", "2", "--learning-rate", "0.01"]),
 }
+NORMALISED = ["--student-model", "small_resnet", "--students", "2", "--method", "one"]
+SCRIPT = """
+import importlib, json, sys
+for trainer, options in json.loads(sys.argv[1]):
+    assert importlib.import_module(f"python_trainers.{trainer}").main(options) == 0, trainer
+"""
 
 
 def entries(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def launch(trainer, options, out):
-    """Two processes on the CPU."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder of the runs of two processes on the CPU: each of TRAINERS, and okddip with batch normalisation. The same two
+    do all of them, one after another, since they take longer to start than to train."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT)
+    runs = [(name, [*COMMON, *options, "--out", str(folder / name)]) for name, (_, options) in TRAINERS.items()]
+    runs.append(("okddip", [*NORMALISED, "--epochs", "1", "--batch-size", "250", "--out", str(folder / "normalised")]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", f"python_trainers.{trainer}", *options, "--out", str(out)]
     subprocess.run(
-        [sys.executable, *launcher, *command],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [sys.executable, *launcher, str(folder / "script.py"), json.dumps(runs)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=True,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
         timeout=300,
     )
+    return folder
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_two_processes_equal_one(trainer, tmp_path):
+def test_two_processes_equal_one(trainer, two, tmp_path):
     module, options = TRAINERS[trainer]
-    assert module.main([*COMMON, *options, "--out", str(tmp_path / "one")]) == 0
-    launch(trainer, [*COMMON, *options], tmp_path / "two")
-    for one, two in zip(entries(tmp_path / "one"), entries(tmp_path / "two"), strict=True):
-        assert two == pytest.approx(one, rel=2e-5, abs=2e-6)
-    assert json.loads((tmp_path / "two" / "summary.json").read_text())["versions"]["processes"] == 2
+    assert module.main([*COMMON, *options, "--out", str(tmp_path)]) == 0
+    for ours, theirs in zip(entries(tmp_path), entries(two / trainer), strict=True):
+        assert theirs == pytest.approx(ours, rel=2e-5, abs=2e-6)
+    assert json.loads((two / trainer / "summary.json").read_text())["versions"]["processes"] == 2
 
 
-def test_figures_are_those_of_the_network_that_is_kept(tmp_path):
+def test_figures_are_those_of_the_network_that_is_kept(two):
     """With batch normalisation, whose statistics are each process's own until they are tested and saved."""
-    options = ["--student-model", "small_resnet", "--students", "2", "--method", "one"]
-    launch("okddip", [*options, "--epochs", "1", "--batch-size", "250"], tmp_path)
     dataset = load_dataset("digits", data_root=None)
-    network, logged = load_trained(tmp_path, "small_resnet", dataset)
+    network, logged = load_trained(two / "normalised", "small_resnet", dataset)
     assert accuracy(network, dataset.test, Accelerator()) == logged
