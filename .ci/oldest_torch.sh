@@ -17,14 +17,10 @@ END
     include=$work/torch/include
 fi
 flags=(-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -Icsrc "-I$include" -c -o /dev/null)
-for source in csrc/library.cpp csrc/cpu/*.cpp; do
-    echo "$source"
-    c++ -fsyntax-only -fvisibility=hidden -Wall "${flags[@]}" "$source"
-done
+# The command for each file that is listed, one per core at a time.
+each() { xargs -P "$(nproc)" -I {} sh -c 'echo {}; exec "$@" {}' -- "$@"; }
+printf '%s\n' csrc/library.cpp csrc/cpu/*.cpp | each c++ -fsyntax-only -fvisibility=hidden -Wall "${flags[@]}"
 # What is asked is whether it compiles, so the optimisers may rest.
 if command -v nvcc >/dev/null; then
-    for source in csrc/cuda/*.cu; do
-        echo "$source"
-        nvcc -arch=sm_80 -Xcicc -O0 -Xptxas -O0 -DUSE_CUDA "${flags[@]}" "$source"
-    done
+    printf '%s\n' csrc/cuda/*.cu | each nvcc -arch=sm_80 -Xcicc -O0 -Xptxas -O0 -DUSE_CUDA "${flags[@]}"
 fi
