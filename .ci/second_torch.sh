@@ -18,6 +18,6 @@ mkdir "$work/checkout"
 cp -r benchmarks csrc docs tests pyproject.toml setup.py constraints.txt "$work/checkout"
 cd "$work/checkout"
 "$work/venv/bin/python" -m kdkernels
-# Emulated kernels know no torch, old or new; torchvision, which the trainers need, is not there.
-mapfile -t tests < <(grep -LE 'emulated|mark\.trainers' tests/test_*.py)
+# Emulated kernels and the host library know no torch, old or new; torchvision, which the trainers need, is not there.
+mapfile -t tests < <(grep -LE 'emulated|host_isa|mark\.trainers' tests/test_*.py)
 "$work/venv/bin/python" -m pytest -q -n auto --dist loadfile "${tests[@]}"
