@@ -1,5 +1,7 @@
 """Fixtures of all tests: the devices and, on the CPU, the instruction sets that this machine has."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,6 +14,11 @@ settings.load_profile("kdkernels")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 MACHINES = [f"cpu-{isa}" for isa in (_loader.host.available_isas() if _loader.host else ())]
 MACHINES += ["cuda"] * torch.cuda.is_available()
+
+
+def pytest_configure():
+    # For the workers of `pytest -n`: a thread that waits gives its core to another worker, rather than spin on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(params=DEVICES)
