@@ -87,6 +87,12 @@ def test_self_check_passes():
     assert "self-check of the cpu library: passed" in result.stdout
 
 
+def test_import_leaves_the_compiler_alone():
+    """torch.compile's modules take seconds; who compiles nothing need not wait for them."""
+    result = run(PACKAGE.parent, "-c", "import sys, kdkernels; sys.exit('torch._dynamo' in sys.modules)")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     "variable, message",
     [

@@ -251,7 +251,11 @@ def _allow_tf32(features: Tensor) -> bool:
     return features.is_cuda and features.dtype is torch.float32 and _tf32_is_allowed()
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles anew where it changes
 def _tf32_is_allowed() -> bool:
     # Not `allow_tf32`, which is an error once the precision has been set by its newer name.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile cannot trace it, and compiles anew where it changes. torch.compiler.assume_constant_result does no more,
+# but imports the compiler, which takes longer than all the rest of this package.
+_tf32_is_allowed._dynamo_marked_constant = True
