@@ -8,7 +8,7 @@ import torch
 from benchmark_runs import LOSSES, document, made_up_packages, uncompiled  # noqa: F401
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import harness, machine, packages, scaling, tables, targets
+from benchmarks import harness, machine, packages, scaling, tables, targets, timing
 from benchmarks.families import FAMILIES, losses
 from benchmarks.harness import Effort, copied, draw, errors, halves, measure, rotation, step
 from benchmarks.memory import peak_bytes, resident_bytes
@@ -51,6 +51,21 @@ def test_every_forward_has_its_backward():
     assert len(times) >= 5 and all(len(stages) == 2 for stages in times)
     with pytest.raises(IndexError):  # none is left over
         backward()
+
+
+def test_a_turn_begins_with_calls_that_are_not_timed(monkeypatch):
+    calls, before = [], []
+
+    def timed(call, repeats, device):
+        before.append(len(calls))
+        for _ in range(repeats):
+            call()
+        calls.clear()
+        return 1e-3
+
+    monkeypatch.setattr(timing, "timed", timed)
+    alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, "cpu", seconds=0, turn=8e-3)
+    assert before[-2:] == [2, 2]  # of 8 that are
 
 
 # What is measured
