@@ -68,12 +68,6 @@ KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row, c
   return scales;
 }
 
-template <class A>
-KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row) {
-  // A 64-bit division is dear, and one group the rule.
-  return row_scales<A>(problem, row, divisors(problem, problem.groups == 1 ? 0 : row / problem.group_rows()));
-}
-
 // kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.
 KD_HOST_DEVICE double weighted_loss(const SoftenedKL& problem, double soft, double hard) {
   return (problem.kl_weight == 0 ? 0.0 : problem.kl_weight * soft) +
