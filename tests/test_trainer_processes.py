@@ -31,9 +31,13 @@ TRAINERS = {
 }
 NORMALISED = ["--student-model", "small_resnet", "--students", "2", "--method", "one"]
 SCRIPT = """
-import importlib, json, sys
+import json, runpy, sys
 for trainer, options in json.loads(sys.argv[1]):
-    assert importlib.import_module(f"python_trainers.{trainer}").main(options) == 0, trainer
+    sys.argv = [trainer, *options]
+    try:
+        runpy.run_module(f"python_trainers.{trainer}", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, trainer
 """
 
 

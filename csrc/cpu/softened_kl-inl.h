@@ -89,8 +89,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     store(row.teacher_weight + i, teacher);
     part[0] += student;
     part[1] += teacher;
-    if (is_forward)
-      part[2] = plus_forward_part(part[2], teacher, t - pair.target.max, z - pair.student.max);
+    if (is_forward) part[2] = plus_forward_part(part[2], teacher, t - pair.target.max, z - pair.student.max);
   });
   if (permuted) permute_weights(row, classes);
   pair.student.inverse_sum = A(1) / weights[0];
