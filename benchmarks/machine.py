@@ -29,7 +29,7 @@ def facts(device: str) -> dict:
         "threads": torch.get_num_threads(),
         "instruction_set": build["cpu_isa"],
         "cache_bytes": cache_bytes(device),
-        "memory_kept": "malloc.mmap_max=0" in os.environ.get("GLIBC_TUNABLES", ""),  # docs/performance.md says when
+        "memory_kept": "malloc.mmap_max=0" in os.environ.get("GLIBC_TUNABLES", ""),  # docs/benchmarks.md says when
         "versions": versions,
     }
 

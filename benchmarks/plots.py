@@ -15,32 +15,31 @@ STYLES = {  # of a side, in both plots
     "kdkernels": {"marker": "o", "linestyle": "-"},
     "eager": {"marker": "o", "linestyle": "--", "markerfacecolor": "none"},
 }
+LEAST_BYTES = 2**10  # a step that moves less is all overhead, which no roof is about
 
 
 def roofline(document: dict, path: Path) -> None:
-    """Operations per second against operations per byte that nobody can avoid, under what the machine copies and multiplies
-    in the same run. Both sides of a loss are credited with the same operations."""
-    timed = [r for r in document["results"] if "work" in r]
+    """Operations per second against operations per byte, both the fewest that the loss needs, under what the machine copies
+    and multiplies in the same run. Both sides of a loss are credited with the same operations."""
+    timed = [r for r in document["results"] if "work" in r and sum(r["work"]["bytes"].values()) >= LEAST_BYTES]
+    families = list(dict.fromkeys(r["family"] for r in timed))
+    colours = {family: f"C{i}" for i, family in enumerate(families)}
     dtypes = [dtype for dtype in document["rates"] if any(r["dtype"] == dtype for r in timed)]
     figure, panels = plt.subplots(1, len(dtypes), figsize=(7 * len(dtypes) + 2, 6), squeeze=False, layout="constrained")
     for axes, dtype in zip(panels[0], dtypes):
         shown = [r for r in timed if r["dtype"] == dtype]
-        losses = list(dict.fromkeys(r["loss"] for r in shown))
-        at = {side: [] for side in STYLES}
+        for family in families:
+            axes.plot([], [], "o", color=colours[family], label=family)
+        intensities = []
         for r in shown:
             operations, moved = (sum(r["work"][kind].values()) for kind in ("operations", "bytes"))
-            for side in STYLES:
+            intensities.append(operations / moved)
+            for side, style in STYLES.items():
                 if found := r["contenders"].get(side):
                     rate = operations / found["microseconds"] / 1e3
-                    at[side].append((operations / moved, rate, losses.index(r["loss"])))
-        colours = plt.get_cmap("tab20")
-        for loss in losses:
-            axes.plot([], [], "o", color=colours(losses.index(loss) % 20), label=loss)
-        for side, points in at.items():
-            for x, y, loss in points:
-                axes.plot(x, y, color=colours(loss % 20), **STYLES[side])
+                    axes.plot(operations / moved, rate, color=colours[r["family"]], **style)
         rates = document["rates"][dtype]
-        span = [min(x for x, _, _ in at["kdkernels"]) / 2, max(x for x, _, _ in at["kdkernels"]) * 2]
+        span = [min(intensities) / 2, max(intensities) * 2]
         xs = [span[0] * (span[1] / span[0]) ** (i / 200) for i in range(201)]
         roof = [min(x * rates["bytes_per_second"], rates["operations_per_second"]) / 1e9 for x in xs]
         axes.plot(xs, roof, color="black", label="copy speed, matrix rate")

@@ -14,17 +14,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import tables, targets
+from . import headline, tables, targets
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- {}: python -m benchmarks.report {} --page {} -->"
 SECTION = re.compile(
-    MARK.format(r"(?P<kind>speed|targets)", r"(?P<results>[^>]+)", r"(?P<page>\S+)") + r"\n.*?\n<!-- end of (?P=kind) -->",
+    MARK.format(r"(?P<kind>speed|targets|headline)", r"(?P<results>[^>]+)", r"(?P<page>\S+)") + r"\n.*?\n<!-- end of (?P=kind) -->",
     re.DOTALL,
 )
 KINDS: dict[str, Callable[[list[dict]], str]] = {
     "speed": lambda documents: "\n\n".join(map(tables.summary, documents)),
     "targets": targets.table,
+    "headline": headline.table,
 }
 
 

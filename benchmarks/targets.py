@@ -76,9 +76,9 @@ class Target(NamedTuple):
 
 KL, KD = "softened_kl", "kd_loss"
 DYNAMIC = ("dynamic_temperature_kl, flsw, ps", "dynamic_temperature_kl, cwsm")
-CALL = "what PyTorch takes around any op: see the overhead of one call"
-ARITHMETIC = "exponentials: two per class"
-CONVERSION = "rows that come from a cache: bfloat16 saves no memory there, and is converted"
+CALL = "PyTorch's own overhead, see the overhead of one call"
+ARITHMETIC = "two exponentials per class"
+CONVERSION = "the rows come from a cache: bfloat16 saves no time there, and conversion costs some"
 CPU = (
     Target((KL, KD), (64, 100), EAGER, 3, CALL),
     Target((KL, KD), (64, 100), COMPILE, 3, CALL),
@@ -94,12 +94,12 @@ CPU = (
     Target((KL, KD), (512, 32000), EAGER, 10, ARITHMETIC),
     Target((KL, KD), (512, 32000), COMPILE, 2.5, ARITHMETIC),
     Target((KL, KD), (512, 32000), FLOAT32, 1, CONVERSION),
-    Target((KL,), (512, 32000), COPY, 1.6, "page faults; with memory kept, " + ARITHMETIC, "float32"),
+    Target((KL,), (512, 32000), COPY, 1.6, "page faults; without them, " + ARITHMETIC, "float32"),
     Target((KL,), (512, 32000), FRESH, 1.6, ARITHMETIC, "float32"),
     Target(("virtual_teacher_loss", "cwtm_loss"), (128, 100), EAGER, 3, CALL),
-    Target(("virtual_teacher_loss", "cwtm_loss"), (1024, 1000), EAGER, 8, "its eager form is a softmax and a cross entropy"),
+    Target(("virtual_teacher_loss", "cwtm_loss"), (1024, 1000), EAGER, 8, "the eager form is short: a softmax and a cross entropy"),
     Target(DYNAMIC, (128, 100), EAGER, 4, CALL),
-    Target(DYNAMIC, (1024, 1000), EAGER, 8, "the temperatures take a pass of their own"),
+    Target(DYNAMIC, (1024, 1000), EAGER, 8, "the temperatures need a pass of their own"),
     *(Target(("similarity_kl", "info_nce"), shape, EAGER, 2) for shape in ((192, 64, 128), (4096, 4096, 128))),
     Target(("memory_bank_nce",), (64, 16384, 128, 50_000), EAGER, 4),
     Target(("okddip_loss",), (128, 3, 100, 8), EAGER, 6, CALL),

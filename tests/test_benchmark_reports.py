@@ -9,7 +9,7 @@ from benchmark_runs import LOSSES, document, made_up_packages, uncompiled  # noq
 
 import kdkernels as kd
 from benchmarks import __main__ as benchmarks
-from benchmarks import gpu_check, harness, machine, overhead, report, row_losses, tables, targets
+from benchmarks import gpu_check, harness, headline, machine, overhead, report, row_losses, tables, targets
 from benchmarks.families import losses
 from benchmarks.harness import Effort
 
@@ -100,6 +100,45 @@ def test_targets_are_of_shapes_that_are_measured():
             assert all(target.shape in LOSSES[loss].shapes[kind] for loss in target.losses), target
 
 
+def run_of_headline(**spreads):
+    """A run of every row; a spread of 5 % wherever no other is given as CONTENDER=SPREAD."""
+    spread = {"kdkernels": 0.05, "eager": 0.05, "compile": 0.05} | spreads
+    contenders = {
+        "kdkernels": {"microseconds": 5.0, "spread": spread["kdkernels"], "over": 1.0, "peak_bytes": 1e6},
+        "eager": {"over": 2.0, "over_spread": spread["eager"], "peak_bytes": 3e6},
+        "compile": {"over": 1.5, "over_spread": spread["compile"]},
+    }
+    found = [
+        {"loss": loss, "axes": LOSSES[loss].axes, "shape": list(shape), "dtype": "float32", "contenders": contenders}
+        for loss, shape in headline.ROWS.items()
+    ]
+    facts = {"device": "A CPU", "threads": 2, "instruction_set": "avx2", "versions": {"torch": "2.15.0"}}
+    return {"machine": facts, "results": found}
+
+
+def test_the_table_of_the_readme():
+    text = headline.table([run_of_headline()])
+    facts, _, header, _, *rows = text.splitlines()
+    assert facts == "A CPU, CPU threads: 2, avx2; float32, torch 2.15.0."
+    assert header == "| loss | shape | kdkernels, us | over eager | over torch.compile | peak memory, MB (eager) |"
+    assert rows[0] == "| `softened_kl` | 1024 x 1000 | 5 ± 5 % | 2.0x ± 5 % | 1.5x ± 5 % | 1 (3) |" and len(rows) == 8
+    assert all(shape in LOSSES[loss].shapes["cpu"] for loss, shape in headline.ROWS.items())
+
+
+@pytest.mark.parametrize("contender", ["kdkernels", "eager", "compile"])
+def test_the_readme_shows_no_noisy_row(contender):
+    headline.table([run_of_headline(**{contender: 0.15})])
+    with pytest.raises(ValueError, match=r"softened_kl \(1024, 1000\) has a spread of 16 %, at most 15 % is shown"):
+        headline.table([run_of_headline(**{contender: 0.16})])
+
+
+def test_the_readme_asks_for_a_row_that_was_not_measured():
+    document = run_of_headline()
+    del document["results"][1]
+    with pytest.raises(ValueError, match=r"kd_loss \(256, 1000\) was not measured; run python -m benchmarks --headline"):
+        headline.table([document])
+
+
 def test_a_report_has_everything(document):
     text = tables.summary(document) + tables.details(document)
     shapes = "16 x 10", "12 x 12 x 6", "16384 x 16384 x 256"
@@ -114,6 +153,31 @@ def test_plots_are_drawn(document, tmp_path):
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_roofline_has_one_colour_per_family_and_no_toy_shape(monkeypatch, tmp_path):
+    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    sides = {name: {"microseconds": 5.0} for name in plots.STYLES}
+
+    def result(loss, family, moved):
+        work = {"operations": {"a": 10.0 * moved}, "bytes": {"b": moved}}
+        return {"loss": loss, "family": family, "dtype": "float32", "work": work, "contenders": sides}
+
+    plots.roofline(
+        {
+            "machine": {"device": "A CPU", "threads": 2},
+            "rates": {"float32": {"bytes_per_second": 1e10, "operations_per_second": 1e12}},
+            "results": [result("a", "f", 2e4), result("b", "f", 3e4), result("c", "g", 4e4), result("toy", "toys", 224)],
+        },
+        tmp_path / "plot.png",
+    )
+    axes = figures[0].axes[0]
+    colours = [line.get_color() for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert colours == ["C0"] * 4 + ["C1"] * 2  # two sides of each loss
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["f", "g", "copy speed, matrix rate", "eager PyTorch (hollow)"]
+
+
 def test_a_page_has_its_sections_made_anew(document, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     for name in ("run.json", "other.json"):
@@ -126,7 +190,7 @@ def test_a_page_has_its_sections_made_anew(document, tmp_path, monkeypatch):
     assert tables.summary(document) in new[0] and targets.table([document] * 2) in new[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
 def test_pages_are_what_the_numbers_give(page):
     if not (report.ROOT / page).exists():
         pytest.skip(f"{page} is not beside the tests")
@@ -161,6 +225,24 @@ def test_the_commands(uncompiled, tmp_path, monkeypatch, capsys):
     page.write_text("no section\n")
     with pytest.raises(SystemExit):
         report.main()
+
+
+def test_the_headline_measures_its_rows_alone(monkeypatch, capsys):
+    seen = []
+
+    def attempt(loss, shape, dtype, device, effort):
+        seen.append((loss.name, shape, dtype))
+        return {**harness.heading(loss, shape, dtype), "contenders": {}}
+
+    monkeypatch.setattr(harness, "attempt", attempt)
+    monkeypatch.setattr(machine, "rates", lambda *_: {"bytes_per_second": 1e10, "operations_per_second": 1e12})
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--headline"])
+    benchmarks.main()
+    assert seen == [(loss, shape, torch.float32) for loss, shape in headline.ROWS.items()]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--headline", "--quick"])
+    with pytest.raises(SystemExit):
+        benchmarks.main()
+    assert "--headline takes no family" in capsys.readouterr().err
 
 
 def test_numbers_are_written_after_each_family(uncompiled, tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""README.md and docs/: links lead somewhere, files that a page names exist, and the README's example holds."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[1]
+if not ((ROOT / "README.md").exists() and (ROOT / "kdkernels").is_dir()):
+    pytest.skip("README.md and the sources are not beside the tests", allow_module_level=True)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_files_of_the_recipe_exist():
+    """Its placeholders stand for the examples that it names."""
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", (ROOT / "docs" / "adding_a_loss.md").read_text())
+    assert len(named) > 50
+    paths = [path.replace("NAME", "dkpp_loss").replace("STEM", "memory_bank") for path in named]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_functions_of_the_recipe_exist():
+    text = (ROOT / "docs" / "adding_a_loss.md").read_text()
+    for name, path in re.findall(r"`(\w+)` \(`([\w./-]+)`\)", text):
+        assert name in (ROOT / path).read_text(), (name, path)
+
+
+def test_before_and_after_are_the_same_loss():
+    before, after = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2]
+    torch.manual_seed(0)
+    teacher, target = torch.randn(8, 10), torch.randint(10, (8,))
+    found = []
+    for code in (before, after):
+        student = torch.linspace(-2, 2, 80).view(8, 10).requires_grad_()
+        names = {"torch": torch, "F": F, "student": student, "teacher": teacher, "target": target, "T": 4.0}
+        exec(code, names)
+        found.append((names["loss"], *torch.autograd.grad(names["loss"], student)))
+    torch.testing.assert_close(*found)
