@@ -11,6 +11,8 @@ from student_losses import check, run
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 # Degenerate, binary, below a vector, common, common, odd, vocabulary.
 CLASSES = (1, 2, 7, 10, 100, 1001, 32000)

@@ -10,6 +10,8 @@ from helpers import FLOATS, assert_accurate, draw, threads
 import kdkernels as kd
 from kdkernels.functional.memory_bank import update_entries
 
+pytestmark = pytest.mark.numeric
+
 OP = torch.ops.kdkernels.memory_bank_nce.default
 ENTRIES = 40
 

@@ -12,6 +12,8 @@ from helpers import draw
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 N_DATA, NEGATIVES = 30, 12
 
 

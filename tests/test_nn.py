@@ -10,6 +10,8 @@ from helpers import draw, labels
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 PAIRS = {
     kd.nn.SoftenedKL: kd.softened_kl,
     kd.nn.SoftCrossEntropy: kd.soft_cross_entropy,

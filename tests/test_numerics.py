@@ -13,6 +13,8 @@ from numerics_tables import BOUND, FAMILIES, OF_LARGEST, PAGE, governing
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 # A rounding of TF32 and of bfloat16, which CUDA multiplies half features in for their gradients, in those of float32.
 CUDA_PRODUCTS = {torch.float16: 2.0**13, torch.bfloat16: 2.0**16}
 # Where the oracle takes a second or more.

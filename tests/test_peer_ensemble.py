@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 # Samples, peers, classes, width. Degenerate, binary, less than a vector, the paper's on CIFAR, odd, aligned, the most peers.
 SIZES = [(1, 1, 1, 1), (3, 2, 2, 1), (2, 1, 7, 3), (128, 3, 100, 8), (5, 4, 1001, 33), (4, 8, 1000, 64), (2, 32, 17, 5)]

@@ -10,6 +10,8 @@ from peer_losses import problem
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 DOUBLE = torch.float64
 # Samples, peers, classes, width: degenerate, binary, the paper's on CIFAR, odd, aligned, the most peers, a vocabulary.

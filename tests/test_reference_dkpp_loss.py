@@ -14,6 +14,8 @@ from kdkernels import reference
 from kdkernels.reference import permutation
 from kdkernels.reference.permutation import random_permutation
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 SEEDS = (0, 1, 2**32 - 1, 2**32, 123456789012345678, 2**63 - 1)
 DOUBLE = torch.float64

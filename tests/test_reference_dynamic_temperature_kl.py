@@ -13,6 +13,8 @@ from helpers import draw, labels
 
 from kdkernels import reference
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 PRECISION = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 DOUBLE = torch.float64

@@ -12,6 +12,8 @@ from helpers import draw, labels
 from kdkernels import reference
 from kdkernels.reference.label_loss import label_loss, smoothed_label, virtual_teacher
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 PRECISION = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 DOUBLE = torch.float64

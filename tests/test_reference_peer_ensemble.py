@@ -9,6 +9,8 @@ from helpers import draw, labels
 
 from kdkernels import reference
 
+pytestmark = pytest.mark.numeric
+
 DOUBLE = torch.float64
 B, P, C, D = 5, 3, 7, 4
 inf, nan = math.inf, math.nan

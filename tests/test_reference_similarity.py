@@ -9,6 +9,8 @@ from helpers import draw, labels
 
 from kdkernels import reference
 
+pytestmark = pytest.mark.numeric
+
 DOUBLE = torch.float64
 REDUCTIONS = ("none", "sum", "batchmean", "mean", "elementmean")
 

@@ -10,6 +10,8 @@ from similarity_losses import check, pairs, run
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 # Degenerate, one key, less than a vector, SSKD's batch of 64, odd, more keys than a tile, more queries than a band.
 SIZES = [(0, 3, 4), (1, 1, 1), (2, 1, 3), (3, 5, 7), (192, 64, 128), (65, 131, 33), (5, 1000, 100), (700, 9, 17)]

@@ -8,6 +8,8 @@ from helpers import FLOATS, check, draw, labels, run
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 # Degenerate, binary, below a vector, common, common, aligned, odd, vocabulary.
 CLASSES = (1, 2, 7, 10, 100, 1000, 1001, 32000)
 # Empty, one, less than a vector or a warp, a common batch, one more than a power of two.

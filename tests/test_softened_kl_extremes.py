@@ -8,6 +8,8 @@ from helpers import check, draw, labels, run, threads
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 inf, nan = math.inf, math.nan
 DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
 # Less than a vector, a vector and a bit, several blocks of a sum.

@@ -6,6 +6,8 @@ from helpers import check, draw, labels, run
 
 import kdkernels as kd
 
+pytestmark = pytest.mark.numeric
+
 
 def losses(student, teacher):
     target = labels(student.shape[0], classes=student.shape[1], device=student.device)

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import oracle
+import pytest
 import torch
 from helpers import FLOATS, draw, labels, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kdkernels as kd
+
+pytestmark = pytest.mark.numeric
 
 # Half an ulp of 1 of the arithmetic; per storage dtype the same, and half its smallest number. The arithmetic
 # in float32 takes probabilities below 1e-38 for 0, and they are multiplied by logarithms, T^2 and weights.
