@@ -6,6 +6,9 @@
 
 Chosen by KDKERNELS_BACKEND at import and by `backend` afterwards. One choice for the whole process: backward runs on
 threads of its own and has to see it too.
+
+Where forward-mode derivatives are taken the reference runs whatever the choice: the ops have none, and what has none
+counts as a constant there.
 """
 
 import os
@@ -13,6 +16,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _loader
 
@@ -40,32 +44,53 @@ class backend:
 
     def __init__(self, name: str):  # "auto", "reference", "cpu" or "cuda"
         self._name = _checked(name, "backend: name")
+        self._before: list[str] = []  # one object may be entered again before it is left
 
     def __enter__(self):
         global _choice
-        self._before, _choice = _choice, self._name
+        self._before.append(_choice)
+        _choice = self._name
 
     def __exit__(self, *exception):
         global _choice
-        _choice = self._before
+        _choice = self._before.pop()
 
 
 def choice() -> str:
     return _choice
 
 
-def device_type(tensor: Tensor) -> str:
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives may be taken here: by dual numbers, or by torch.func, which makes them."""
+    return forward_ad._current_level >= 0
+
+
+# torch.compile guards the level at which a graph begins, and enters the levels inside it as it traces them.
+forward_mode._dynamo_marked_constant = True
+
+
+def _device_type(tensor: Tensor) -> str:
     """What `tensor.device.type` is, which makes a string of it at every call of a loss."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 
-def use_library(device_type: str) -> bool:
-    """Whether tensors on this device go to the compiled library (True) or to the reference (False)."""
+def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -> bool:
+    """Whether a call with this tensor goes to the compiled library (True) or to the reference (False)."""
+    compiling = torch.compiler.is_compiling()
+    if differentiable and not compiling and torch._C._is_tracing():
+        # A trace holds the gradient of the traced batch, which the op computes in its forward pass.
+        raise NotImplementedError(
+            f"{function}: torch.jit.trace and what is built on it would keep the gradient of the traced batch; "
+            "use torch.compile or torch.export"
+        )
+    if forward_mode():
+        return False
+    device_type = _device_type(tensor)
     if _choice == "auto":
         if _loader.serves(device_type):
             return True
         # A graph being traced has no place for a warning.
-        if not torch.compiler.is_compiling():
+        if not compiling:
             _warn_once(device_type)
         return False
     if _choice == "reference":

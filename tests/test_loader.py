@@ -117,10 +117,20 @@ def test_wrong_isa_is_refused_by_host():
 
 def test_backend_is_restored():
     with pytest.raises(KeyError), kd.backend("reference"):
-        assert not _backend.use_library("cpu")
+        assert not _backend.use_library("kd_loss", torch.empty(0))
         assert kd.build_info()["backend"] == "reference"
         raise KeyError
     assert _backend.choice() == "auto"
+
+
+def test_backend_entered_again():
+    reference = kd.backend("reference")
+    for _ in range(2):
+        with reference:
+            with reference, kd.backend("cpu"), reference:
+                assert _backend.choice() == "reference"
+            assert _backend.choice() == "reference"
+        assert _backend.choice() == "auto"
 
 
 def test_backend_refuses_unknown_names():
@@ -130,11 +140,11 @@ def test_backend_refuses_unknown_names():
 
 def test_backend_of_another_device():
     with kd.backend("cuda"), pytest.raises(RuntimeError, match="backend 'cuda' is chosen but the tensors are on cpu"):
-        _backend.use_library("cpu")
+        _backend.use_library("kd_loss", torch.empty(0))
 
 
 def branch(x):
-    return x * 2 if _backend.use_library(x.device.type) else x * 3
+    return x * 2 if _backend.use_library("branch", x) else x * 3
 
 
 def test_backend_under_compile():

@@ -114,6 +114,7 @@ def readable(tensor: Tensor) -> bool:
         and type(tensor) is Tensor
         and tensor.is_cpu
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None  # torch.func.linearize
     )
 
 

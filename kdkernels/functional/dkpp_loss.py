@@ -80,7 +80,7 @@ def dkpp_loss(
     if row_weight is not None:
         _checks.row_weight("dkpp_loss", row_weight, student, dim)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library("dkpp_loss", student):
         return reference.dkpp_loss(
             student,
             teacher,

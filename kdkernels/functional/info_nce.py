@@ -98,7 +98,7 @@ def info_nce(
     options = dict(temperature=temperature, normalize=normalize, logit_bias=logit_bias, mask=mask)
     if group is not None:
         return info_nce_of_group(info_nce, query, key, positive, symmetric, reduction, group, **options)
-    if not _backend.use_library(_backend.device_type(query)):
+    if not _backend.use_library("info_nce", query):
         return reference.info_nce(query, key, positive, symmetric=symmetric, reduction=reduction, **options)
 
     try:
@@ -178,7 +178,7 @@ def supervised_contrastive(
     if group is not None:
         _checks.process_group(function, group)
 
-    if not _backend.use_library(_backend.device_type(features)):
+    if not _backend.use_library(function, features):
         return reference.supervised_contrastive(
             features,
             labels,

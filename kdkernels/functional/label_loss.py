@@ -85,7 +85,7 @@ def virtual_teacher_loss(
     _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
     reduction_code = _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library("virtual_teacher_loss", student):
         return reference.virtual_teacher_loss(
             student,
             target,
@@ -175,7 +175,7 @@ def label_smoothing_loss(
         _checks.several_classes("label_smoothing_loss", student, dim)
     reduction_code = _checks.one_of("label_smoothing_loss", "reduction", over_rows(reduction), REDUCTIONS)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library("label_smoothing_loss", student):
         return reference.label_smoothing_loss(
             student,
             target,
@@ -274,7 +274,7 @@ def cwtm_loss(
     if group is not None:
         _checks.process_group("cwtm_loss", group)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library("cwtm_loss", student):
         return reference.cwtm_loss(
             student,
             target,

@@ -54,7 +54,7 @@ def logit_rank(
     _checks.labels(function, target, logits, dim, _NO_LABEL)
     if logits.shape[dim] > 2**24:
         raise ValueError(f"{function}: at most {2**24} classes can be ranked, got {logits.shape[dim]}")
-    if not _backend.use_library(_backend.device_type(logits)):
+    if not _backend.use_library(function, logits, differentiable=False):
         return reference.logit_rank(logits, target, dim=dim)
     _checks.class_range(function, target, logits.shape[dim])
     ranks = ops.row_statistics.row_statistics(

@@ -84,7 +84,7 @@ def memory_bank_nce(
     if group is not None:
         _checks.process_group(function, group)
 
-    if not _backend.use_library(_backend.device_type(embedding)):
+    if not _backend.use_library(function, embedding):
         return reference.memory_bank_nce(
             embedding,
             bank,

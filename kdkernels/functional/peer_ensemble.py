@@ -92,7 +92,7 @@ def okddip_loss(
     _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
     mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
 
-    if not _backend.use_library(_backend.device_type(peers)):
+    if not _backend.use_library(function, peers):
         return reference.okddip_loss(
             peers,
             leader_logits,
@@ -184,7 +184,7 @@ def gated_ensemble_loss(
     _checks.gate(function, gate, branches)
     _checks.peer_terms(function, target, branches, "branch_logits", temperature, kl_weight, target_eps)
 
-    if not _backend.use_library(_backend.device_type(branches)):
+    if not _backend.use_library(function, branches):
         return reference.gated_ensemble_loss(
             gate,
             branches,
@@ -264,7 +264,7 @@ def leave_one_out_loss(
     peers = _checks.peers(function, "peer_logits", peer_logits)
     _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
 
-    if not _backend.use_library(_backend.device_type(peers)):
+    if not _backend.use_library(function, peers):
         return reference.leave_one_out_loss(
             peers,
             target,

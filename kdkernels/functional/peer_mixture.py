@@ -60,7 +60,7 @@ def peer_attention(
     mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
     _checks.positive(function, "temperature", temperature)
 
-    if not _backend.use_library(_backend.device_type(peers)):
+    if not _backend.use_library(function, peers):
         return reference.peer_attention(
             query, key, peers, mix=mix, temperature=temperature, return_attention=return_attention
         )
@@ -96,7 +96,7 @@ def mean_probabilities(
     peers = _checks.peers(function, "peer_logits", peer_logits)
     _checks.positive(function, "temperature", temperature)
 
-    if not _backend.use_library(_backend.device_type(peers)):
+    if not _backend.use_library(function, peers):
         return reference.mean_probabilities(peers, temperature=temperature)
 
     mixed, _ = ops.peer_mixture.peer_mixture(peers, None, None, temperature, PEER_MIXES["probs"])

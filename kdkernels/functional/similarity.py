@@ -79,7 +79,7 @@ def similarity_kl(
     if row_weight is not None:
         _checks.feature_weight(function, row_weight, student_query, "student_query")
 
-    if not _backend.use_library(_backend.device_type(student_query)):
+    if not _backend.use_library(function, student_query):
         return reference.similarity_kl(
             student_query,
             student_key,
@@ -149,7 +149,7 @@ def similarity_rank(
     _checks.queries_and_keys("similarity_rank", "query", query, "key", key)
     _checks.indices("similarity_rank", "positive", positive, query, "query")
 
-    if not _backend.use_library(_backend.device_type(query)):
+    if not _backend.use_library("similarity_rank", query, differentiable=False):
         return reference.similarity_rank(query, key, positive, normalize=normalize)
 
     try:

@@ -242,7 +242,7 @@ def kd_loss(
     if row_weight is not None:
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library("kd_loss", student):
         return reference.kd_loss(
             student,
             teacher,
@@ -330,7 +330,7 @@ def _divergence_loss(
     if row_weight is not None:
         _checks.row_weight(function, row_weight, student, dim)
 
-    if not _backend.use_library(_backend.device_type(student)):
+    if not _backend.use_library(function, student):
         return reference.softened_kl(
             student,
             teacher,

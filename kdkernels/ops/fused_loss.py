@@ -10,6 +10,8 @@ there is nothing to do where that is 1) and returns it: no memory, no synchronis
 
 No autocast rule: the ops read half precision, compute in float32 and return a float32 loss whatever the
 mode. A cast in front of them would only cost a copy of what they read.
+
+No forward-mode derivatives: the reference has them, and runs where they may be taken (`_backend.use_library`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+from .._backend import forward_mode
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default
 
@@ -41,6 +46,7 @@ class FusedLoss:
         differentiable: int,  # tensors, from the first on
         first_gradient: int,  # in the output
     ):
+        self.name = name
         self.op = getattr(torch.ops.kdkernels, name).default
         arguments = self.op._schema.arguments
         self.names = [argument.name for argument in arguments]
@@ -130,6 +136,7 @@ class FusedLoss:
         wanted = wanted[: self.differentiable]
         if upstream is None:
             return (None,) * self.differentiable
+        refuse_tangent(self.name, upstream)
         gradients, has = ctx.gradients, ctx.options[-self.differentiable :]
         if gradients is None or any(want > given for want, given in zip(wanted, has)):
             # A second backward over the same graph: the first has given the buffers away.
@@ -163,6 +170,17 @@ def mapped_problems(info: Any, in_dims: tuple, tensors: tuple) -> zip:
             for tensor, at in zip(tensors, in_dims)
         ]
     )
+
+
+def refuse_tangent(name: str, *upstream: Tensor | None) -> None:
+    """The backward pass of an op, too, would take what it is given for a constant."""
+    if not forward_mode():
+        return
+    if any(each is not None and forward_ad.unpack_dual(each).tangent is not None for each in upstream):
+        raise NotImplementedError(
+            f"{name}: the gradient of a loss that was computed outside of forward-mode differentiation has no "
+            "forward-mode derivative; compute the loss inside"
+        )
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -209,7 +227,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         gradients = ctx.gradients
-        if gradients is not None and _is_one(upstream) and not torch.is_grad_enabled():
+        if gradients is not None and _is_one(upstream) and not torch.is_grad_enabled() and not forward_mode():
             ctx.gradients = None
             return (None, None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
         return (None, None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[3:]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.peer_ensemble import mixed_rows
 from ..reference.rows import arithmetic
-from .fused_loss import mapped_problems
+from .fused_loss import mapped_problems, refuse_tangent
 from .peer_ensemble import NAME_OF_MIX
 
 _OP = torch.ops.kdkernels.peer_mixture.default
@@ -76,6 +76,7 @@ def _backward(ctx: Any, grad_mixture: Tensor | None, grad_attention: Tensor | No
     wanted = ctx.needs_input_grad[:3]
     if grad_mixture is None and grad_attention is None:
         return (None,) * 5
+    refuse_tangent("peer_mixture", grad_mixture, grad_attention)
     if torch.is_grad_enabled():
         found = _differentiable(tensors, ctx.options, wanted, (grad_mixture, grad_attention))
     else:

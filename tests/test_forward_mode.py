@@ -1,0 +1,102 @@
+"""Derivatives in forward mode: the right ones, by the twins, wherever torch lets them be taken."""
+
+import pytest
+import torch
+from all_losses import ALL, is_constant, tensors
+from helpers import draw
+from torch.autograd import forward_ad
+
+import kdkernels as kd
+
+DOUBLE = torch.float64
+
+
+def problem(name):
+    """A loss of a tuple of tensors, these, a direction in which all of them move, and the derivative of the loss there, by
+    the compiled op in reverse mode."""
+    function = ALL[name]
+    given = tensors(function, dtype=DOUBLE)
+    directions = tuple(draw(*x.shape, seed=20 + at, dtype=DOUBLE) for at, x in enumerate(given.values()))
+    free = [at for at, each in enumerate(given) if not is_constant(function, each)]
+    values = tuple(given.values())
+    leaves = [x.clone().requires_grad_() if at in free else x for at, x in enumerate(values)]
+    with kd.backend("cpu"):
+        loss = function(*leaves)
+    gradients = torch.autograd.grad(loss.sum(), [leaves[at] for at in free])
+    return function, values, directions, sum((g * directions[at]).sum() for g, at in zip(gradients, free))
+
+
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_derivative_along_a_direction(name):
+    function, given, directions, expected = problem(name)
+    with kd.backend("cpu"):
+        close(torch.func.jvp(function, given, directions)[1].sum(), expected)
+        with forward_ad.dual_level():
+            for required in (False, True):
+                duals = [forward_ad.make_dual(x.clone().requires_grad_(required), v) for x, v in zip(given, directions)]
+                close(forward_ad.unpack_dual(function(*duals)).tangent.sum(), expected)
+            with torch.no_grad():
+                close(forward_ad.unpack_dual(function(*duals)).tangent.sum(), expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_jacobians(name):
+    function, given, directions, expected = problem(name)
+
+    def total(*tensors):
+        return function(*tensors).sum()
+
+    for jacobian in (
+        torch.func.jacfwd(total, tuple(range(len(given))))(*given),
+        torch.autograd.functional.jacobian(total, given, strategy="forward-mode", vectorize=True),
+    ):
+        close(sum((j * v).sum() for j, v in zip(jacobian, directions)), expected)
+
+
+@pytest.mark.parametrize("name", ["permuted", "contrast", "led"])
+def test_linearized(name):
+    """Traced with values that the checks must not look at: permutation, positives and labels."""
+    function, given, directions, expected = problem(name)
+    close(torch.func.linearize(function, *given)[1](*directions), expected)
+
+
+@pytest.mark.parametrize("name", ["hinton", "attention"])
+def test_compiled(name):
+    function, given, directions, expected = problem(name)
+
+    def derivative(given, directions):
+        return torch.func.jvp(function, given, directions)[1].sum()
+
+    torch._dynamo.reset()
+    close(torch.compile(derivative, backend="aot_eager")(given, directions), expected)
+
+
+@pytest.mark.parametrize("name", ["hinton", "products", "led"])
+def test_forward_over_reverse(name):
+    """A product with the Hessian, against that of two passes in reverse."""
+    function, given, directions, _ = problem(name)
+    places = tuple(at for at, each in enumerate(tensors(function)) if not is_constant(function, each))
+    gradient = torch.func.grad(function, places)
+    moved = tuple(v if at in places else torch.zeros_like(v) for at, v in enumerate(directions))
+    ours = torch.func.jvp(gradient, given, moved)[1]
+    _, back = torch.func.vjp(gradient, *given)
+    for at, product in zip(places, ours):
+        close(product, back(tuple(directions[place] for place in places))[at])  # the Hessian is symmetric
+
+
+@pytest.mark.parametrize("name", ["hinton", "contrast", "led", "attention"])
+def test_a_gradient_of_a_loss_from_outside(name):
+    function = ALL[name]
+    given = [x.requires_grad_() for x in tensors(function).values()]
+    rows = {"reduction": "none"} if name == "contrast" else {}
+    loss = function(*given, **rows)
+    with forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.ones_like(loss), torch.ones_like(loss))
+        for create_graph in (False, True):
+            with pytest.raises(NotImplementedError, match="compute the loss inside"):
+                torch.autograd.grad(loss, given[0], upstream, retain_graph=True, create_graph=create_graph)
+    assert torch.autograd.grad(loss, given[0], torch.ones_like(loss))[0].isfinite().all()
