@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[1]
-if not ((ROOT / "README.md").exists() and (ROOT / "kdkernels").is_dir()):
-    pytest.skip("README.md and the sources are not beside the tests", allow_module_level=True)
+if not all((ROOT / name).exists() for name in ("README.md", "docs", "kdkernels", "python_trainers")):
+    pytest.skip("pages and sources are not beside the tests", allow_module_level=True)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -56,3 +56,17 @@ def test_before_and_after_are_the_same_loss():
         exec(code, names)
         found.append((names["loss"], *torch.autograd.grad(names["loss"], student)))
     torch.testing.assert_close(*found)
+
+
+def test_the_readme_shows_the_means_that_the_demo_prints():
+    demo = re.search(r"^    mean +([\d. ]+)$", (ROOT / "docs" / "trainers.md").read_text(), re.MULTILINE)[1].split()
+    undistilled, distilled, teacher_free, online, born_again, rotations, _together = demo
+    shown = dict(re.findall(r"`kd-train ([^`]+)` \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert shown == {
+        "kd --kl-weight 0": undistilled,
+        "kd": distilled,
+        "tf_kd": teacher_free,
+        "okddip": online,
+        "born_again": born_again,
+        "sskd": rotations,
+    }
