@@ -153,7 +153,7 @@ def learn_from(teacher: Teacher, args: Args, classes: int, accelerator: Accelera
     def cwtm(model: nn.Module, batch: Batch) -> Loss:
         logits, taught = model(batch.pixels), teacher(batch.pixels)
         group = all_processes(accelerator)
-        return kd.cwtm_loss(logits, batch.labels, taught, normalise=args.normalise, group=group), {}
+        return kd.cwtm_loss(logits, batch.labels, taught, normalize=args.normalise, group=group), {}
 
     def dkpp(model: nn.Module, batch: Batch) -> Loss:
         logits, taught = model(batch.pixels), teacher(batch.pixels)

@@ -258,7 +258,7 @@ LOSSES = {
         lambda p: kd.cwtm_loss(p.student, p.target, p.teacher, reduction="none"),
         eager_cwtm,
         lambda p: oracle.label_loss(
-            p.student, p.target, teacher=p.teacher, relative=False, normalise=True, reduction="none"
+            p.student, p.target, teacher=p.teacher, relative=False, normalize=True, reduction="none"
         ),
         ("student",),
     ),

@@ -201,7 +201,7 @@ def label_loss(
     temperature=1.0,
     kl_weight=1.0,
     ce_weight=0.0,
-    normalise=False,
+    normalize=False,
     ignore_index=-100,
     reduction="batchmean",
     groups=1,
@@ -213,7 +213,7 @@ def label_loss(
         confidence = np.exp(log_softmax(np.asarray(teacher, np.float64)).max(-1))
     if confidence is not None:
         confidence = np.where(counted, confidence, 0)
-        if normalise:
+        if normalize:
             by_group = counted.reshape(groups, -1), confidence.reshape(groups, -1)
             mean = by_group[1].sum(1) / np.maximum(by_group[0].sum(1), 1)
             confidence = confidence / np.repeat(np.where(mean > 0, mean, 1), len(target) // groups)

@@ -37,7 +37,7 @@ def row_losses(student, teacher, target):
         lambda rows, s: kd.dynamic_temperature_kl(s, teacher[rows], target[rows], mode="const", adjust="lsr", **NONE),
         lambda rows, s: kd.label_smoothing_loss(s, target[rows], **NONE),
         lambda rows, s: kd.virtual_teacher_loss(s, target[rows], **NONE),
-        lambda rows, s: kd.cwtm_loss(s, target[rows], confidence=confidence[rows], normalise=False, **NONE),
+        lambda rows, s: kd.cwtm_loss(s, target[rows], confidence=confidence[rows], normalize=False, **NONE),
     ]
     yield from ((call, (student,)) for call in alone)
 

@@ -245,11 +245,8 @@ def test_tensors_that_are_refused(backend):
         call(teacher=torch.zeros(2, 4))
     with refuses(TypeError, "dkpp_loss: permutation must be a torch.Tensor, got list"):
         call(permutation=[[0, 1, 2]] * 2)
-    with refuses(
-        TypeError,
-        "dkpp_loss: permutation must be int64 classes, got int32; convert it with permutation.long()",
-    ):
-        call(permutation=torch.zeros(2, 3, dtype=torch.int32))
+    with refuses(TypeError, "dkpp_loss: permutation must hold integer classes, got float32"):
+        call(permutation=torch.zeros(2, 3))
     with refuses(ValueError, "dkpp_loss: permutation must have the shape of the logits, [2, 3], got [3]"):
         call(permutation=torch.arange(3))
     with refuses(TypeError, "dkpp_loss: mask must be bool, got float32; convert it with mask.bool()"):
@@ -272,7 +269,7 @@ def test_options_that_are_refused(backend):
     for value in (0, -1.0, inf, nan):
         with refuses(ValueError, f"dkpp_loss: temperature must be finite and > 0, got {value}"):
             call(temperature=value)
-    with refuses(TypeError, "dkpp_loss: temperature must be a number, got Tensor; use temperature.item()"):
+    with refuses(ValueError, "dkpp_loss: temperature must be a number or a tensor of one, got [2]"):
         call(temperature=torch.ones(2))
     with refuses(TypeError, "dkpp_loss: generator must be a torch.Generator, got int"):
         call(generator=3)

@@ -314,9 +314,11 @@ def test_tensors_that_are_refused(backend):
     with refuses(ValueError, f"{NAME}: student [2, 3] and teacher [2, 4] must have equal shapes"):
         call(teacher=torch.zeros(2, 4))
     with refuses(
-        TypeError, f"{NAME}: target must be int64 class labels, got int32; convert it with target.long()"
+        TypeError,
+        f"{NAME}: target must hold integer class labels, got float32; "
+        'probabilities of classes are for soft_cross_entropy(student, target, teacher_kind="probs")',
     ):
-        call(target=torch.zeros(2, dtype=torch.int32))
+        call(target=torch.zeros(2, 3))
     for bad in (3, -1):
         for adjust in ADJUSTMENTS:
             with refuses(
@@ -336,8 +338,13 @@ def test_positive_numbers(backend, name):
     for value in (0, -1.0, inf, nan):
         with refuses(ValueError, f"{NAME}: {name} must be finite and > 0, got {value}"):
             call(**{name: value})
-    with refuses(TypeError, f"{NAME}: {name} must be a number, got Tensor; use {name}.item()"):
-        call(**{name: torch.tensor(4.0)})
+
+
+def test_numbers_that_are_tensors(backend):
+    with refuses(ValueError, f"{NAME}: temperature must be a number or a tensor of one, got [2]"):
+        call(temperature=torch.ones(2))
+    with refuses(TypeError, f"{NAME}: t_min must be a number, got Tensor; use t_min.item()"):
+        call(t_min=torch.tensor(4.0))
 
 
 @pytest.mark.parametrize("name", ["beta", "gamma", "ce_weight"])

@@ -126,16 +126,16 @@ def test_label_smoothing_options(machine, convention, smoothing):
         check(kd.label_smoothing_loss, student, target, **options)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_cwtm_options(machine, normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_cwtm_options(machine, normalize):
     student, target = draw(40, 11, device=machine), labels(40, classes=11, device=machine)
     teacher = draw(40, 11, seed=1, device=machine)
     for reduction in ("none", "sum", "batchmean", "elementmean"):
-        options = dict(normalise=normalise, reduction=reduction)
+        options = dict(normalize=normalize, reduction=reduction)
         ours = check(teachers_loss, student, target, teacher, **options)
         confidence = teacher.softmax(-1).amax(-1)
         torch.testing.assert_close(check(confidence_loss, student, target, confidence, **options), ours)
-    loss, grad = check(confidence_loss, student, target, torch.zeros(40, device=machine), normalise=normalise)
+    loss, grad = check(confidence_loss, student, target, torch.zeros(40, device=machine), normalize=normalize)
     assert loss == 0 and (grad == 0).all()
 
 
@@ -285,9 +285,11 @@ def test_tensors_that_are_refused(backend, function):
     with refuses(ValueError, f"{function}: dim must be in -2..1 for logits [2, 3], got 2"):
         call(function, dim=2)
     with refuses(
-        TypeError, f"{function}: target must be int64 class labels, got int32; convert it with target.long()"
+        TypeError,
+        f"{function}: target must hold integer class labels, got float32; "
+        'probabilities of classes are for soft_cross_entropy(student, target, teacher_kind="probs")',
     ):
-        call(function, target=TARGET.int())
+        call(function, target=STUDENT)
     with refuses(
         ValueError,
         f"{function}: target must have one value per row, [2] for logits [2, 3] with dim=1, got [3]",
@@ -365,13 +367,26 @@ def test_teachers_and_confidences_that_are_refused(backend):
         call("cwtm_loss", group=2)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_confidence_in_any_memory_order(device, normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_confidence_in_any_memory_order(device, normalize):
     student, target = draw(3, 4, 7, device=device), labels(3, 4, classes=7, device=device)
     confidence = draw(3, 4, device=device).sigmoid()
     strided = confidence.t().contiguous().t()
     before = strided.clone()
-    plain = kd.cwtm_loss(student, target, confidence=confidence, normalise=normalise, reduction="none")
-    other = kd.cwtm_loss(student, target, confidence=strided, normalise=normalise, reduction="none")
+    plain = kd.cwtm_loss(student, target, confidence=confidence, normalize=normalize, reduction="none")
+    other = kd.cwtm_loss(student, target, confidence=strided, normalize=normalize, reduction="none")
     assert torch.equal(plain, other)
     assert torch.equal(strided, before)
+
+
+def test_the_former_name_of_normalize(backend):
+    confidence = torch.tensor([0.2, 0.9])
+    for function in (kd.cwtm_loss, kd.reference.cwtm_loss):
+        expected = function(STUDENT, TARGET, confidence=confidence, normalize=False)
+        with pytest.warns(FutureWarning, match="^cwtm_loss: normalise is now called normalize$") as warned:
+            assert function(STUDENT, TARGET, confidence=confidence, normalise=False) == expected
+        assert warned[0].filename == __file__
+    with pytest.warns(FutureWarning, match="^CWTMLoss: normalise is now called normalize$") as warned:
+        module = kd.nn.CWTMLoss(normalise=False)
+    assert warned[0].filename == __file__
+    assert module(STUDENT, TARGET, confidence=confidence) == expected

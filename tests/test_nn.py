@@ -52,7 +52,6 @@ OTHER = {
     "student_temperature": 2.0,
     "smoothing": 0.3,
     "convention": "others",
-    "normalise": False,
     "gamma": 0.5,
     "mode": "cwsm",
     "adjust": "lsr",
@@ -67,6 +66,7 @@ OTHER = {
     "return_attention": True,
     "group": None,  # of two processes: test_row_losses_group.py, test_similarity_group.py
 }
+FORMER_NAME = "normalise"  # of `normalize`: test_label_loss.py
 ROWS = {
     "logits": draw(4, 6, 3, seed=4),
     "student": draw(4, 6, 3),
@@ -103,13 +103,14 @@ PEERS = {
 
 def arguments(module):
     """Tensors for its forward, and options other than the defaults."""
-    options = {name: OTHER[name] for name in inspect.signature(module).parameters}
+    options = {name: OTHER[name] for name in inspect.signature(module).parameters if name != FORMER_NAME}
+    if "normalize" in options and module is not kd.nn.DynamicTemperatureKL:
+        options["normalize"] = False
     forward = inspect.signature(module.forward).parameters
     if forward.keys() & {"peer_logits", "branch_logits"}:
         return {name: PEERS[name] for name in forward if name in PEERS}, options
     if forward.keys() & FEATURES.keys() <= {"mask", "row_weight"}:
         return {name: ROWS[name] for name in forward if name in ROWS}, options
-    options.update({"normalize": False} if "normalize" in options else {})
     return {name: FEATURES[name] for name in forward if name in FEATURES}, options
 
 

@@ -104,7 +104,7 @@ def test_cwtm_weighs_by_the_largest_probability():
     close(reference.cwtm_loss(student, target, confidence=confidence), (weight * losses).sum())
     close(reference.cwtm_loss(student, target, teacher, reduction="sum"), 16 * (weight * losses).sum())
     close(reference.cwtm_loss(student, target, teacher, reduction="none"), 16 * weight * losses)
-    close(reference.cwtm_loss(student, target, teacher, normalise=False), (confidence * losses).mean())
+    close(reference.cwtm_loss(student, target, teacher, normalize=False), (confidence * losses).mean())
     _, ours = gradient(reference.cwtm_loss, student, target, teacher)
     close(ours, weight[:, None] * (student.softmax(-1) - F.one_hot(target, 10)))
 
@@ -118,8 +118,8 @@ def test_cwtm_with_equal_confidences_is_cross_entropy():
 
 
 def test_cwtm_without_any_confidence_is_zero():
-    for normalise in (True, False):
-        options = dict(confidence=torch.zeros(3), normalise=normalise)
+    for normalize in (True, False):
+        options = dict(confidence=torch.zeros(3), normalize=normalize)
         loss, grad = gradient(reference.cwtm_loss, draw(3, 5), labels(3, classes=5), **options)
         assert loss == 0 and (grad == 0).all()
 
@@ -132,8 +132,8 @@ def test_formulas(relative, reduction, dtype):
         dict(on=0.6, off=0.05, temperature=3.0, kl_weight=0.7, ce_weight=0.3),
         dict(on=1.0, off=0.0),
         dict(on=0.0, off=0.125, ce_weight=1.0, kl_weight=0.0),
-        dict(on=0.2, off=0.1, normalise=True),
-        dict(on=1.0, off=0.0, normalise=False),
+        dict(on=0.2, off=0.1, normalize=True),
+        dict(on=1.0, off=0.0, normalize=False),
     ]
     for seed, options in enumerate(cases):
         student, teacher = draw(12, 9, seed=seed, dtype=dtype), draw(12, 9, seed=seed + 10, dtype=dtype)
@@ -142,7 +142,7 @@ def test_formulas(relative, reduction, dtype):
         student[3, 2] = teacher[3, 4] = -inf
         teacher = teacher if seed == 3 else None
         confidence = confidence if seed == 4 else None
-        settings = dict(dict(temperature=1.0, kl_weight=1.0, ce_weight=0.0, normalise=False), **options)
+        settings = dict(dict(temperature=1.0, kl_weight=1.0, ce_weight=0.0, normalize=False), **options)
         ours = gradient(
             label_loss,
             student,

@@ -11,7 +11,7 @@ ROWS, CLASSES = 12, 7
 CASES = {
     "cwtm teacher": lambda s, t, y, **o: kd.cwtm_loss(s, y, t, **o),
     "cwtm confidence": lambda s, t, y, **o: kd.cwtm_loss(s, y, confidence=t[:, 0].sigmoid(), **o),
-    "cwtm as it is": lambda s, t, y, **o: kd.cwtm_loss(s, y, t, normalise=False, **o),
+    "cwtm as it is": lambda s, t, y, **o: kd.cwtm_loss(s, y, t, normalize=False, **o),
     "flsw": lambda s, t, y, **o: kd.dynamic_temperature_kl(s, t, y, adjust="ps", mask=y != 2, **o),
     "cwsm": lambda s, t, y, **o: kd.dynamic_temperature_kl(
         s, t, y, mode="cwsm", adjust="lsr", beta=9.0, normalize="l1", ce_weight=0.5, **o

@@ -112,42 +112,36 @@ def test_options(function):
         f"{function}: reduction must be one of 'none', 'sum', 'batchmean', 'mean', 'elementmean', got 'max'",
     ):
         call(function, reduction="max")
-    if function == "info_nce":
-        return
-    with refuses(TypeError, f"{function}: temperature must be a number, got Tensor; use temperature.item()"):
-        call(function, temperature=torch.tensor(1.0))
 
 
-def test_temperature_tensors():
+@pytest.mark.parametrize("function", ["similarity_kl", "info_nce", "supervised_contrastive"])
+def test_temperature_tensors(function):
     for value in (0.0, -1.0, inf, nan):
-        message = f"info_nce: temperature must be finite and > 0, got {value}"
+        message = f"{function}: temperature must be finite and > 0, got {value}"
         with refuses(ValueError, message):
-            call("info_nce", temperature=torch.tensor(value))
-        with refuses(ValueError, message):
-            call("info_nce", temperature=torch.nn.Parameter(torch.tensor(value)))
-    with refuses(
-        ValueError, "info_nce: temperature must be a number or a tensor without dimensions, got [1]"
-    ):
-        call("info_nce", temperature=torch.ones(1))
-    with refuses(ValueError, "info_nce: query and temperature must be on one device, got cpu and meta"):
-        call("info_nce", temperature=torch.ones((), device="meta"))
+            call(function, temperature=torch.tensor(value))
+        if function == "info_nce":
+            with refuses(ValueError, message):
+                call(function, temperature=torch.nn.Parameter(torch.tensor(value)))
+    for shape in ((2,), (1, 1), (0,)):
+        with refuses(ValueError, f"{function}: temperature must be a number or a tensor of one, got {list(shape)}"):
+            call(function, temperature=torch.ones(shape))
+    rows = "features" if function == "supervised_contrastive" else names(function)[0]
+    with refuses(ValueError, f"{function}: {rows} and temperature must be on one device, got cpu and meta"):
+        call(function, temperature=torch.ones((), device="meta"))
     with refuses(
         TypeError,
-        "info_nce: temperature must be float32, float16, bfloat16 or float64, got int64; "
+        f"{function}: temperature must be float32, float16, bfloat16 or float64, got int64; "
         "convert it with temperature.float()",
     ):
-        call("info_nce", temperature=torch.tensor(1))
+        call(function, temperature=torch.tensor(1))
 
 
 @pytest.mark.parametrize("function", ["similarity_rank", "info_nce"])
 def test_positives(function):
     with refuses(TypeError, f"{function}: positive must be a torch.Tensor, got list"):
         call(function, positive=[0, 1, 2, 3])
-    with refuses(
-        TypeError, f"{function}: positive must be int64, got int32; convert it with positive.long()"
-    ):
-        call(function, positive=torch.zeros(4, dtype=torch.int32))
-    with refuses(TypeError, f"{function}: positive must be int64, got float32"):
+    with refuses(TypeError, f"{function}: positive must hold integers, got float32"):
         call(function, positive=torch.zeros(4))
     with refuses(
         ValueError, f"{function}: positive must have one value per row of query [4, 3], got [5]"
@@ -191,6 +185,12 @@ def test_logit_bias():
             f"info_nce: logit_bias must be broadcastable to [queries, keys], [4, 5], got {list(shape)}",
         ):
             call("info_nce", logit_bias=torch.zeros(shape))
+    with refuses(
+        TypeError,
+        "info_nce: logit_bias must be float32, float16, bfloat16 or float64, got bool; "
+        "use torch.where(logit_bias, 0.0, -torch.inf), which removes the keys of False",
+    ):
+        call("info_nce", logit_bias=torch.ones(4, 5, dtype=torch.bool))
     with refuses(TypeError, "info_nce: logit_bias must be a torch.Tensor, got float"):
         call("info_nce", logit_bias=1.0)
     with refuses(ValueError, "info_nce: query and logit_bias must be on one device, got cpu and meta"):
@@ -199,8 +199,8 @@ def test_logit_bias():
 
 def test_labels():
     function = "supervised_contrastive"
-    with refuses(TypeError, f"{function}: labels must be int64, got int32; convert it with labels.long()"):
-        call(function, labels=torch.zeros(4, dtype=torch.int32))
+    with refuses(TypeError, f"{function}: labels must hold integers, got float32"):
+        call(function, labels=torch.zeros(4))
     with refuses(
         ValueError, f"{function}: labels must have one value per row of features [4, 3], got [3]"
     ):
@@ -239,8 +239,8 @@ def test_select_trusted_rows():
     for ratio in (-0.1, 1.5, nan):
         with refuses(ValueError, f"{function}: ratio must be in [0, 1], got {ratio}"):
             call(function, ratio=ratio)
-    with refuses(TypeError, f"{function}: rank must be int64, got int32; convert it with rank.long()"):
-        call(function, rank=torch.zeros(4, dtype=torch.int32))
+    with refuses(TypeError, f"{function}: rank must hold integers, got bool"):
+        call(function, rank=torch.zeros(4, dtype=torch.bool))
     with refuses(ValueError, f"{function}: rank must have one dimension, got [4, 1]"):
         call(function, rank=torch.zeros(4, 1, dtype=torch.int64))
 

@@ -100,15 +100,24 @@ def test_temperature(function):
         call(function, temperature="4")
     with refuses(
         ValueError,
-        f"{function}: temperature must have one value per row, [2] for logits [2, 3] with dim=1, got []",
+        f"{function}: temperature must have one value per row, [2] for logits [2, 3] with dim=1, got [3]",
     ):
-        call(function, temperature=torch.tensor(4.0))
+        call(function, temperature=torch.ones(3))
+    with refuses(ValueError, f"{function}: student and temperature must be on one device, got cpu and meta"):
+        call(function, temperature=torch.ones((), device="meta"))
     with refuses(
         TypeError,
         f"{function}: temperature must be float32, float16, bfloat16 or float64, got int64; "
         "convert it with temperature.float()",
     ):
         call(function, temperature=torch.tensor([1, 2]))
+    rule = f"{function}: temperature must be a constant, got a tensor that requires grad; use temperature.detach()"
+    for shape in ((), 1, 2):
+        learned = torch.ones(shape, requires_grad=True)
+        with refuses(ValueError, rule):
+            call(function, temperature=learned)
+        with torch.no_grad():
+            call(function, temperature=learned)
 
 
 def test_names():
@@ -136,6 +145,14 @@ def test_names():
 def test_beta():
     for value in (-0.1, 1.5, nan):
         with refuses(ValueError, f"softened_kl: beta must be in [0, 1], got {value}"):
+            call(divergence="jsd", beta=value)
+    for value in (0, 1.0):
+        assert call(beta=value) == 0  # of no meaning to the other divergences
+        with refuses(
+            ValueError,
+            "softened_kl: beta must be in (0, 1) for divergence='jsd', which is 0 everywhere at its ends, "
+            f"got {value}; use divergence='forward' or divergence='reverse'",
+        ):
             call(divergence="jsd", beta=value)
     with refuses(TypeError, "softened_kl: beta must be a number, got Tensor; use beta.item()"):
         call(beta=torch.tensor(0.5))
@@ -168,12 +185,14 @@ def test_label_smoothing():
 def test_target():
     with refuses(TypeError, "kd_loss: target must be a torch.Tensor, got list"):
         call("kd_loss", target=[0, 1])
+    with refuses(TypeError, "kd_loss: target must hold integer class labels, got bool"):
+        call("kd_loss", target=torch.zeros(2, dtype=torch.bool))
     with refuses(
-        TypeError, "kd_loss: target must be int64 class labels, got int32; convert it with target.long()"
+        TypeError,
+        "kd_loss: target must hold integer class labels, got float32; "
+        'probabilities of classes are for soft_cross_entropy(student, target, teacher_kind="probs")',
     ):
-        call("kd_loss", target=torch.zeros(2, dtype=torch.int32))
-    with refuses(TypeError, "kd_loss: target must be int64 class labels, got float32"):
-        call("kd_loss", target=torch.zeros(2))
+        call("kd_loss", target=torch.zeros(2, 3))
     with refuses(
         ValueError,
         "kd_loss: target must have one value per row, [2] for logits [2, 3] with dim=1, got [2, 3]",

@@ -1,8 +1,9 @@
 """One helper per rule on the arguments of the public functions. They run once, before any kernel.
 
 ValueError for values, shapes and devices, TypeError for dtypes and types; a message tells the name, the rule,
-what was got, and the remedy where that is not plain. Good arguments cost a few comparisons. Values inside a
-tensor are looked at only where no device has to be waited for: see `readable`.
+what was got, and the remedy where that is not plain. Good arguments cost a few comparisons. Where more is accepted than
+an op takes, the helper returns what the op takes: a NumPy scalar as Python's, labels of any integer dtype as int64.
+Values inside a tensor are looked at only where no device has to be waited for: see `readable`.
 """
 
 from .bank import (
@@ -16,10 +17,13 @@ from .bank import (
 )
 from .common import (
     at_least_one,
+    flag,
     float_tensor,
+    integer,
     not_negative,
     number,
     one_of,
+    one_temperature,
     positive,
     process_group,
     same_device,
@@ -41,6 +45,8 @@ from .rows import (
     label_range,
     labels,
     logits_alone,
+    mixture_weight,
+    normalization,
     pair,
     permutation,
     permutes_classes,
@@ -56,7 +62,6 @@ from .similarity import (
     bias_of_one_direction,
     diagonal,
     feature_mask,
-    feature_temperature,
     feature_weight,
     features,
     indices,

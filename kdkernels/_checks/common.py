@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
+from numbers import Integral, Real
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
-_INTEGERS = frozenset((torch.int8, torch.int16, torch.int32, torch.uint8))
+_INTEGERS = frozenset(
+    (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+)
 _NUMBERS = frozenset((float, int))
+_STRIDED = torch.strided
 
 
-def float_tensor(function: str, name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _FLOATS:
-        remedy = (
-            "" if tensor.is_floating_point() or tensor.is_complex() else f"; convert it with {name}.float()"
-        )
-        raise TypeError(
-            f"{function}: {name} must be float32, float16, bfloat16 or float64, got {dtype_name(tensor)}{remedy}"
-        )
-
-
-def int64_tensor(function: str, name: str, value: Any, meaning: str = "") -> None:
+def dense_tensor(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype is not torch.int64:
-        remedy = f"; convert it with {name}.long()" if value.dtype in _INTEGERS else ""
-        raise TypeError(f"{function}: {name} must be int64{meaning}, got {dtype_name(value)}{remedy}")
+    if value.layout is _STRIDED and not value.is_nested:
+        return
+    if value.is_nested:
+        jagged = value.layout is torch.jagged
+        kind, remedy = "nested", "values()" if jagged else "to_padded_tensor(0.0) and a mask"
+    else:
+        kind, remedy = str(value.layout).removeprefix("torch."), "to_dense()"
+    raise TypeError(f"{function}: {name} must be a dense tensor, got a {kind} one; use {name}.{remedy}")
 
 
-def int64_range(function: str, name: str, value: Tensor, count: int, what: str) -> None:
+def float_tensor(function: str, name: str, tensor: Any, remedy_of_bool: str = "") -> None:
+    dense_tensor(function, name, tensor)
+    if tensor.dtype in _FLOATS:
+        return
+    if tensor.is_quantized:
+        remedy = f"; convert it with {name}.dequantize()"
+    elif tensor.is_floating_point() or tensor.is_complex():
+        remedy = ""
+    elif tensor.dtype is torch.bool and remedy_of_bool:
+        remedy = f"; {remedy_of_bool}"
+    else:
+        remedy = f"; convert it with {name}.float()"
+    raise TypeError(
+        f"{function}: {name} must be float32, float16, bfloat16 or float64, got {dtype_name(tensor)}{remedy}"
+    )
+
+
+def integer_tensor(
+    function: str, name: str, tensor: Any, what: str = "integers", remedy_of_floats: str = ""
+) -> Tensor:
+    """As int64, which holds the values of the other integer dtypes: comparing them before or afterwards is the same."""
+    dense_tensor(function, name, tensor)
+    if tensor.dtype is torch.int64:
+        return tensor
+    if tensor.dtype in _INTEGERS:
+        return tensor.long()
+    remedy = f"; {remedy_of_floats}" if tensor.is_floating_point() and remedy_of_floats else ""
+    raise TypeError(f"{function}: {name} must hold {what}, got {dtype_name(tensor)}{remedy}")
+
+
+def integer_range(function: str, name: str, value: Tensor, count: int, what: str) -> None:
     """Numbers of 0..count-1, where they can be looked at."""
     if not readable(value):
         return
@@ -45,8 +73,7 @@ def int64_range(function: str, name: str, value: Tensor, count: int, what: str) 
 
 
 def bool_mask(function: str, mask: Any) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{function}: mask must be a torch.Tensor, got {type(mask).__name__}")
+    dense_tensor(function, "mask", mask)
     if mask.dtype is not torch.bool:
         raise TypeError(f"{function}: mask must be bool, got {dtype_name(mask)}; convert it with mask.bool()")
 
@@ -67,37 +94,89 @@ def one_of(function: str, name: str, value: Any, names: dict[Any, int]) -> int:
         raise ValueError(f"{function}: {name} must be one of {allowed}, got {value!r}") from None
 
 
-def unit_interval(function: str, name: str, value: Any) -> None:
-    number(function, name, value)
+def unit_interval(function: str, name: str, value: Any) -> float:
+    value = number(function, name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{function}: {name} must be in [0, 1], got {value}")
+    return value
 
 
-def not_negative(function: str, name: str, value: Any) -> None:
-    number(function, name, value)
+def not_negative(function: str, name: str, value: Any) -> float:
+    value = number(function, name, value)
     if not 0 <= value < inf:
         raise ValueError(f"{function}: {name} must be finite and >= 0, got {value}")
+    return value
 
 
-def positive(function: str, name: str, value: Any) -> None:
-    number(function, name, value)
+def positive(function: str, name: str, value: Any) -> float:
+    value = number(function, name, value)
     if not 0 < value < inf:
         raise ValueError(f"{function}: {name} must be finite and > 0, got {value}")
+    return value
 
 
-def number(function: str, name: str, value: Any) -> None:
-    # Subclasses and NumPy scalars are numbers too; the exact types come first because they are what is usual.
-    if type(value) in _NUMBERS or (isinstance(value, (float, int)) and not isinstance(value, bool)):
-        return
-    remedy = f"; use {name}.item()" if isinstance(value, Tensor) else ""
+def number(function: str, name: str, value: Any) -> float:
+    """As Python's, which an op takes: NumPy's scalars and subclasses are converted."""
+    if type(value) in _NUMBERS:
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    remedy = f"; use {name}.item()" if isinstance(value, (Tensor, numpy.ndarray)) else ""
     raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}{remedy}")
 
 
-def at_least_one(function: str, name: str, value: Any) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+def integer(function: str, name: str, value: Any) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+
+
+def at_least_one(function: str, name: str, value: Any) -> int:
+    value = integer(function, name, value)
     if value < 1:
         raise ValueError(f"{function}: {name} must be >= 1, got {value}")
+    return value
+
+
+def flag(function: str, name: str, value: Any) -> bool:
+    if value is True or value is False:
+        return value
+    if isinstance(value, numpy.bool_):
+        return bool(value)
+    raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
+
+
+def one_temperature(
+    function: str, value: Any, tensor: Tensor, tensor_name: str, *, name: str = "temperature", learned: bool = False
+) -> float | Tensor:
+    """A number, or a tensor of one, [] or [1], which is read where nothing has to be waited for.
+
+    A tensor that stays one has no dimensions and the device of the other; unless it is `learned`, it is a constant, and
+    NaN where it is not positive."""
+    if not isinstance(value, Tensor):
+        return positive(function, name, value)
+    float_tensor(function, name, value)
+    if value.dim() > 1 or value.numel() != 1:
+        raise ValueError(f"{function}: {name} must be a number or a tensor of one, got {list(value.shape)}")
+    if not learned:
+        constant(function, name, value)
+    known = value.detach().reshape(())  # of a Parameter too
+    if readable(known):
+        number = positive(function, name, known.item())
+        if not (learned and value.requires_grad):
+            return number
+    same_device(function, name, value, tensor, tensor_name)
+    return value.reshape(()) if learned else torch.where(known > 0, known, nan)
+
+
+def constant(function: str, name: str, tensor: Tensor) -> None:
+    """Not where no gradient is asked of anything: there the parameters of a network may come as they are."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{function}: {name} must be a constant, got a tensor that requires grad; use {name}.detach()"
+        )
 
 
 def process_group(function: str, value: Any) -> None:

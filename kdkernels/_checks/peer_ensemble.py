@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import dtype_name, float_tensor, int64_tensor, not_negative, positive, same_device
+from .common import dtype_name, float_tensor, integer_tensor, not_negative, one_temperature, same_device
+from .rows import MOST_CLASSES, OF_SOFT_LABELS
 
 _MOST_PEERS = 32  # most_peers of csrc/peer_ensemble.h
 
@@ -22,6 +23,8 @@ def peers(function: str, name: str, value: Any) -> Tensor:
         raise ValueError(f"{function}: {name} must be [B, P, C] with at least 1 peer and 1 class, got {list(shape)}")
     if shape[1] > _MOST_PEERS:
         raise ValueError(f"{function}: at most {_MOST_PEERS} peers are possible, got {name} {list(shape)}")
+    if shape[2] > MOST_CLASSES:
+        raise ValueError(f"{function}: at most {MOST_CLASSES} classes are possible, got {name} {list(shape)}")
     return value
 
 
@@ -67,25 +70,31 @@ def gate(function: str, value: Any, branches: Tensor) -> None:
     same_device(function, "gate", value, branches, "branch_logits")
 
 
-def sample_labels(function: str, target: Any, logits: Tensor, logits_name: str) -> None:
-    """One per sample: the first dimension of the logits."""
-    int64_tensor(function, "target", target)
-    if target.shape != logits.shape[:1]:
+def sample_labels(function: str, target: Any, logits: Tensor, logits_name: str) -> Tensor:
+    """One class per sample, the first dimension of the logits, as int64; a second dimension may be there, of size 1."""
+    target = integer_tensor(function, "target", target, "integer class labels", OF_SOFT_LABELS)
+    samples = logits.shape[0]
+    if target.shape == (samples, 1):
+        target = target.squeeze(1)
+    if target.shape != (samples,):
         raise ValueError(
             f"{function}: target must have one label per sample of {logits_name} {list(logits.shape)}, "
             f"got {list(target.shape)}"
         )
     same_device(function, "target", target, logits, logits_name)
+    return target
 
 
 def peer_terms(
     function: str, target: Any, logits: Tensor, logits_name: str, temperature: Any, kl_weight: Any, target_eps: Any
-) -> None:
+) -> tuple[Tensor, float | Tensor, float, float]:
     """What every loss of peers is told beside its logits."""
-    sample_labels(function, target, logits, logits_name)
-    positive(function, "temperature", temperature)
-    not_negative(function, "kl_weight", kl_weight)
-    not_negative(function, "target_eps", target_eps)
+    return (
+        sample_labels(function, target, logits, logits_name),
+        one_temperature(function, temperature, logits, logits_name),
+        not_negative(function, "kl_weight", kl_weight),
+        not_negative(function, "target_eps", target_eps),
+    )
 
 
 def _stacked_peers(function: str, name: str, value: Any) -> Tensor:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .common import bool_mask, float_tensor, int64_range, int64_tensor, positive, readable, same_device
+from .common import (
+    bool_mask,
+    constant,
+    flag,
+    float_tensor,
+    integer,
+    integer_range,
+    integer_tensor,
+    one_temperature,
+    positive,
+    readable,
+    same_device,
+    unit_interval,
+)
+
+MOST_CLASSES = 2**24  # to which float32 counts without a gap
+OF_SOFT_LABELS = 'probabilities of classes are for soft_cross_entropy(student, target, teacher_kind="probs")'
 
 
 def class_dimension(function: str, logits: Tensor, dim: int) -> int:
@@ -17,14 +34,14 @@ def class_dimension(function: str, logits: Tensor, dim: int) -> int:
     rank = len(shape)
     if rank == 0:
         raise ValueError(f"{function}: student must have at least 1 dimension, the classes, got a scalar")
-    if type(dim) is not int:
-        raise TypeError(f"{function}: dim must be an int, got {type(dim).__name__}")
+    dim = integer(function, "dim", dim)
     if not -rank <= dim < rank:
         raise ValueError(
             f"{function}: dim must be in {-rank}..{rank - 1} for logits {list(shape)}, got {dim}"
         )
-    if shape[dim] == 0:
-        raise ValueError(f"{function}: at least 1 class is needed, got logits {list(shape)} with dim={dim}")
+    if not 0 < shape[dim] <= MOST_CLASSES:
+        limit = "at least 1 class is needed" if not shape[dim] else f"at most {MOST_CLASSES} classes are possible"
+        raise ValueError(f"{function}: {limit}, got logits {list(shape)} with dim={dim}")
     return dim % rank
 
 
@@ -58,16 +75,31 @@ def several_classes(function: str, logits: Tensor, dim: int) -> None:
         )
 
 
-def temperature(function: str, value: Any, logits: Tensor, dim: int) -> None:
-    """A number, or one per row."""
-    if isinstance(value, Tensor):
-        float_tensor(function, "temperature", value)
-        row_tensor(function, "temperature", value, logits, dim)
-        if readable(value) and not bool(((value > 0) & (value < inf)).all()):
-            bad = value[~((value > 0) & (value < inf))][0].item()
-            raise ValueError(f"{function}: temperature must be finite and > 0 in every row, got {bad}")
-        return
-    positive(function, "temperature", value)
+def temperature(function: str, value: Any, logits: Tensor, dim: int) -> float | Tensor:
+    """A number, or a constant tensor: of one number for all rows, or of one per row. Comes back in row shape."""
+    if not isinstance(value, Tensor):
+        return positive(function, "temperature", value)
+    float_tensor(function, "temperature", value)
+    if value.dim() == 0 or value.shape == (1,):
+        one = one_temperature(function, value, logits, "student")
+        return one.expand(logits.shape[:dim] + logits.shape[dim + 1 :]) if isinstance(one, Tensor) else one
+    constant(function, "temperature", value)
+    row_tensor(function, "temperature", value, logits, dim)
+    if readable(value) and not bool(((value > 0) & (value < inf)).all()):
+        bad = value[~((value > 0) & (value < inf))][0].item()
+        raise ValueError(f"{function}: temperature must be finite and > 0 in every row, got {bad}")
+    return value
+
+
+def mixture_weight(function: str, divergence: str, beta: Any) -> float:
+    """The teacher's part in the mixture of "jsd", whose ends are no divergence."""
+    beta = unit_interval(function, "beta", beta)
+    if divergence == "jsd" and not 0 < beta < 1:
+        raise ValueError(
+            f"{function}: beta must be in (0, 1) for divergence='jsd', which is 0 everywhere at its ends, got {beta}; "
+            "use divergence='forward' or divergence='reverse'"
+        )
+    return beta
 
 
 def row_tensor(function: str, name: str, tensor: Tensor, logits: Tensor, dim: int) -> None:
@@ -108,11 +140,15 @@ def confidence(
         raise ValueError(f"{function}: confidence must be in [0, 1] in every row, got {value[bad][0].item()}")
 
 
-def labels(function: str, target: Any, logits: Tensor, dim: int, ignore_index: Any) -> None:
-    int64_tensor(function, "target", target, " class labels")
+def labels(
+    function: str, target: Any, logits: Tensor, dim: int, remedy_of_floats: str = OF_SOFT_LABELS
+) -> Tensor:
+    """One class per row, as int64 in row shape; the class dimension may be there, of size 1."""
+    target = integer_tensor(function, "target", target, "integer class labels", remedy_of_floats)
+    if target.dim() == logits.dim() and target.shape[dim] == 1:
+        target = target.squeeze(dim)
     row_tensor(function, "target", target, logits, dim)
-    if type(ignore_index) is not int:
-        raise TypeError(f"{function}: ignore_index must be an int, got {type(ignore_index).__name__}")
+    return target
 
 
 def label_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
@@ -127,20 +163,30 @@ def label_range(function: str, target: Tensor, classes: int, ignore_index: int) 
         ) from None
 
 
+def normalization(function: str, normalize: Any, normalise: Any) -> bool:
+    """`normalise` is what `normalize` was called before."""
+    if normalise is not None:
+        if not torch.compiler.is_compiling():  # a graph being traced has no place for a warning
+            warnings.warn(f"{function}: normalise is now called normalize", FutureWarning, stacklevel=3)
+        normalize = normalise
+    return flag(function, "normalize", normalize)
+
+
 def class_range(function: str, target: Tensor, classes: int) -> None:
     """Labels that no function may ignore."""
-    int64_range(function, "target", target, classes, "labels")
+    integer_range(function, "target", target, classes, "labels")
 
 
-def permutation(function: str, value: Any, logits: Tensor) -> None:
-    """A class for each class, whether each occurs once: see `permutes_classes`."""
-    int64_tensor(function, "permutation", value, " classes")
+def permutation(function: str, value: Any, logits: Tensor) -> Tensor:
+    """A class for each class, as int64; whether each occurs once: see `permutes_classes`."""
+    value = integer_tensor(function, "permutation", value, "integer classes")
     if value.shape != logits.shape:
         raise ValueError(
             f"{function}: permutation must have the shape of the logits, {list(logits.shape)}, "
             f"got {list(value.shape)}"
         )
     same_device(function, "permutation", value, logits)
+    return value
 
 
 def permutes_classes(function: str, permutation: Tensor, dim: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import bool_mask, dtype_name, float_tensor, int64_tensor, positive, readable, same_device
+from .common import bool_mask, dtype_name, float_tensor, integer_tensor, readable, same_device
 
 
 def features(function: str, name: str, tensor: Any) -> None:
@@ -45,21 +45,6 @@ def as_many_rows(function: str, student_name: str, student: Tensor, teacher_name
     same_device(function, teacher_name, teacher, student, student_name)
 
 
-def feature_temperature(function: str, value: Any, query: Tensor) -> None:
-    """A number, or a tensor of one."""
-    if not isinstance(value, Tensor):
-        positive(function, "temperature", value)
-        return
-    float_tensor(function, "temperature", value)
-    if value.dim():
-        raise ValueError(
-            f"{function}: temperature must be a number or a tensor without dimensions, got {list(value.shape)}"
-        )
-    same_device(function, "temperature", value, query, "query")
-    if readable(value.detach()):  # a Parameter too
-        positive(function, "temperature", value.item())
-
-
 def diagonal(function: str, query: Tensor, key: Tensor, square: bool) -> None:
     """Whether key j may stand for the positive of query j."""
     queries, keys = query.shape[0], key.shape[0]
@@ -75,10 +60,11 @@ def diagonal(function: str, query: Tensor, key: Tensor, square: bool) -> None:
         )
 
 
-def indices(function: str, name: str, value: Any, features: Tensor, features_name: str) -> None:
-    """int64, one per row of features."""
-    int64_tensor(function, name, value)
+def indices(function: str, name: str, value: Any, features: Tensor, features_name: str) -> Tensor:
+    """One per row of features, as int64."""
+    value = integer_tensor(function, name, value)
     _per_feature_row(function, name, value, features, features_name)
+    return value
 
 
 def positive_range(function: str, value: Tensor, keys: int, mask: Tensor | None = None) -> None:
@@ -105,7 +91,9 @@ def feature_weight(function: str, weight: Any, features: Tensor, features_name: 
 
 
 def logit_bias(function: str, bias: Any, query: Tensor, keys: int) -> None:
-    float_tensor(function, "logit_bias", bias)
+    float_tensor(
+        function, "logit_bias", bias, "use torch.where(logit_bias, 0.0, -torch.inf), which removes the keys of False"
+    )
     full = (query.shape[0], keys)
     fits = bias.dim() <= 2 and all(size in (1, wanted) for size, wanted in zip(bias.shape[::-1], full[::-1]))
     if not fits:
@@ -124,10 +112,12 @@ def bias_of_one_direction(function: str, symmetric: bool, group: Any) -> None:
         )
 
 
-def ranks(function: str, rank: Any) -> None:
-    int64_tensor(function, "rank", rank)
+def ranks(function: str, rank: Any) -> Tensor:
+    """As int64."""
+    rank = integer_tensor(function, "rank", rank)
     if rank.dim() != 1:
         raise ValueError(f"{function}: rank must have one dimension, got {list(rank.shape)}")
+    return rank
 
 
 def _per_feature_row(function: str, name: str, tensor: Tensor, features: Tensor, features_name: str) -> None:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._names import REDUCTIONS
-from ..reference.dkpp_loss import draw_seed
+from ..reference.dkpp_loss import draw_permutation, draw_seed
 from ..reference.rows import arithmetic, reduce_rows
+from .softened_kl import soft_cross_entropy
 
 
 def dkpp_loss(
@@ -17,7 +18,7 @@ def dkpp_loss(
     *,
     permutation: Tensor | None = None,  # the same shape, int64
     generator: torch.Generator | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
@@ -70,10 +71,10 @@ def dkpp_loss(
     """
     dim = _checks.pair("dkpp_loss", student, teacher, dim)
     if permutation is not None:
-        _checks.permutation("dkpp_loss", permutation, student)
+        permutation = _checks.permutation("dkpp_loss", permutation, student)
     if generator is not None:
         _checks.host_generator("dkpp_loss", generator)
-    _checks.positive("dkpp_loss", "temperature", temperature)
+    temperature = _checks.one_temperature("dkpp_loss", temperature, student, "student")
     reduction_code = _checks.one_of("dkpp_loss", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("dkpp_loss", mask, student, dim)
@@ -86,6 +87,21 @@ def dkpp_loss(
             teacher,
             permutation=permutation,
             generator=generator,
+            temperature=temperature,
+            mask=mask,
+            row_weight=row_weight,
+            reduction=reduction,
+            dim=dim,
+        )
+
+    if isinstance(temperature, Tensor):  # the op takes a number
+        if permutation is None:
+            permutation = draw_permutation(teacher.detach(), generator, dim)
+        else:
+            _checks.permutes_classes("dkpp_loss", permutation, dim)
+        return soft_cross_entropy(
+            student,
+            teacher.detach().gather(dim, permutation),
             temperature=temperature,
             mask=mask,
             row_weight=row_weight,

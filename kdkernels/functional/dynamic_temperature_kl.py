@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, STATISTICS, TEMPERATURE_MODES
+from ..reference.dynamic_temperature_kl import constant_temperature
 from ..reference.row_statistics import row_temperatures
 from ..reference.rows import arithmetic, reduce_rows
 from .label_loss import label_smoothing_loss
@@ -19,7 +20,7 @@ def dynamic_temperature_kl(
     teacher: Tensor,  # the same shape and device, logits
     target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
     *,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions
     beta: float = 1.0,
     gamma: float = 1.0,
     mode: str = "flsw",
@@ -111,17 +112,20 @@ def dynamic_temperature_kl(
     (tensor(0.6172), tensor([4.4949, 3.5051]))
     """
     dim = _checks.pair("dynamic_temperature_kl", student, teacher, dim)
-    _checks.labels("dynamic_temperature_kl", target, student, dim, ignore_index)
-    _checks.positive("dynamic_temperature_kl", "temperature", temperature)
-    _checks.not_negative("dynamic_temperature_kl", "beta", beta)
-    _checks.not_negative("dynamic_temperature_kl", "gamma", gamma)
+    target = _checks.labels("dynamic_temperature_kl", target, student, dim)
+    ignore_index = _checks.integer("dynamic_temperature_kl", "ignore_index", ignore_index)
+    temperature = _checks.one_temperature("dynamic_temperature_kl", temperature, student, "student")
+    beta = _checks.not_negative("dynamic_temperature_kl", "beta", beta)
+    gamma = _checks.not_negative("dynamic_temperature_kl", "gamma", gamma)
     mode_code = _checks.one_of("dynamic_temperature_kl", "mode", mode, TEMPERATURE_MODES)
     adjust_code = _checks.one_of("dynamic_temperature_kl", "adjust", adjust, ADJUSTMENTS)
-    _checks.unit_interval("dynamic_temperature_kl", "smoothing", smoothing)
+    smoothing = _checks.unit_interval("dynamic_temperature_kl", "smoothing", smoothing)
     l1 = _checks.one_of("dynamic_temperature_kl", "normalize", normalize, NORMALIZATIONS)
     if t_min is not None:
-        _checks.positive("dynamic_temperature_kl", "t_min", t_min)
-    _checks.not_negative("dynamic_temperature_kl", "ce_weight", ce_weight)
+        t_min = _checks.positive("dynamic_temperature_kl", "t_min", t_min)
+    scale_by_t2 = _checks.flag("dynamic_temperature_kl", "scale_by_t2", scale_by_t2)
+    ce_weight = _checks.not_negative("dynamic_temperature_kl", "ce_weight", ce_weight)
+    return_parts = _checks.flag("dynamic_temperature_kl", "return_parts", return_parts)
     reduction_code = _checks.one_of("dynamic_temperature_kl", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("dynamic_temperature_kl", mask, student, dim)
@@ -160,7 +164,10 @@ def dynamic_temperature_kl(
         weight = weight.to(arithmetic(student, teacher))
     try:
         row_temperature = None
-        if group is not None and mode != "const":
+        if mode == "const":
+            if isinstance(temperature, Tensor):  # the op takes a number, or one per row
+                row_temperature = constant_temperature(temperature, target, arithmetic(student, teacher))
+        elif group is not None or isinstance(temperature, Tensor):
             hardness = ops.row_statistics.row_statistics(
                 student.detach(), teacher, target, STATISTICS[mode], gamma, adjust_code, ignore_index, dim
             )
@@ -173,7 +180,7 @@ def dynamic_temperature_kl(
             mask,
             weight,
             row_temperature,
-            temperature,
+            1.0 if row_temperature is not None else temperature,
             beta,
             gamma,
             mode_code,

@@ -80,11 +80,13 @@ def info_nce(
     tensor(0.4912)
     """
     _checks.queries_and_keys("info_nce", "query", query, "key", key)
+    symmetric = _checks.flag("info_nce", "symmetric", symmetric)
     if positive is not None:
-        _checks.indices("info_nce", "positive", positive, query, "query")
+        positive = _checks.indices("info_nce", "positive", positive, query, "query")
     else:
         _checks.diagonal("info_nce", query, key, square=symmetric and group is None)
-    _checks.feature_temperature("info_nce", temperature, query)
+    temperature = _checks.one_temperature("info_nce", temperature, query, "query", learned=True)
+    normalize = _checks.flag("info_nce", "normalize", normalize)
     _checks.one_of("info_nce", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.feature_mask("info_nce", mask, query, "query")
@@ -116,7 +118,7 @@ def supervised_contrastive(
     features: Tensor,  # [N, D], any float dtype
     labels: Tensor,  # [N], int64
     *,
-    temperature: float = 0.07,  # > 0
+    temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     normalize: bool = True,
     mask: Tensor | None = None,  # [N], bool
     reduction: str = "batchmean",
@@ -170,8 +172,9 @@ def supervised_contrastive(
     """
     function = "supervised_contrastive"
     _checks.features(function, "features", features)
-    _checks.indices(function, "labels", labels, features, "features")
-    _checks.positive(function, "temperature", temperature)
+    labels = _checks.indices(function, "labels", labels, features, "features")
+    temperature = _checks.one_temperature(function, temperature, features, "features")
+    normalize = _checks.flag(function, "normalize", normalize)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.feature_mask(function, mask, features, "features")

@@ -19,8 +19,8 @@ def virtual_teacher_loss(
     target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
     *,
     correct_prob: float = 0.99,
-    temperature: float = 20.0,
-    student_temperature: float = 1.0,
+    temperature: float | Tensor = 20.0,  # > 0; a tensor has no dimensions
+    student_temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     ce_weight: float = 1.0,
     kl_weight: float = 1.0,
     ignore_index: int = -100,
@@ -77,15 +77,21 @@ def virtual_teacher_loss(
     """
     dim = _checks.logits_alone("virtual_teacher_loss", student, dim)
     _checks.several_classes("virtual_teacher_loss", student, dim)
-    _checks.labels("virtual_teacher_loss", target, student, dim, ignore_index)
-    _checks.unit_interval("virtual_teacher_loss", "correct_prob", correct_prob)
-    _checks.positive("virtual_teacher_loss", "temperature", temperature)
-    _checks.positive("virtual_teacher_loss", "student_temperature", student_temperature)
-    _checks.not_negative("virtual_teacher_loss", "ce_weight", ce_weight)
-    _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
+    target = _checks.labels("virtual_teacher_loss", target, student, dim)
+    ignore_index = _checks.integer("virtual_teacher_loss", "ignore_index", ignore_index)
+    correct_prob = _checks.unit_interval("virtual_teacher_loss", "correct_prob", correct_prob)
+    temperature = _checks.one_temperature("virtual_teacher_loss", temperature, student, "student")
+    student_temperature = _checks.one_temperature(
+        "virtual_teacher_loss", student_temperature, student, "student", name="student_temperature"
+    )
+    ce_weight = _checks.not_negative("virtual_teacher_loss", "ce_weight", ce_weight)
+    kl_weight = _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
     reduction_code = _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
+    return_parts = _checks.flag("virtual_teacher_loss", "return_parts", return_parts)
 
-    if not _backend.use_library("virtual_teacher_loss", student):
+    # The op takes numbers.
+    unread = isinstance(temperature, Tensor) or isinstance(student_temperature, Tensor)
+    if not _backend.use_library("virtual_teacher_loss", student) or unread:
         return reference.virtual_teacher_loss(
             student,
             target,
@@ -168,8 +174,9 @@ def label_smoothing_loss(
     tensor(0.5076)
     """
     dim = _checks.logits_alone("label_smoothing_loss", student, dim)
-    _checks.labels("label_smoothing_loss", target, student, dim, ignore_index)
-    _checks.unit_interval("label_smoothing_loss", "smoothing", smoothing)
+    target = _checks.labels("label_smoothing_loss", target, student, dim)
+    ignore_index = _checks.integer("label_smoothing_loss", "ignore_index", ignore_index)
+    smoothing = _checks.unit_interval("label_smoothing_loss", "smoothing", smoothing)
     _checks.one_of("label_smoothing_loss", "convention", convention, CONVENTIONS)
     if convention == "others" and smoothing:
         _checks.several_classes("label_smoothing_loss", student, dim)
@@ -212,11 +219,12 @@ def cwtm_loss(
     teacher: Tensor | None = None,  # the shape and device of student, logits
     *,
     confidence: Tensor | None = None,  # row shape, float in [0, 1]
-    normalise: bool = True,
+    normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
     dim: int = -1,
     group: torch.distributed.ProcessGroup | None = None,
+    normalise: bool | None = None,
 ) -> Tensor:
     r"""Cross entropy with the labels, each row weighted by the teacher's confidence ("by teacher max").
 
@@ -236,7 +244,7 @@ def cwtm_loss(
             makes its row NaN.
         teacher: logits, same shape and device, any of those dtypes; a constant. Either this or `confidence`.
         confidence: the teacher's largest probabilities as they were stored, in [0, 1], a constant.
-        normalise: divide confidences by their mean over the rows that are not ignored; else `w = c`, which
+        normalize: divide confidences by their mean over the rows that are not ignored; else `w = c`, which
             makes the loss, and so the learning rate, smaller by about the mean confidence. If all
             confidences are 0, so is the loss.
         ignore_index: label of rows that drop out of the loss, of its count and of the mean confidence.
@@ -245,6 +253,7 @@ def cwtm_loss(
             `"batchmean"`.
         dim: the class dimension.
         group: processes over whose rows the mean confidence is taken; by default over those of this call.
+        normalise: the former name of `normalize`; a FutureWarning.
 
     Returns:
         float32, or float64 if either tensor of logits is float64: a scalar, or the row shape for `"none"`.
@@ -267,7 +276,9 @@ def cwtm_loss(
         dim = _checks.logits_alone("cwtm_loss", student, dim)
     else:
         dim = _checks.pair("cwtm_loss", student, teacher, dim)
-    _checks.labels("cwtm_loss", target, student, dim, ignore_index)
+    target = _checks.labels("cwtm_loss", target, student, dim)
+    ignore_index = _checks.integer("cwtm_loss", "ignore_index", ignore_index)
+    normalize = _checks.normalization("cwtm_loss", normalize, normalise)
     if confidence is not None:
         _checks.confidence("cwtm_loss", confidence, student, target, dim, ignore_index)
     reduction_code = _checks.one_of("cwtm_loss", "reduction", over_rows(reduction), REDUCTIONS)
@@ -280,7 +291,7 @@ def cwtm_loss(
             target,
             teacher,
             confidence=confidence,
-            normalise=normalise,
+            normalize=normalize,
             ignore_index=ignore_index,
             reduction=reduction,
             dim=dim,
@@ -289,14 +300,14 @@ def cwtm_loss(
 
     if confidence is not None:
         confidence = confidence.detach().to(arithmetic(student))
-    if group is not None and normalise:
+    if group is not None and normalize:
         if confidence is None:
             confidence = ops.row_statistics.row_statistics(
                 teacher, None, target, _CONFIDENCE, 0.0, 0, ignore_index, dim
             )
             confidence, teacher = confidence.to(arithmetic(student)), None
         confidence = confidence_weights(confidence, target != ignore_index, group)
-        normalise = False
+        normalize = False
     return _run(
         "cwtm_loss",
         student,
@@ -309,7 +320,7 @@ def cwtm_loss(
         1.0,
         1.0,
         0.0,
-        normalise,
+        normalize,
         ignore_index,
         reduction_code,
         dim,

@@ -51,9 +51,7 @@ def logit_rank(
     function = "logit_rank"
     _checks.float_tensor(function, "logits", logits)
     dim = _checks.class_dimension(function, logits, dim)
-    _checks.labels(function, target, logits, dim, _NO_LABEL)
-    if logits.shape[dim] > 2**24:
-        raise ValueError(f"{function}: at most {2**24} classes can be ranked, got {logits.shape[dim]}")
+    target = _checks.labels(function, target, logits, dim, "use target.argmax(dim) of probabilities")
     if not _backend.use_library(function, logits, differentiable=False):
         return reference.logit_rank(logits, target, dim=dim)
     _checks.class_range(function, target, logits.shape[dim])

@@ -20,7 +20,7 @@ def memory_bank_nce(
     index: Tensor,  # [B, K+1], int64 in [0, n), column 0 the positive
     *,
     normalizer: float | Tensor | None = None,  # Z; a tensor has no dimensions
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     eps: float = 1e-7,
     reduction: str = "batchmean",
     return_parts: bool = False,
@@ -76,10 +76,11 @@ def memory_bank_nce(
     function = "memory_bank_nce"
     _checks.features(function, "embedding", embedding)
     _checks.memory_bank(function, bank, embedding)
-    _checks.bank_index(function, index, embedding)
-    _checks.normalizer(function, normalizer, embedding)
-    _checks.positive(function, "temperature", temperature)
-    _checks.not_negative(function, "eps", eps)
+    index = _checks.bank_index(function, index, embedding)
+    normalizer = _checks.normalizer(function, normalizer, embedding)
+    temperature = _checks.one_temperature(function, temperature, embedding, "embedding")
+    eps = _checks.not_negative(function, "eps", eps)
+    return_parts = _checks.flag(function, "return_parts", return_parts)
     reduction_code = _checks.one_of(function, "reduction", reduction, BANK_REDUCTIONS)
     if group is not None:
         _checks.process_group(function, group)
@@ -98,6 +99,8 @@ def memory_bank_nce(
         )
 
     bank, dtype = bank.detach(), arithmetic(embedding, bank)
+    if isinstance(temperature, Tensor):  # the ops take a number
+        embedding, temperature = embedding.to(dtype) / temperature.to(dtype), 1.0
     try:
         if normalizer is None or isinstance(normalizer, Tensor):
             known = None if normalizer is None else normalizer.detach().to(dtype)
@@ -137,7 +140,7 @@ def update_entries(
     same numbers, those of the last of them, so that the order in which a device writes does not matter, and
     nothing waits for it.
     """
-    _checks.bank_rows("update_entries", index, embedding, "embedding", bank.shape[0])
+    index = _checks.bank_rows("update_entries", index, embedding, "embedding", bank.shape[0])
     ordered, order = index.sort(stable=True)
     last = order[torch.searchsorted(ordered, ordered, right=True) - 1]
     old = bank[ordered]

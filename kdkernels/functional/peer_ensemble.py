@@ -18,7 +18,7 @@ def okddip_loss(
     key: Tensor,  # [B, P, d], of the dtype of query
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     target_eps: float = 1e-7,  # >= 0
     mix: str = "logits",
@@ -89,10 +89,15 @@ def okddip_loss(
     if leader_logits is not None:
         _checks.leader(function, leader_logits, peers)
     _checks.peer_features(function, query, key, peers)
-    _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
+    target, temperature, kl_weight, target_eps = _checks.peer_terms(
+        function, target, peers, "peer_logits", temperature, kl_weight, target_eps
+    )
     mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
+    detach_targets = _checks.flag(function, "detach_targets", detach_targets)
+    return_parts = _checks.flag(function, "return_parts", return_parts)
 
-    if not _backend.use_library(function, peers):
+    # The op takes a number as temperature.
+    if not _backend.use_library(function, peers) or isinstance(temperature, Tensor):
         return reference.okddip_loss(
             peers,
             leader_logits,
@@ -139,7 +144,7 @@ def gated_ensemble_loss(
     branch_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     target_eps: float = 1e-7,  # >= 0
     return_parts: bool = False,
@@ -182,9 +187,13 @@ def gated_ensemble_loss(
     function = "gated_ensemble_loss"
     branches = _checks.peers(function, "branch_logits", branch_logits)
     _checks.gate(function, gate, branches)
-    _checks.peer_terms(function, target, branches, "branch_logits", temperature, kl_weight, target_eps)
+    target, temperature, kl_weight, target_eps = _checks.peer_terms(
+        function, target, branches, "branch_logits", temperature, kl_weight, target_eps
+    )
+    return_parts = _checks.flag(function, "return_parts", return_parts)
 
-    if not _backend.use_library(function, branches):
+    # The op takes a number as temperature.
+    if not _backend.use_library(function, branches) or isinstance(temperature, Tensor):
         return reference.gated_ensemble_loss(
             gate,
             branches,
@@ -217,7 +226,7 @@ def leave_one_out_loss(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     pairwise: bool = False,
     target_eps: float = 1e-7,  # >= 0
@@ -262,9 +271,14 @@ def leave_one_out_loss(
     """
     function = "leave_one_out_loss"
     peers = _checks.peers(function, "peer_logits", peer_logits)
-    _checks.peer_terms(function, target, peers, "peer_logits", temperature, kl_weight, target_eps)
+    target, temperature, kl_weight, target_eps = _checks.peer_terms(
+        function, target, peers, "peer_logits", temperature, kl_weight, target_eps
+    )
+    pairwise = _checks.flag(function, "pairwise", pairwise)
+    return_parts = _checks.flag(function, "return_parts", return_parts)
 
-    if not _backend.use_library(function, peers):
+    # The op takes a number as temperature.
+    if not _backend.use_library(function, peers) or isinstance(temperature, Tensor):
         return reference.leave_one_out_loss(
             peers,
             target,

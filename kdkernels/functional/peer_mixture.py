@@ -16,7 +16,7 @@ def peer_attention(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
     mix: str = "logits",
-    temperature: float = 1.0,  # > 0
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     return_attention: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""For each peer the logits, or the softened probabilities, of all peers, weighted by its attention.
@@ -58,9 +58,11 @@ def peer_attention(
     peers = _checks.peers(function, "peer_logits", peer_logits)
     _checks.peer_features(function, query, key, peers)
     mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
-    _checks.positive(function, "temperature", temperature)
+    return_attention = _checks.flag(function, "return_attention", return_attention)
+    temperature = _checks.one_temperature(function, temperature, peers, "peer_logits")
 
-    if not _backend.use_library(function, peers):
+    # The op takes a number as temperature.
+    if not _backend.use_library(function, peers) or isinstance(temperature, Tensor):
         return reference.peer_attention(
             query, key, peers, mix=mix, temperature=temperature, return_attention=return_attention
         )
@@ -72,7 +74,7 @@ def peer_attention(
 def mean_probabilities(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
-    temperature: float = 1.0,  # > 0
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
 ) -> Tensor:
     r"""The mean of the peers' softened probabilities: an ensemble's prediction.
 
@@ -94,9 +96,10 @@ def mean_probabilities(
     """
     function = "mean_probabilities"
     peers = _checks.peers(function, "peer_logits", peer_logits)
-    _checks.positive(function, "temperature", temperature)
+    temperature = _checks.one_temperature(function, temperature, peers, "peer_logits")
 
-    if not _backend.use_library(function, peers):
+    # The op takes a number as temperature.
+    if not _backend.use_library(function, peers) or isinstance(temperature, Tensor):
         return reference.mean_probabilities(peers, temperature=temperature)
 
     mixed, _ = ops.peer_mixture.peer_mixture(peers, None, None, temperature, PEER_MIXES["probs"])

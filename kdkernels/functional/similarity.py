@@ -16,7 +16,7 @@ def similarity_kl(
     teacher_query: Tensor,  # [Q, E], any float dtype
     teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
     *,
-    temperature: float = 0.5,  # > 0
+    temperature: float | Tensor = 0.5,  # > 0; a tensor has no dimensions
     normalize: bool = True,
     scale_by_t2: bool = True,
     mask: Tensor | None = None,  # [Q], bool
@@ -72,7 +72,9 @@ def similarity_kl(
     _checks.queries_and_keys(function, "teacher_query", teacher_query, "teacher_key", teacher_key)
     _checks.as_many_rows(function, "student_query", student_query, "teacher_query", teacher_query)
     _checks.as_many_rows(function, "student_key", student_key, "teacher_key", teacher_key)
-    _checks.positive(function, "temperature", temperature)
+    temperature = _checks.one_temperature(function, temperature, student_query, "student_query")
+    normalize = _checks.flag(function, "normalize", normalize)
+    scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.feature_mask(function, mask, student_query, "student_query")
@@ -147,7 +149,8 @@ def similarity_rank(
     tensor([0, 1])
     """
     _checks.queries_and_keys("similarity_rank", "query", query, "key", key)
-    _checks.indices("similarity_rank", "positive", positive, query, "query")
+    positive = _checks.indices("similarity_rank", "positive", positive, query, "query")
+    normalize = _checks.flag("similarity_rank", "normalize", normalize)
 
     if not _backend.use_library("similarity_rank", query, differentiable=False):
         return reference.similarity_rank(query, key, positive, normalize=normalize)
@@ -187,8 +190,8 @@ def select_trusted_rows(
     >>> select_trusted_rows(torch.tensor([2, 0, 1, 1, 5]), 0.5)
     tensor([False,  True,  True,  True, False])
     """
-    _checks.ranks("select_trusted_rows", rank)
-    _checks.unit_interval("select_trusted_rows", "ratio", ratio)
+    rank = _checks.ranks("select_trusted_rows", rank)
+    ratio = _checks.unit_interval("select_trusted_rows", "ratio", ratio)
     # No kernel: Q numbers are sorted once per step, and what torch does for that neither waits nor keeps a matrix.
     return reference.select_trusted_rows(rank, ratio)
 

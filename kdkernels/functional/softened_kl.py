@@ -17,7 +17,7 @@ def softened_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device; what `teacher_kind` says
     *,
-    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions or the row shape
     divergence: str = "forward",
     beta: float = 0.5,
     teacher_kind: str = "logits",
@@ -97,7 +97,7 @@ def soft_cross_entropy(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device; what `teacher_kind` says
     *,
-    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions or the row shape
     teacher_kind: str = "logits",
     target_eps: float = 0.0,
     scale_by_t2: bool = True,
@@ -167,7 +167,7 @@ def kd_loss(
     teacher: Tensor,  # the same shape and device, logits
     target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
     *,
-    temperature: float | Tensor = 4.0,  # > 0; a tensor has the row shape
+    temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions or the row shape
     ce_weight: float = 1.0,
     kl_weight: float = 1.0,
     label_smoothing: float = 0.0,
@@ -230,12 +230,14 @@ def kd_loss(
     (tensor(1.6882), {'ce': tensor(0.4076), 'kl': tensor(1.2806)})
     """
     dim = _checks.pair("kd_loss", student, teacher, dim)
-    _checks.labels("kd_loss", target, student, dim, ignore_index)
-    _checks.temperature("kd_loss", temperature, student, dim)
-    _checks.not_negative("kd_loss", "ce_weight", ce_weight)
-    _checks.not_negative("kd_loss", "kl_weight", kl_weight)
-    _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
-    _checks.not_negative("kd_loss", "target_eps", target_eps)
+    target = _checks.labels("kd_loss", target, student, dim)
+    ignore_index = _checks.integer("kd_loss", "ignore_index", ignore_index)
+    temperature = _checks.temperature("kd_loss", temperature, student, dim)
+    ce_weight = _checks.not_negative("kd_loss", "ce_weight", ce_weight)
+    kl_weight = _checks.not_negative("kd_loss", "kl_weight", kl_weight)
+    label_smoothing = _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
+    target_eps = _checks.not_negative("kd_loss", "target_eps", target_eps)
+    return_parts = _checks.flag("kd_loss", "return_parts", return_parts)
     reduction_code = _checks.one_of("kd_loss", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("kd_loss", mask, student, dim)
@@ -319,11 +321,12 @@ def _divergence_loss(
     dim: int,
 ) -> Tensor:
     dim = _checks.pair(function, student, teacher, dim)
-    _checks.temperature(function, temperature, student, dim)
+    temperature = _checks.temperature(function, temperature, student, dim)
     divergence_code = _checks.one_of(function, "divergence", divergence, DIVERGENCES)
-    _checks.unit_interval(function, "beta", beta)
+    beta = _checks.mixture_weight(function, divergence, beta)
     source = _checks.one_of(function, "teacher_kind", teacher_kind, TEACHER_KINDS)
-    _checks.not_negative(function, "target_eps", target_eps)
+    target_eps = _checks.not_negative(function, "target_eps", target_eps)
+    scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
     reduction_code = _checks.one_of(function, "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask(function, mask, student, dim)

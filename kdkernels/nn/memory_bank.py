@@ -100,26 +100,20 @@ class CRDLoss(nn.Module):
         eps: float = 1e-7,
     ):
         super().__init__()
-        sizes = dict(
-            student_dim=student_dim,
-            teacher_dim=teacher_dim,
-            n_data=n_data,
-            embed_dim=embed_dim,
-            negatives=negatives,
-        )
-        for name, value in sizes.items():
-            _checks.at_least_one("CRDLoss", name, value)
-        _checks.positive("CRDLoss", "temperature", temperature)
-        _checks.unit_interval("CRDLoss", "momentum", momentum)
-        _checks.not_negative("CRDLoss", "eps", eps)
-        self.n_data, self.negatives = n_data, negatives
-        self.temperature, self.momentum, self.eps = temperature, momentum, eps
+        student_dim = _checks.at_least_one("CRDLoss", "student_dim", student_dim)
+        teacher_dim = _checks.at_least_one("CRDLoss", "teacher_dim", teacher_dim)
+        embed_dim = _checks.at_least_one("CRDLoss", "embed_dim", embed_dim)
+        self.n_data = _checks.at_least_one("CRDLoss", "n_data", n_data)
+        self.negatives = _checks.at_least_one("CRDLoss", "negatives", negatives)
+        self.temperature = _checks.positive("CRDLoss", "temperature", temperature)
+        self.momentum = _checks.unit_interval("CRDLoss", "momentum", momentum)
+        self.eps = _checks.not_negative("CRDLoss", "eps", eps)
         self.student_head = nn.Linear(student_dim, embed_dim)
         self.teacher_head = nn.Linear(teacher_dim, embed_dim)
         # Of expected length 1: from a bank of zeros the first embeddings would learn nothing.
         bound = sqrt(3 / embed_dim)
-        self.register_buffer("student_bank", torch.empty(n_data, embed_dim).uniform_(-bound, bound))
-        self.register_buffer("teacher_bank", torch.empty(n_data, embed_dim).uniform_(-bound, bound))
+        self.register_buffer("student_bank", torch.empty(self.n_data, embed_dim).uniform_(-bound, bound))
+        self.register_buffer("teacher_bank", torch.empty(self.n_data, embed_dim).uniform_(-bound, bound))
         # Z of that network's embeddings against the other's bank; NaN until the first forward, which the device
         # finds out for itself.
         self.register_buffer("student_normalizer", torch.tensor(nan))
@@ -139,7 +133,8 @@ class CRDLoss(nn.Module):
         Without `contrast_index` the positive is the image itself and the negatives are drawn from all images
         alike by torch's generator, so that a negative may be of the same class, or the image itself.
         """
-        self._check(student, teacher, index, contrast_index)
+        index, contrast_index = self._checked(student, teacher, index, contrast_index)
+        return_parts = _checks.flag("CRDLoss", "return_parts", return_parts)
         if contrast_index is None:
             shape = (index.shape[0], self.negatives + 1)
             contrast_index = torch.randint(self.n_data, shape, device=index.device)
@@ -180,14 +175,18 @@ class CRDLoss(nn.Module):
         update_entries(self.student_bank, index, e_s, momentum=self.momentum)
         update_entries(self.teacher_bank, index, e_t, momentum=self.momentum)
 
-    def _check(self, student: Tensor, teacher: Tensor, index: Tensor, contrast_index: Tensor | None) -> None:
+    def _checked(
+        self, student: Tensor, teacher: Tensor, index: Tensor, contrast_index: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The indices as int64."""
         function = "CRDLoss"
         _checks.features_of_width(function, "student", student, self.student_head.in_features)
         _checks.features_of_width(function, "teacher", teacher, self.teacher_head.in_features)
         _checks.as_many_rows(function, "student", student, "teacher", teacher)
-        _checks.bank_rows(function, index, student, "student", self.n_data)
+        index = _checks.bank_rows(function, index, student, "student", self.n_data)
         if contrast_index is not None:
-            _checks.contrast_index(function, contrast_index, student, self.negatives)
+            contrast_index = _checks.contrast_index(function, contrast_index, student, self.negatives)
+        return index, contrast_index
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import _checks, functional
 from .loss import Loss
 
 
@@ -198,14 +198,15 @@ class CWTMLoss(Loss):
     def __init__(
         self,
         *,
-        normalise: bool = True,
+        normalize: bool = True,
         ignore_index: int = -100,
         reduction: str = "batchmean",
         dim: int = -1,
         group: torch.distributed.ProcessGroup | None = None,
+        normalise: bool | None = None,
     ):
         super().__init__(
-            normalise=normalise,
+            normalize=_checks.normalization("CWTMLoss", normalize, normalise),
             ignore_index=ignore_index,
             reduction=reduction,
             dim=dim,

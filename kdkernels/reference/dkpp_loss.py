@@ -16,7 +16,7 @@ def dkpp_loss(
     *,
     permutation: Tensor | None = None,  # the same shape, int64; None: drawn
     generator: torch.Generator | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",

@@ -24,7 +24,7 @@ def dynamic_temperature_kl(
     teacher: Tensor,  # the same shape, logits; constant
     target: Tensor,  # row shape, int64 labels or ignore_index
     *,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions
     beta: float = 1.0,
     gamma: float = 1.0,
     mode: str = "flsw",
@@ -46,7 +46,7 @@ def dynamic_temperature_kl(
     dtype = arithmetic(student, teacher)
     _checks.label_range("dynamic_temperature_kl", target, student.shape[dim], ignore_index)
     if mode == "const":
-        row_temperature = torch.full_like(target, temperature, dtype=dtype)
+        row_temperature = constant_temperature(temperature, target, dtype)
     else:
         looked_at, judge = student.detach().to(dtype), teacher.detach().to(dtype)
         if mask is not None:  # a NaN in a hidden row must not reach the batch's mean
@@ -75,6 +75,13 @@ def dynamic_temperature_kl(
         dim=dim,
     )
     return (loss, {**parts, "temperature": row_temperature}) if return_parts else loss
+
+
+def constant_temperature(temperature: float | Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """In row shape."""
+    if isinstance(temperature, Tensor):
+        return temperature.to(dtype).expand(target.shape)
+    return torch.full_like(target, temperature, dtype=dtype)
 
 
 def adjusted_kl(

@@ -25,8 +25,8 @@ def virtual_teacher_loss(
     target: Tensor,  # row shape, int64 labels or ignore_index
     *,
     correct_prob: float = 0.99,
-    temperature: float = 20.0,
-    student_temperature: float = 1.0,
+    temperature: float | Tensor = 20.0,  # > 0; a tensor has no dimensions
+    student_temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     ce_weight: float = 1.0,
     kl_weight: float = 1.0,
     ignore_index: int = -100,
@@ -35,6 +35,8 @@ def virtual_teacher_loss(
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     _checks.label_range("virtual_teacher_loss", target, student.shape[dim], ignore_index)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(arithmetic(student))
     on, off = virtual_teacher(student.shape[dim], correct_prob, temperature)
     return label_loss(
         student,
@@ -79,12 +81,14 @@ def cwtm_loss(
     teacher: Tensor | None = None,  # the shape of student, logits; constant
     *,
     confidence: Tensor | None = None,  # row shape, in [0, 1]: the teacher's largest probabilities
-    normalise: bool = True,
+    normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
     dim: int = -1,
     group: torch.distributed.ProcessGroup | None = None,
+    normalise: bool | None = None,
 ) -> Tensor:
+    normalize = _checks.normalization("cwtm_loss", normalize, normalise)
     _checks.label_range("cwtm_loss", target, student.shape[dim], ignore_index)
     return label_loss(
         student,
@@ -97,7 +101,7 @@ def cwtm_loss(
         1.0,
         1.0,
         0.0,
-        normalise,
+        normalize,
         ignore_index,
         over_rows(reduction),
         dim,
@@ -110,13 +114,13 @@ def label_loss(
     target: Tensor,  # row shape
     teacher: Tensor | None,  # the shape of student: its confidences weigh the soft term
     confidence: Tensor | None,  # row shape: they are given
-    on: float,
-    off: float,
+    on: float | Tensor,  # tensors: of the dtype of the arithmetic
+    off: float | Tensor,
     relative: bool,  # KL(u || q), else -sum u log q
-    temperature: float,  # of the student in the soft term
+    temperature: float | Tensor,  # of the student in the soft term
     kl_weight: float,  # of the soft term
     ce_weight: float,  # of the cross entropy with the label
-    normalise: bool,  # confidences are divided by their mean
+    normalize: bool,  # confidences are divided by their mean
     ignore_index: int,
     reduction: str,
     dim: int,
@@ -134,7 +138,7 @@ def label_loss(
         weight = confidence if teacher is None else largest_probability(teacher.to(dtype), dim)
         if weight is not None:
             weight = weight.detach().to(dtype)
-            weight = confidence_weights(weight, labelled, group) if normalise else weight
+            weight = confidence_weights(weight, labelled, group) if normalize else weight
         return softened_kl(
             student,
             label_probabilities(student, target, on, off, ignore_index, dim),
@@ -160,12 +164,15 @@ def label_loss(
     return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
 
 
-def virtual_teacher(classes: int, correct_prob: float, temperature: float) -> tuple[float, float]:
+def virtual_teacher(
+    classes: int, correct_prob: float, temperature: float | Tensor
+) -> tuple[float, float] | tuple[Tensor, Tensor]:
     """softmax(p / temperature) on the label and elsewhere, p being `correct_prob` on the label, the rest of 1
     shared by the others."""
-    ahead = (correct_prob - (1 - correct_prob) / (classes - 1)) / temperature
+    difference = correct_prob - (1 - correct_prob) / (classes - 1)
     # Divided by the larger of the two exponentials, so that neither overflows.
-    on, off = (1.0, exp(-ahead)) if ahead >= 0 else (exp(ahead), 1.0)
+    smaller = (torch.exp if isinstance(temperature, Tensor) else exp)(-abs(difference) / temperature)
+    on, off = (1.0, smaller) if difference >= 0 else (smaller, 1.0)
     total = on + (classes - 1) * off
     return on / total, off / total
 

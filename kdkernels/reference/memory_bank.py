@@ -25,7 +25,7 @@ def memory_bank_nce(
     index: Tensor,  # [B, K+1], int64 in [0, n), column 0 the positive
     *,
     normalizer: float | Tensor | None = None,  # Z; a tensor has no dimensions
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     eps: float = 1e-7,
     reduction: str = "batchmean",
     return_parts: bool = False,

@@ -29,7 +29,7 @@ def okddip_loss(
     key: Tensor,  # [B, P, d], of the dtype of query
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     target_eps: float = 1e-7,  # >= 0
     mix: str = "logits",
@@ -64,7 +64,7 @@ def gated_ensemble_loss(
     branch_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     target_eps: float = 1e-7,  # >= 0
     return_parts: bool = False,
@@ -91,7 +91,7 @@ def leave_one_out_loss(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     target: Tensor,  # [B], int64 in [0, C)
     *,
-    temperature: float = 3.0,  # > 0
+    temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
     pairwise: bool = False,
     target_eps: float = 1e-7,  # >= 0
@@ -125,7 +125,7 @@ def attention_weights(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     return _product(query.to(dtype), key.to(dtype).mT).softmax(-1)
 
 
-def mixed_rows(peers: Tensor, mix: str, temperature: float) -> Tensor:
+def mixed_rows(peers: Tensor, mix: str, temperature: float | Tensor) -> Tensor:
     """What is mixed, [B, P, C]: logits, or probabilities."""
     return peers if mix == "logits" else log_softmax(peers, temperature, -1).exp()
 
@@ -155,14 +155,14 @@ def cross_entropy(
 def divergence(
     students: Tensor,  # [B, ..., C] logits
     teachers: Tensor,  # the same or broadcastable to it
-    **options: float | str,
+    **options: float | Tensor | str,
 ) -> Tensor:
     """T^2 KL(teachers || students), mean over samples, sum over rows."""
     kl = softened_kl(students, teachers.expand(students.shape), reduction="sum", **options)
     return kl / max(len(students), 1)
 
 
-def divergence_from_others(peers: Tensor, pairwise: bool, **options: float) -> Tensor:
+def divergence_from_others(peers: Tensor, pairwise: bool, **options: float | Tensor) -> Tensor:
     """T^2 KL of each peer from the mean logits of all others, or its mean over them."""
     count = peers.shape[1]
     if count == 1:  # there is nobody to learn from

@@ -16,7 +16,7 @@ def peer_attention(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
     mix: str = "logits",
-    temperature: float = 1.0,  # > 0
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     return_attention: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     peers = stacked(peer_logits)
@@ -29,7 +29,7 @@ def peer_attention(
 def mean_probabilities(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
-    temperature: float = 1.0,  # > 0
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
 ) -> Tensor:
     peers = stacked(peer_logits)
     return mixed_rows(peers.to(arithmetic(peers)), "probs", temperature).mean(1).to(peers.dtype)

@@ -39,7 +39,7 @@ def confidence_weights(
 def row_temperatures(
     hardness: Tensor,  # row shape: large in rows that shall have a low temperature
     mask: Tensor | None,  # row shape: the rows that count; the others have the `temperature` of the batch
-    temperature: float,
+    temperature: float | Tensor,
     beta: float,
     normalize: str | None,
     t_min: float | None,
@@ -51,7 +51,7 @@ def row_temperatures(
     result = (temperature + (total / count - hardness) / unit * beta).to(hardness.dtype)
     if t_min is not None:
         result = result.clamp(min=t_min)
-    return result if mask is None else result.masked_fill(~mask, temperature)
+    return result if mask is None else torch.where(mask, result, temperature).to(result.dtype)
 
 
 def _batch_sum(

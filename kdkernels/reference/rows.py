@@ -28,11 +28,15 @@ def usable_labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tens
 
 
 def label_probabilities(
-    logits: Tensor, target: Tensor, on: float, off: float, ignore_index: int, dim: int
+    logits: Tensor, target: Tensor, on: float | Tensor, off: float | Tensor, ignore_index: int, dim: int
 ) -> Tensor:
     """A target in the shape of the logits: `on` on the label's class, `off` on every other."""
     label, _, poison = usable_labels(target, logits.shape[dim], ignore_index)
-    probabilities = torch.full_like(logits, off).scatter(dim, label.unsqueeze(dim), on)
+    label = label.unsqueeze(dim)
+    if isinstance(on, Tensor):
+        probabilities = off.expand(logits.shape).scatter(dim, label, on.expand(label.shape))
+    else:
+        probabilities = torch.full_like(logits, off).scatter(dim, label, on)
     return probabilities * poison.to(logits.dtype).unsqueeze(dim)
 
 

@@ -26,7 +26,7 @@ def similarity_kl(
     teacher_query: Tensor,  # [Q, E], any float dtype
     teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
     *,
-    temperature: float = 0.5,  # > 0
+    temperature: float | Tensor = 0.5,  # > 0; a tensor has no dimensions
     normalize: bool = True,
     scale_by_t2: bool = True,
     mask: Tensor | None = None,  # [Q], bool
@@ -95,7 +95,7 @@ def supervised_contrastive(
     features: Tensor,  # [N, D], any float dtype
     labels: Tensor,  # [N], int64
     *,
-    temperature: float = 0.07,  # > 0
+    temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     normalize: bool = True,
     mask: Tensor | None = None,  # [N], bool
     reduction: str = "batchmean",

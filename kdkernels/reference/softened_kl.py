@@ -26,7 +26,7 @@ def softened_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape; logits, probabilities or log-probabilities
     *,
-    temperature: float | Tensor = 1.0,  # > 0; a tensor has the row shape
+    temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions or the row shape
     divergence: str = "forward",
     beta: float = 0.5,
     teacher_kind: str = "logits",
@@ -39,7 +39,7 @@ def softened_kl(
 ) -> Tensor:
     dim %= student.dim()
     dtype = arithmetic(student, teacher)
-    temperature = _row_temperature(temperature, mask, dtype)
+    temperature = _row_temperature(temperature, student.shape[:dim] + student.shape[dim + 1 :], mask, dtype)
     if mask is not None:
         # Hidden rows become harmless numbers first: a NaN there must not reach the gradient either.
         hidden = ~mask
@@ -130,11 +130,13 @@ def kd_loss(
     return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
 
 
-def _row_temperature(temperature: float | Tensor, mask: Tensor | None, dtype: torch.dtype) -> float | Tensor:
+def _row_temperature(
+    temperature: float | Tensor, rows: torch.Size, mask: Tensor | None, dtype: torch.dtype
+) -> float | Tensor:
     """A constant. A row whose temperature is not positive becomes NaN: no device can be asked before."""
     if not isinstance(temperature, Tensor):
         return temperature
-    temperature = temperature.detach().to(dtype)
+    temperature = temperature.detach().to(dtype).expand(rows)
     temperature = torch.where(temperature > 0, temperature, nan)
     return temperature if mask is None else temperature.masked_fill(~mask, 1)
 
@@ -167,8 +169,6 @@ def _class_terms(divergence: str, beta: float, p: Tensor, log_p: Tensor, q: Tens
         return p * (log_p - log_q).masked_fill(p == 0, 0)
     if divergence == "reverse":
         return q * (log_q - log_p).masked_fill(q == 0, 0)
-    if beta in (0, 1):  # m is p or q: nothing diverges, and only NaN is left to pass on
-        return (p + q) * 0
     gap = log_q - log_p
     p_to_mixture = _log_mixture(gap.masked_fill(p == 0, 0), 1 - beta)  # log(m / p)
     q_to_mixture = _log_mixture((-gap).masked_fill(q == 0, 0), beta)  # log(m / q)
