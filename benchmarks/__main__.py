@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from python_trainers.common.files import write_atomically
+from kdkernels._files import write_atomically
 
 from . import harness, headline, machine, scaling, tables
 from .families import FAMILIES, losses

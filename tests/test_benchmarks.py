@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +270,8 @@ def test_memory_that_torch_does_not_see_is_in_the_scaling(monkeypatch):
     assert found["info_nce"]["kdkernels"] == {"peak_bytes": 3, "resident_bytes": 7}
     assert found["softened_kl"]["kdkernels"] == {"peak_bytes": 3}
     assert tables.memory_bytes(found["info_nce"]["kdkernels"]) == 7
+
+
+def test_only_the_times_of_trainers_need_trainers():
+    sources = Path(benchmarks.__file__).parent.glob("*.py")
+    assert [path.name for path in sources if "python_trainers" in path.read_text()] == ["trainers.py"]
