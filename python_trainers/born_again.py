@@ -134,7 +134,7 @@ def learn_from(teacher: Teacher, args: Args, classes: int, accelerator: Accelera
     """The loss that ``--loss`` names."""
     temperature = args.temperature
     generator = torch.Generator().manual_seed(args.seed)
-    fixed_order = torch.randperm(classes - 1, generator=generator).to(accelerator.device)
+    fixed_order = torch.randperm(classes - 1, generator=generator, device="cpu").to(accelerator.device)
 
     def ban(model: nn.Module, batch: Batch) -> Loss:
         return kd.softened_kl(model(batch.pixels), teacher(batch.pixels), temperature=temperature), {}
@@ -160,7 +160,7 @@ def learn_from(teacher: Teacher, args: Args, classes: int, accelerator: Accelera
         permutation = None  # drawn for every sample
         if args.scope != "sample":
             fixed = args.scope == "fixed"
-            order = fixed_order if fixed else torch.randperm(classes - 1).to(logits.device)
+            order = fixed_order if fixed else torch.randperm(classes - 1, device="cpu").to(logits.device)
             permutation = permute_others(taught.argmax(-1), order)
         return kd.dkpp_loss(logits, taught, permutation=permutation, temperature=temperature), {}
 

@@ -195,7 +195,7 @@ def permutes_classes(function: str, permutation: Tensor, dim: int) -> None:
         return
     rows = permutation.movedim(dim, -1)
     classes = rows.shape[-1]
-    bad = (rows.sort().values != torch.arange(classes)).any(-1)
+    bad = (rows.sort().values != torch.arange(classes, device=rows.device)).any(-1)
     if bool(bad.any()):
         row = bad.flatten().nonzero()[0].item()
         raise ValueError(

@@ -59,7 +59,8 @@ class CRDLoss(nn.Module):
     are found by the first forward and kept. Banks and normalizers are buffers: they belong to the
     `state_dict`, and a run that resumes without them starts over.
 
-    Both heads are trained: give `parameters()` of this module to the optimizer beside the student's.
+    Both heads are trained: give `parameters()` of this module to the optimizer beside the student's. Gradients flow to the
+    features of both networks where these require them: compute a frozen teacher's under `torch.no_grad()`.
 
     Where `torch.distributed` runs with several processes, a training forward gathers the embeddings and
     indices of all of them, in the order of their ranks and of the same number each, so that all banks stay
@@ -122,7 +123,7 @@ class CRDLoss(nn.Module):
     def forward(
         self,
         student: Tensor,  # [B, student_dim] features
-        teacher: Tensor,  # [B, teacher_dim] features; constant
+        teacher: Tensor,  # [B, teacher_dim] features
         index: Tensor,  # [B], int64 in [0, n_data): which training images
         contrast_index: Tensor | None = None,  # [B, negatives+1], int64, column 0 the positive; None: drawn
         *,
@@ -147,7 +148,7 @@ class CRDLoss(nn.Module):
             return_parts=True,
             group=distributed.group.WORLD if communicates else None,
         )
-        e_s, e_t = _unit(self.student_head(student)), _unit(self.teacher_head(teacher.detach()))
+        e_s, e_t = _unit(self.student_head(student)), _unit(self.teacher_head(teacher))
         by_student, student_parts = functional.memory_bank_nce(
             e_s, self.teacher_bank, contrast_index, normalizer=self.student_normalizer, **options
         )

@@ -26,6 +26,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedte
 from torch.autograd import forward_ad
 
 from .._backend import forward_mode
+from ..reference.modes import savable
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default
 
@@ -75,8 +76,17 @@ class FusedLoss:
             output = self.op(*arguments)
         loss, *others = self.without_gradients(output)
         if differentiable:
-            loss = _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
+            loss = self.in_graph(arguments, output)
         return (loss, *others)
+
+    def in_graph(self, arguments: tuple, output: tuple[Tensor, ...]) -> Tensor:
+        try:
+            return _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
+        except RuntimeError:
+            if not any_from_inference(arguments):  # asked beforehand, that would make every call slower
+                raise
+        arguments, output = all_savable(arguments), (output[0].detach(), *output[1:])
+        return _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
 
     def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The whole output, inside a transform or outside."""
@@ -123,7 +133,7 @@ class FusedLoss:
         _, *others = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*others)
-        ctx.save_for_backward(*inputs[: self.tensors])  # for the rare paths alone
+        ctx.save_for_backward(*all_savable(inputs[: self.tensors]))  # for the rare paths alone
         ctx.options = inputs[self.tensors :]
         ctx.gradients = output[self.gradients]
 
@@ -170,6 +180,14 @@ def mapped_problems(info: Any, in_dims: tuple, tensors: tuple) -> zip:
             for tensor, at in zip(tensors, in_dims)
         ]
     )
+
+
+def any_from_inference(arguments: tuple) -> bool:
+    return any(isinstance(each, Tensor) and each.is_inference() for each in arguments)
+
+
+def all_savable(arguments: tuple) -> tuple:
+    return tuple(savable(each) if isinstance(each, Tensor) else each for each in arguments)
 
 
 def refuse_tangent(name: str, *upstream: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.peer_ensemble import mixed_rows
 from ..reference.rows import arithmetic
-from .fused_loss import mapped_problems, refuse_tangent
+from .fused_loss import all_savable, any_from_inference, mapped_problems, refuse_tangent
 from .peer_ensemble import NAME_OF_MIX
 
 _OP = torch.ops.kdkernels.peer_mixture.default
@@ -33,7 +33,13 @@ def peer_mixture(
         return _OP(peer_logits, query, key, temperature, mix)
     if torch._C._are_functorch_transforms_active():
         return _twin(peer_logits, query, key, temperature, mix)
-    return _PeerMixture.apply(peer_logits, query, key, temperature, mix)
+    inputs = peer_logits, query, key, temperature, mix
+    try:
+        return _PeerMixture.apply(*inputs)
+    except RuntimeError:
+        if not any_from_inference(inputs):
+            raise
+    return _PeerMixture.apply(*all_savable(inputs))
 
 
 def _twin(

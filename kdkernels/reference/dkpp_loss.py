@@ -41,7 +41,7 @@ def dkpp_loss(
 
 def draw_seed(generator: torch.Generator | None) -> Tensor:
     """A scalar in host memory. As a tensor it can be drawn inside torch.compile, too."""
-    return torch.randint(2**63 - 1, (), generator=generator)
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
 
 
 def draw_permutation(teacher: Tensor, generator: torch.Generator | None, dim: int) -> Tensor:

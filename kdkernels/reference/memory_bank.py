@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks
+from .modes import product
 from .rows import arithmetic, reduce_rows
 
 
@@ -53,7 +54,7 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """`[B, K+1]` inner products; a row of NaN for an index that is none, where no device can raise."""
     _checks.index_range("memory_bank_nce", index, bank.shape[0])
     valid = (index >= 0) & (index < bank.shape[0])
-    scores = (bank[torch.where(valid, index, 0)] @ embedding.unsqueeze(-1)).squeeze(-1)
+    scores = product(bank[torch.where(valid, index, 0)], embedding.unsqueeze(-1)).squeeze(-1)
     return torch.where(valid.all(1, keepdim=True), scores, nan)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .modes import product
 from .rows import arithmetic, hard_losses, log_softmax, zero_loss
 from .softened_kl import softened_kl
 
@@ -122,7 +123,7 @@ def from_largest(peers: Tensor) -> Tensor:
 
 def attention_weights(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """softmax_b(Q_a . K_b), [B, P, P]."""
-    return _product(query.to(dtype), key.to(dtype).mT).softmax(-1)
+    return product(query.to(dtype), key.to(dtype).mT).softmax(-1)
 
 
 def mixed_rows(peers: Tensor, mix: str, temperature: float | Tensor) -> Tensor:
@@ -137,8 +138,8 @@ def mixture(
     """`weights @ sources`, [B, R, C]: -inf where one of any weight is. Neither 0 * -inf is taken, nor the
     derivative by a weight of -inf."""
     absent = sources == -inf
-    reached = _product((weights != 0).to(sources.dtype), absent.to(sources.dtype)) > 0
-    return _product(weights, sources.masked_fill(absent, 0)).masked_fill(reached, -inf)
+    reached = product((weights != 0).to(sources.dtype), absent.to(sources.dtype)) > 0
+    return product(weights, sources.masked_fill(absent, 0)).masked_fill(reached, -inf)
 
 
 def cross_entropy(
@@ -176,9 +177,3 @@ def divergence_from_others(peers: Tensor, pairwise: bool, **options: float | Ten
 
 def detached(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.detach() for name, part in parts.items()}
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` in their own dtype: autocast would round the attention to half precision."""
-    with torch.autocast(left.device.type, enabled=False):
-        return left @ right

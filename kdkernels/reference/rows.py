@@ -7,6 +7,8 @@ from math import nan
 import torch
 from torch import Tensor
 
+from .modes import savable
+
 
 def arithmetic(*logits: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in logits) else torch.float32
@@ -61,7 +63,7 @@ def reduce_rows(
 ) -> Tensor:
     if row_weight is not None:
         weight = row_weight if mask is None else row_weight.masked_fill(~mask, 0)
-        losses = losses * weight.to(losses.dtype)
+        losses = losses * savable(weight.to(losses.dtype))
     if mask is not None:
         losses = losses.masked_fill(~mask, 0)
     if reduction == "none":

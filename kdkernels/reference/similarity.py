@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._checks import positive_range
 from .._gather import gather
+from .modes import product, savable
 from .rows import arithmetic, reduce_rows
 from .softened_kl import softened_kl
 
@@ -136,6 +137,8 @@ def info_nce_loss(
     if positive is None:
         positive = torch.arange(query.shape[0], device=query.device)
     positive_range("info_nce", positive, keys, mask)
+    if isinstance(temperature, Tensor):
+        temperature = savable(temperature)
     logits = similarities(query, key, normalize, arithmetic(query), mask) / temperature
     if logit_bias is not None:
         logits = logits + logit_bias.detach().to(logits.dtype)
@@ -188,7 +191,7 @@ def similarities(
     query, key = query.to(dtype), key.to(dtype)
     if mask is not None:
         query = query.masked_fill(~mask.unsqueeze(1), 0)
-    return _unit_rows(query) @ _unit_rows(key).T if normalize else query @ key.T
+    return product(_unit_rows(query), _unit_rows(key).T) if normalize else product(query, key.T)
 
 
 def _unit_rows(rows: Tensor) -> Tensor:

@@ -20,14 +20,14 @@ class Augmentation:
         """What happens to each of ``count`` images: tensors of that first dimension, on the CPU."""
         draws = {}
         if self.padding:
-            shifts = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
+            shifts = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator, device="cpu")
             draws["down"], draws["right"] = shifts
         if self.flip:
-            draws["flipped"] = torch.randint(0, 2, (count,), generator=generator).bool()
+            draws["flipped"] = torch.randint(0, 2, (count,), generator=generator, device="cpu").bool()
         if self.rotation:
-            draws["degrees"] = (2 * torch.rand(count, generator=generator) - 1) * self.rotation
+            draws["degrees"] = (2 * torch.rand(count, generator=generator, device="cpu") - 1) * self.rotation
         if self.resized_crop:
-            draws["crop"] = torch.rand(count, 4, generator=generator)  # applied where the files are decoded
+            draws["crop"] = torch.rand(count, 4, generator=generator, device="cpu")  # applied where the files are decoded
         return draws
 
     def apply(self, pixels: Tensor, draws: dict[str, Tensor], background: float) -> Tensor:

@@ -65,7 +65,7 @@ class Batches:
     def indexed(self) -> Iterator[Batch]:
         """The same epoch, for methods that remember something about each image."""
         count, available = self._steps * self._batch_size, len(self._images)
-        orders = [torch.randperm(available, generator=self._generator) for _ in range(-(-count // available))]
+        orders = [torch.randperm(available, generator=self._generator, device="cpu") for _ in range(-(-count // available))]
         draws = {
             "index": torch.cat(orders)[:count],
             **self._augmentation.draw(count, self._generator),

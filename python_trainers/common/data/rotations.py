@@ -22,7 +22,7 @@ class FourRotations(Augmentation):
         """As :meth:`Augmentation.draw`, but for shifts of shape [count, 4]."""
         draws = super().draw(count, generator)
         if self.padding:
-            shifts = torch.randint(0, 2 * self.padding + 1, (2, count, TURNS), generator=generator)
+            shifts = torch.randint(0, 2 * self.padding + 1, (2, count, TURNS), generator=generator, device="cpu")
             draws["down"], draws["right"] = shifts
         return draws
 

@@ -63,9 +63,9 @@ def corrupt_labels(labels: Tensor, share: float, *, classes: int, seed: int) -> 
     corrupted = labels.clone()
     for label in range(classes):
         members = (labels == label).nonzero().squeeze(1)
-        order = torch.randperm(len(members), generator=generator)
+        order = torch.randperm(len(members), generator=generator, device="cpu")
         wrong = members[order[: round(share * len(members))]]
-        steps = torch.randint(1, classes, (len(wrong),), generator=generator)
+        steps = torch.randint(1, classes, (len(wrong),), generator=generator, device="cpu")
         corrupted[wrong] = (label + steps) % classes
     return corrupted
 
@@ -88,12 +88,12 @@ def long_tailed(labels: Tensor, ratio: float, *, classes: int, seed: int) -> Ten
         members = (labels == label).nonzero().squeeze(1)
         # 1e-9: where the exact value is a whole number, rounding must not lose an image.
         size = int(largest * ratio ** (-label / (classes - 1)) + 1e-9)
-        kept.append(members[torch.randperm(len(members), generator=generator)[:size]])
+        kept.append(members[torch.randperm(len(members), generator=generator, device="cpu")[:size]])
     return torch.cat(kept).sort().values
 
 
 def class_splits(classes: int, tasks: int, seed: int) -> list[list[int]]:
     """Classes 0..classes-1 in random order, cut into ``tasks`` parts whose sizes differ by at most one."""
     require(1 <= tasks <= classes, f"tasks must be 1 to {classes}, the number of classes, got {tasks}")
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed), device="cpu")
     return [part.tolist() for part in order.tensor_split(tasks)]

@@ -1,0 +1,123 @@
+"""Autocast, inference_mode, default devices and dtypes: what a caller has switched on changes no result."""
+
+import pytest
+import torch
+from all_losses import ALL, BY_ROWS, INDEX, LABELS, MASK, ORDER, POSITIVE, TARGET, TWINS, is_constant, tensors
+from helpers import draw, labels
+
+import kdkernels as kd
+
+BACKENDS = ["cpu", "reference"]
+
+
+def everything(name, given, **options):
+    """Loss, gradients, the same of a second backward, and the gradients of a gradient penalty."""
+    function = ALL[name]
+    leaves = [x for x in given if x.requires_grad]
+    loss = function(*given, **options)
+    upstream = torch.ones_like(loss) / 3
+    first = torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves, upstream, create_graph=True)
+    penalty = sum(g.square().sum() for g in again)
+    second = torch.autograd.grad(penalty, leaves, allow_unused=True) if penalty.requires_grad else ()
+    return [loss.detach(), *first, *[g.detach() for g in again], *[s for s in second if s is not None]]
+
+
+def required(name, **options):
+    """Its tensors, of which all that are no constants require grad."""
+    function = ALL[name]
+    return [x.requires_grad_(not is_constant(function, each)) for each, x in tensors(function, **options).items()]
+
+
+def same(ours, expected):
+    assert len(ours) == len(expected)
+    for a, b in zip(ours, expected):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ALL)
+def test_autocast(name, backend):
+    with kd.backend(backend):
+        expected = everything(name, required(name))
+        with torch.autocast("cpu", torch.bfloat16):
+            same(everything(name, required(name)), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_of_ranks(backend):
+    query, key, positive = draw(64, 16), draw(50, 16, seed=1), labels(64, classes=50)
+    with kd.backend(backend):
+        expected = kd.similarity_rank(query, key, positive), kd.logit_rank(query, positive % 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = kd.similarity_rank(query, key, positive), kd.logit_rank(query, positive % 16)
+    assert all(map(torch.equal, ours, expected))
+
+
+@pytest.fixture
+def held_from_inference(monkeypatch):
+    """The integers and masks of all_losses.py, made in inference_mode."""
+    with torch.inference_mode():
+        for name in ("INDEX", "LABELS", "MASK", "ORDER", "POSITIVE", "TARGET", "TWINS"):
+            monkeypatch.setattr(f"all_losses.{name}", globals()[name].clone())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ALL)
+def test_inference_tensors(name, backend, held_from_inference):
+    """One argument after the other learns, and all others come from inference_mode."""
+    function = ALL[name]
+    reductions = ["none", "batchmean"] if function in BY_ROWS else [None]
+    for reduction in reductions:
+        options = {"reduction": reduction} if reduction else {}
+        for at, each in enumerate(tensors(function)):
+            if is_constant(function, each):
+                continue
+            results = []
+            for from_inference in (False, True):
+                with torch.inference_mode(from_inference):
+                    given = [*tensors(function).values()]
+                given[at] = given[at].clone().requires_grad_()
+                with kd.backend(backend):
+                    results.append(everything(name, given, **options))
+            same(*results)
+
+
+@pytest.mark.parametrize("name", ["hinton", "contrast", "led"])
+def test_inference_tensors_in_transforms(name):
+    function = ALL[name]
+    with torch.inference_mode():
+        first, *others = tensors(function).values()
+    first = first.clone()
+    ours = torch.func.grad(function)(first, *others)
+    torch.testing.assert_close(ours, everything(name, [first.requires_grad_(), *map(torch.clone, others)])[1] * 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ALL)
+def test_default_device_and_dtype(name, backend):
+    given = required(name)
+    with kd.backend(backend):
+        expected = everything(name, given)
+        try:
+            torch.set_default_dtype(torch.float64)
+            with torch.device("meta"):
+                same(everything(name, given), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_draws_are_made_in_host_memory(backend):
+    student, teacher, index, rank = draw(8, 10), draw(8, 10, seed=1), torch.arange(8), labels(8, classes=3)
+    crd = kd.nn.CRDLoss(10, 10, 20, negatives=5)
+
+    def results():
+        torch.manual_seed(0)
+        return kd.dkpp_loss(student, teacher), crd.eval()(student, teacher, index), kd.select_trusted_rows(rank, 0.5)
+
+    with kd.backend(backend):
+        expected = results()
+        with torch.device("meta"):
+            same(results(), expected)
