@@ -133,3 +133,8 @@ def tensors(function, **options):
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     drawn = {name: draw(*SHAPES[name], seed=seed, scale=1.0, **options) for seed, name in enumerate(names)}
     return {name: x.abs() + 0.5 if name in POSITIVE_ONES else x for name, x in drawn.items()}
+
+
+def leaves(function, **options):
+    """The same, of which all that are no constants require grad."""
+    return [x.requires_grad_(not is_constant(function, name)) for name, x in tensors(function, **options).items()]

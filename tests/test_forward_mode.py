@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from all_losses import ALL, is_constant, tensors
+from all_losses import ALL, is_constant, leaves, tensors
 from helpers import draw
 from torch.autograd import forward_ad
 
@@ -19,10 +19,10 @@ def problem(name):
     directions = tuple(draw(*x.shape, seed=20 + at, dtype=DOUBLE) for at, x in enumerate(given.values()))
     free = [at for at, each in enumerate(given) if not is_constant(function, each)]
     values = tuple(given.values())
-    leaves = [x.clone().requires_grad_() if at in free else x for at, x in enumerate(values)]
+    learned = leaves(function, dtype=DOUBLE)
     with kd.backend("cpu"):
-        loss = function(*leaves)
-    gradients = torch.autograd.grad(loss.sum(), [leaves[at] for at in free])
+        loss = function(*learned)
+    gradients = torch.autograd.grad(loss.sum(), [learned[at] for at in free])
     return function, values, directions, sum((g * directions[at]).sum() for g, at in zip(gradients, free))
 
 
@@ -36,8 +36,8 @@ def test_derivative_along_a_direction(name):
     with kd.backend("cpu"):
         close(torch.func.jvp(function, given, directions)[1].sum(), expected)
         with forward_ad.dual_level():
-            for required in (False, True):
-                duals = [forward_ad.make_dual(x.clone().requires_grad_(required), v) for x, v in zip(given, directions)]
+            for primals in (given, leaves(function, dtype=DOUBLE)):
+                duals = list(map(forward_ad.make_dual, primals, directions))
                 close(forward_ad.unpack_dual(function(*duals)).tangent.sum(), expected)
             with torch.no_grad():
                 close(forward_ad.unpack_dual(function(*duals)).tangent.sum(), expected)
@@ -91,7 +91,7 @@ def test_forward_over_reverse(name):
 @pytest.mark.parametrize("name", ["hinton", "contrast", "led", "attention"])
 def test_a_gradient_of_a_loss_from_outside(name):
     function = ALL[name]
-    given = [x.requires_grad_() for x in tensors(function).values()]
+    given = leaves(function)
     rows = {"reduction": "none"} if name == "contrast" else {}
     loss = function(*given, **rows)
     with forward_ad.dual_level():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from all_losses import ALL, BY_ROWS, INDEX, LABELS, MASK, ORDER, POSITIVE, TARGET, TWINS, is_constant, tensors
+from all_losses import ALL, BY_ROWS, INDEX, LABELS, MASK, ORDER, POSITIVE, TARGET, TWINS, is_constant, leaves, tensors
 from helpers import draw, labels
 
 import kdkernels as kd
@@ -13,20 +13,14 @@ BACKENDS = ["cpu", "reference"]
 def everything(name, given, **options):
     """Loss, gradients, the same of a second backward, and the gradients of a gradient penalty."""
     function = ALL[name]
-    leaves = [x for x in given if x.requires_grad]
+    learned = [x for x in given if x.requires_grad]
     loss = function(*given, **options)
     upstream = torch.ones_like(loss) / 3
-    first = torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
-    again = torch.autograd.grad(loss, leaves, upstream, create_graph=True)
+    first = torch.autograd.grad(loss, learned, upstream, retain_graph=True)
+    again = torch.autograd.grad(loss, learned, upstream, create_graph=True)
     penalty = sum(g.square().sum() for g in again)
-    second = torch.autograd.grad(penalty, leaves, allow_unused=True) if penalty.requires_grad else ()
+    second = torch.autograd.grad(penalty, learned, allow_unused=True) if penalty.requires_grad else ()
     return [loss.detach(), *first, *[g.detach() for g in again], *[s for s in second if s is not None]]
-
-
-def required(name, **options):
-    """Its tensors, of which all that are no constants require grad."""
-    function = ALL[name]
-    return [x.requires_grad_(not is_constant(function, each)) for each, x in tensors(function, **options).items()]
 
 
 def same(ours, expected):
@@ -40,9 +34,9 @@ def same(ours, expected):
 @pytest.mark.parametrize("name", ALL)
 def test_autocast(name, backend):
     with kd.backend(backend):
-        expected = everything(name, required(name))
+        expected = everything(name, leaves(ALL[name]))
         with torch.autocast("cpu", torch.bfloat16):
-            same(everything(name, required(name)), expected)
+            same(everything(name, leaves(ALL[name])), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,7 +91,7 @@ def test_inference_tensors_in_transforms(name):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ALL)
 def test_default_device_and_dtype(name, backend):
-    given = required(name)
+    given = leaves(ALL[name])
     with kd.backend(backend):
         expected = everything(name, given)
         try:

@@ -10,6 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from .._backend import forward_mode
+
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _INTEGERS = frozenset(
     (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -165,7 +167,7 @@ def one_temperature(
     known = value.detach().reshape(())  # of a Parameter too
     if readable(known):
         number = positive(function, name, known.item())
-        if not (learned and value.requires_grad):
+        if not (learned and (value.requires_grad or forward_mode())):
             return number
     same_device(function, name, value, tensor, tensor_name)
     return value.reshape(()) if learned else torch.where(known > 0, known, nan)
