@@ -1,4 +1,14 @@
-"""The public functions: checks, then the compiled op of the tensors' device or the PyTorch reference."""
+"""The public functions: checks, then the compiled op of the tensors' device or the PyTorch reference.
+
+What they all take. Numbers: Python's and NumPy's scalars. Flags: bools alone. Labels and indices: any integer
+dtype, cast to int64 once; `ignore_index` is compared with their values (in uint8 it may be 255, and never -100).
+Tensors are dense: neither nested nor sparse nor quantized. Logits have at most 2^24 classes.
+
+A temperature may be a tensor of one number, of shape [] or [1]. In host memory it is read, and checked. On a device,
+in a graph being traced or inside a `torch.func` transform it is not read, since that would wait: it has to be on the
+device of the other tensors, and T <= 0 makes the loss NaN. Except for `info_nce` it is a constant: one that requires
+grad is a ValueError, unless gradients are switched off.
+"""
 
 from .dkpp_loss import dkpp_loss
 from .dynamic_temperature_kl import dynamic_temperature_kl

@@ -16,7 +16,7 @@ def dkpp_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device, logits
     *,
-    permutation: Tensor | None = None,  # the same shape, int64
+    permutation: Tensor | None = None,  # the same shape, integers
     generator: torch.Generator | None = None,
     temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
     mask: Tensor | None = None,  # row shape, bool
@@ -42,13 +42,14 @@ def dkpp_loss(
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: logits, same shape and device, any of those dtypes; a constant.
-        permutation: class c gets the teacher's probability of class `permutation[..., c]` (along `dim`);
-            int64, each of 0..C-1 once per row, applied as it is. Another is a ValueError on the CPU; on CUDA,
-            where asking would stall, a class out of range makes its row NaN. None draws one per row and
+        permutation: class c gets the teacher's probability of class `permutation[..., c]` (along `dim`); of any
+            integer dtype, each of 0..C-1 once per row, applied as it is. Another is a ValueError on the CPU; on
+            CUDA, where asking would stall, a class out of range makes its row NaN. None draws one per row and
             call, uniform among those that keep the first of the teacher's largest logits where it is.
         generator: on the CPU; one seed is drawn from it, or from torch's default generator. Inside
             `torch.compile` only the default one serves, and inside `torch.vmap` give the permutation.
-        temperature: T, finite and > 0; 1 is the paper's.
+        temperature: T, finite and > 0, or a constant tensor of one number; 1 is the paper's. A tensor that is not
+            read (see `kdkernels.functional`) costs the teacher's logits and the permutation in memory.
         mask: bool, row shape. False rows are not computed and not counted.
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
         reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)

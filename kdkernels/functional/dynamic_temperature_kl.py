@@ -18,7 +18,7 @@ from .label_loss import label_smoothing_loss
 def dynamic_temperature_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device, logits
-    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions
     beta: float = 1.0,
@@ -66,10 +66,10 @@ def dynamic_temperature_kl(
             but the cosine of `"flsw"` needs finite logits.
         teacher: logits, same shape and device, any of those dtypes. `"flsw"` looks at what `"ps"` made of
             them.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
-            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
-            makes its row NaN in whatever depends on it.
-        temperature: finite and > 0; the mean of the T_i where none is clamped.
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
+            be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
+            CUDA, where asking would stall, it makes its row NaN in whatever depends on it.
+        temperature: finite and > 0, or a constant tensor of one number; the mean of the T_i where none is clamped.
         beta: slope, finite and >= 0; 0 is a constant temperature. Of order 1 for `"flsw"`, 4 / C for
             `"cwsm"`, and ten times that or more with `normalize="l1"`.
         gamma: exponent of `"flsw"`, finite and >= 0.

@@ -14,7 +14,7 @@ from .similarity import run_similarity
 def info_nce(
     query: Tensor,  # [Q, D], any float dtype
     key: Tensor,  # [K, D], of the dtype of query
-    positive: Tensor | None = None,  # [Q], int64 in [0, K)
+    positive: Tensor | None = None,  # [Q], integers in [0, K)
     *,
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     normalize: bool = True,
@@ -43,16 +43,16 @@ def info_nce(
     Arguments:
         query, key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or float64.
             Gradients flow to both.
-        positive: int64 `[Q]`, in [0, K). None: key j is the positive of query j, with Q <= K, and Q = K where
-            `symmetric`. Another number is a ValueError on the CPU; on CUDA, where asking would stall, it makes
-            the loss of its query NaN.
+        positive: `[Q]`, of any integer dtype, in [0, K). None: key j is the positive of query j, with Q <= K, and
+            Q = K where `symmetric`. Another number is a ValueError on the CPU; on CUDA, where asking would stall, it
+            makes the loss of its query NaN.
         temperature: T, finite and > 0, or a tensor of one number, which may require grad: to learn CLIP's
             logit scale, give `1 / scale.exp()`. A tensor on CUDA is not looked at. 0.07 is MoCo's and CLIP's
             first; SSKD's head is trained at 1.
         normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
         symmetric: both directions, averaged. Queries that share a positive are negatives of each other there.
         logit_bias: float, broadcastable to `[Q, K]`, constant; added to `A / T`. `-inf` removes a key from a
-            query.
+            query: of a bool mask of the keys that stay, `torch.where(mask, 0.0, -torch.inf)`.
         mask: bool `[Q]`. False queries are not computed and not counted, and are no negatives of others along
             a column; keys stay.
         reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
@@ -116,7 +116,7 @@ def info_nce(
 
 def supervised_contrastive(
     features: Tensor,  # [N, D], any float dtype
-    labels: Tensor,  # [N], int64
+    labels: Tensor,  # [N], integers
     *,
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     normalize: bool = True,
@@ -144,9 +144,10 @@ def supervised_contrastive(
 
     Arguments:
         features: `[N, D]`, the views of all images stacked; float32, float16, bfloat16 or float64.
-        labels: int64 `[N]`, any numbers. The labels of two views are the same; for self-supervised learning
-            number the images.
-        temperature: T, finite and > 0; 0.07 is the paper's, which also trains at 0.1.
+        labels: `[N]`, of any integer dtype, any numbers. The labels of two views are the same; for self-supervised
+            learning number the images.
+        temperature: T, finite and > 0, or a constant tensor of one number; 0.07 is the paper's, which also trains at
+            0.1.
         normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
         mask: bool `[N]`. False rows are no anchors, neither computed nor counted; they stay keys of others.
         reduction: `"batchmean"` (sum over anchors / counted anchors, alias `"mean"`), `"sum"`, `"none"` (`[N]`)

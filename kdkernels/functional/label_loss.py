@@ -16,7 +16,7 @@ _CONFIDENCE = STATISTICS["confidence"]
 
 def virtual_teacher_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
-    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     correct_prob: float = 0.99,
     temperature: float | Tensor = 20.0,  # > 0; a tensor has no dimensions
@@ -46,12 +46,13 @@ def virtual_teacher_loss(
 
     Arguments:
         student: logits `[..., C]`, C >= 2; float32, float16, bfloat16 or float64.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
-            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
-            makes its row NaN.
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
+            be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
+            CUDA, where asking would stall, it makes its row NaN.
         correct_prob: a, in [0, 1]. The paper asks for 0.9 and more; 0.99 is its code's.
-        temperature: of the virtual teacher, finite and > 0. The paper uses 20 on ImageNet.
-        student_temperature: finite and > 0. 1 is the code's for CIFAR-100; the paper's equation 9 has
+        temperature: of the virtual teacher, finite and > 0, or a constant tensor of one number: where that is not
+            read (see `kdkernels.functional`), the reference runs. The paper uses 20 on ImageNet.
+        student_temperature: the same for the student. 1 is the code's for CIFAR-100; the paper's equation 9 has
             `temperature` here too.
         ce_weight, kl_weight: finite and >= 0; the paper's are 1 - alpha and alpha. A term of weight 0 adds
             exactly 0, even where it is infinite.
@@ -129,7 +130,7 @@ def virtual_teacher_loss(
 
 def label_smoothing_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
-    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     smoothing: float = 0.1,
     convention: str = "paper",
@@ -150,9 +151,9 @@ def label_smoothing_loss(
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `"others"` needs C >= 2, unless s
             is 0.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
-            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
-            makes its row NaN.
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
+            be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
+            CUDA, where asking would stall, it makes its row NaN.
         smoothing: s, in [0, 1]; 0 is plain cross entropy.
         convention: `"paper"` or `"others"`.
         ignore_index: label of rows that drop out of the loss and of its count.
@@ -215,7 +216,7 @@ def label_smoothing_loss(
 
 def cwtm_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
-    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     teacher: Tensor | None = None,  # the shape and device of student, logits
     *,
     confidence: Tensor | None = None,  # row shape, float in [0, 1]
@@ -239,9 +240,9 @@ def cwtm_loss(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
-            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
-            makes its row NaN.
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
+            be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
+            CUDA, where asking would stall, it makes its row NaN.
         teacher: logits, same shape and device, any of those dtypes; a constant. Either this or `confidence`.
         confidence: the teacher's largest probabilities as they were stored, in [0, 1], a constant.
         normalize: divide confidences by their mean over the rows that are not ignored; else `w = c`, which

@@ -14,7 +14,7 @@ _NO_LABEL = -(2**63)  # what the op ignores: no label may be
 @torch.no_grad()
 def logit_rank(
     logits: Tensor,  # [..., C], any float dtype, classes along `dim`
-    target: Tensor,  # row shape, int64 labels in [0, C)
+    target: Tensor,  # row shape, integer labels in [0, C)
     *,
     dim: int = -1,
 ) -> Tensor:
@@ -31,8 +31,9 @@ def logit_rank(
         logits: `[..., C]`, or anything else that orders the classes; float32, float16, bfloat16 or float64,
             C <= 2^24. A NaN stands before the label, and every class before a label of NaN: a broken row is
             never correct.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C). Another label
-            is a ValueError on the CPU; on CUDA, where asking would stall, its rank is -1.
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also be
+            there with size 1), in [0, C). Another label is a ValueError on the CPU; on CUDA, where asking would
+            stall, its rank is -1.
         dim: the class dimension.
 
     Returns:

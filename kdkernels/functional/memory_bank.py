@@ -17,7 +17,7 @@ LEAST_NORM = 1e-8  # a vector of no length stays 0, as in all functions that nor
 def memory_bank_nce(
     embedding: Tensor,  # [B, d], any float dtype
     bank: Tensor,  # [n, d], any float dtype
-    index: Tensor,  # [B, K+1], int64 in [0, n), column 0 the positive
+    index: Tensor,  # [B, K+1], integers in [0, n), column 0 the positive
     *,
     normalizer: float | Tensor | None = None,  # Z; a tensor has no dimensions
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
@@ -46,12 +46,14 @@ def memory_bank_nce(
         embedding: `[B, d]`; float32, float16, bfloat16 or float64. Used as it is: normalise it first, as
             CRD does.
         bank: `[n, d]`, any of those dtypes, n >= 1; a constant.
-        index: `[B, K+1]`, int64 in [0, n), K >= 1; column 0 the positive. Another index is a ValueError on
-            the CPU; on CUDA, where asking would stall, it makes its row NaN, and so the Z of this call.
+        index: `[B, K+1]`, of any integer dtype, in [0, n), K >= 1; column 0 the positive. Another index is a
+            ValueError on the CPU; on CUDA, where asking would stall, it makes its row NaN, and so the Z of this
+            call.
         normalizer: Z > 0, a constant. None computes `n * mean(exp(<bank[index_k], embedding> / T))` over all
             columns of this call, the positives among them. A tensor that holds NaN stands for None: a buffer
             that begins as NaN and keeps `parts["normalizer"]` of the first call costs no synchronisation.
-        temperature: T, finite and > 0. 0.07 is the code's, 0.1 the paper's on CIFAR-100.
+        temperature: T, finite and > 0, or a constant tensor of one number. 0.07 is the code's, 0.1 the paper's
+            on CIFAR-100.
         eps: finite and >= 0; 1e-7 is the code's.
         reduction: `"batchmean"` (mean over rows, alias `"mean"`), `"sum"` or `"none"` (`[B]`).
         return_parts: also return `{"normalizer", "positive"}`, detached and on the device: Z, and the scores
@@ -128,7 +130,7 @@ def memory_bank_nce(
 @torch.no_grad()
 def update_entries(
     bank: Tensor,  # [n, d], changed in place
-    index: Tensor,  # [B], int64 in [0, n)
+    index: Tensor,  # [B], integers in [0, n)
     embedding: Tensor,  # [B, d]
     *,
     momentum: float,

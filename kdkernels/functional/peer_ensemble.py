@@ -16,7 +16,7 @@ def okddip_loss(
     leader_logits: Tensor | None,  # [B, C], any float dtype
     query: Tensor,  # [B, P, d], any float dtype
     key: Tensor,  # [B, P, d], of the dtype of query
-    target: Tensor,  # [B], int64 in [0, C)
+    target: Tensor,  # [B], integers in [0, C)
     *,
     temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
@@ -55,9 +55,10 @@ def okddip_loss(
             `[B, C]`, which costs a copy: `torch.stack(peer_logits, 1)`. `-inf` is a class of probability 0.
         leader_logits: `[B, C]`, any of those dtypes. None: all are peers, and the leader's two terms are 0.
         query, key: `[B, P, d]`, one dtype of those; a peer attends to itself too, and there is no 1/sqrt(d).
-        target: int64 labels `[B]`, in [0, C). Another label is a ValueError on the CPU; on CUDA, where asking
-            would stall, it makes the loss NaN.
-        temperature: T, finite and > 0; 3 is the paper's.
+        target: labels of any integer dtype, `[B]` or `[B, 1]`, in [0, C). Another label is a ValueError on the CPU;
+            on CUDA, where asking would stall, it makes the loss NaN.
+        temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see
+            `kdkernels.functional`), the reference runs. 3 is the paper's.
         kl_weight: finite and >= 0; the ramp-up of the paper, which is 1 at its end. At 0 the term adds
             exactly 0, even where it is infinite.
         target_eps: finite and >= 0; added to every probability of a target, without renormalising. 1e-7 is
@@ -142,7 +143,7 @@ def okddip_loss(
 def gated_ensemble_loss(
     gate: Tensor,  # [B, P], any float dtype
     branch_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
-    target: Tensor,  # [B], int64 in [0, C)
+    target: Tensor,  # [B], integers in [0, C)
     *,
     temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
@@ -162,9 +163,10 @@ def gated_ensemble_loss(
         gate: `[B, P]`, any finite numbers, ONE's after their softmax; float32, float16, bfloat16 or float64.
         branch_logits: `[B, P, C]`, 1 <= P <= 32, any of those dtypes. Or a list of P tensors `[B, C]`, which
             costs a copy: `torch.stack(branch_logits, 1)`. `-inf` is a class of probability 0.
-        target: int64 labels `[B]`, in [0, C). Another label is a ValueError on the CPU; on CUDA, where asking
-            would stall, it makes the loss NaN.
-        temperature: T, finite and > 0; 3 is the paper's.
+        target: labels of any integer dtype, `[B]` or `[B, 1]`, in [0, C). Another label is a ValueError on the CPU;
+            on CUDA, where asking would stall, it makes the loss NaN.
+        temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see
+            `kdkernels.functional`), the reference runs. 3 is the paper's.
         kl_weight: finite and >= 0. At 0 the term adds exactly 0, even where it is infinite.
         target_eps: finite and >= 0; added to every probability of the target, without renormalising.
         return_parts: also return `{"ce_branches", "ce_ensemble", "kl"}`, detached and on the device: averaged
@@ -224,7 +226,7 @@ def gated_ensemble_loss(
 
 def leave_one_out_loss(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
-    target: Tensor,  # [B], int64 in [0, C)
+    target: Tensor,  # [B], integers in [0, C)
     *,
     temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
     kl_weight: float = 1.0,
@@ -245,9 +247,10 @@ def leave_one_out_loss(
         peer_logits: `[B, P, C]`, 1 <= P <= 32; float32, float16, bfloat16 or float64. Or a list of P tensors
             `[B, C]`, which costs a copy: `torch.stack(peer_logits, 1)`. `-inf` is a class of probability 0. A
             single peer learns from its label alone.
-        target: int64 labels `[B]`, in [0, C). Another label is a ValueError on the CPU; on CUDA, where asking
-            would stall, it makes the loss NaN.
-        temperature: T, finite and > 0.
+        target: labels of any integer dtype, `[B]` or `[B, 1]`, in [0, C). Another label is a ValueError on the CPU;
+            on CUDA, where asking would stall, it makes the loss NaN.
+        temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see
+            `kdkernels.functional`), the reference runs.
         kl_weight: finite and >= 0. At 0 the term adds exactly 0, even where it is infinite.
         pairwise: the divergences averaged instead of the logits, as in the DML paper.
         target_eps: finite and >= 0; added to every probability of a target, without renormalising.

@@ -35,7 +35,8 @@ def peer_attention(
         peer_logits: `[B, P, C]`, 1 <= P <= 32, any of those dtypes. Or a list of P tensors `[B, C]`, which
             costs a copy: `torch.stack(peer_logits, 1)`.
         mix: `"logits"` or `"probs"`.
-        temperature: T, finite and > 0; of `"probs"` alone: logits are mixed as they are.
+        temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see
+            `kdkernels.functional`), the reference runs. Of `"probs"` alone: logits are mixed as they are.
         return_attention: also return A.
 
     Returns:
@@ -83,7 +84,8 @@ def mean_probabilities(
     Arguments:
         peer_logits: `[B, P, C]`, 1 <= P <= 32; float32, float16, bfloat16 or float64. Or a list of P tensors
             `[B, C]`, which costs a copy: `torch.stack(peer_logits, 1)`.
-        temperature: T, finite and > 0.
+        temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see
+            `kdkernels.functional`), the reference runs.
 
     Returns:
         `[B, C]` in the dtype of `peer_logits`; differentiable.

@@ -45,7 +45,7 @@ def similarity_kl(
             float64. Both may come from one tensor of features; gradients flow to both.
         teacher_query, teacher_key: `[Q, E]` and `[K, E]`, of one dtype, any of those; on the same device.
             Constants, even where they require grad.
-        temperature: T, finite and > 0; 0.5 is the one of SSKD's code.
+        temperature: T, finite and > 0, or a constant tensor of one number; 0.5 is the one of SSKD's code.
         normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
         mask: bool `[Q]`. False queries are not computed and not counted; keys stay.
@@ -115,7 +115,7 @@ def similarity_kl(
 def similarity_rank(
     query: Tensor,  # [Q, D], any float dtype
     key: Tensor,  # [K, D], of the dtype of query
-    positive: Tensor,  # [Q], int64 in [0, K)
+    positive: Tensor,  # [Q], integers in [0, K)
     *,
     normalize: bool = True,
 ) -> Tensor:
@@ -130,8 +130,8 @@ def similarity_rank(
 
     Arguments:
         query, key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or float64.
-        positive: int64 `[Q]`, a key in [0, K) for each query. Another is a ValueError on the CPU; on CUDA,
-            where asking would stall, its rank is 0.
+        positive: `[Q]`, of any integer dtype, a key in [0, K) for each query. Another is a ValueError on the CPU; on
+            CUDA, where asking would stall, its rank is 0.
         normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
 
     Returns:
@@ -166,7 +166,7 @@ def similarity_rank(
 
 
 def select_trusted_rows(
-    rank: Tensor,  # [Q], int64
+    rank: Tensor,  # [Q], integers
     ratio: float,  # in [0, 1]
 ) -> Tensor:
     r"""Which rows a student should learn from: those its teacher has right, and the least wrong of the others.
@@ -174,7 +174,7 @@ def select_trusted_rows(
     All rows of rank 0, and of the W others the `int(W * ratio)` of smallest rank, equal ranks as they come.
 
     Arguments:
-        rank: int64 `[Q]`, what `similarity_rank` or `logit_rank` tells of the teacher; on any device.
+        rank: `[Q]`, of any integer dtype, what `similarity_rank` or `logit_rank` tells of the teacher; on any device.
         ratio: in [0, 1]. SSKD keeps 0.75 of the wrong rows of the similarities and all (1.0) of the logits.
 
     Returns:

@@ -45,10 +45,12 @@ def softened_kl(
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
-        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without
-            `dim`), which is a constant.
+        temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
+            the logits without `dim`). A tensor is a constant.
         divergence: `"forward"`, `"reverse"`, `"jsd"`, or `"cross_entropy"`, which is `soft_cross_entropy`.
-        beta: weight of the teacher in the mixture of `"jsd"`, in [0, 1]; 0.5 is the symmetric divergence.
+        beta: weight of the teacher in the mixture of `"jsd"`, in (0, 1); 0.5 is the symmetric divergence. At 0 and 1,
+            which are an error, `"jsd"` is 0 everywhere: for what other libraries compute there give `"forward"` or
+            `"reverse"`.
         teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
             are not renormalised; T then applies to the student alone.
         target_eps: added to every target probability, >= 0, without renormalising.
@@ -119,8 +121,8 @@ def soft_cross_entropy(
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
-        temperature: T, finite and > 0, or a float tensor in row shape (the shape of the logits without
-            `dim`), which is a constant.
+        temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
+            the logits without `dim`). A tensor is a constant.
         teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
             are not renormalised; T then applies to the student alone.
         target_eps: added to every target probability, >= 0, without renormalising.
@@ -165,7 +167,7 @@ def soft_cross_entropy(
 def kd_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device, logits
-    target: Tensor,  # row shape, int64 labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions or the row shape
     ce_weight: float = 1.0,
@@ -196,11 +198,11 @@ def kd_loss(
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
         teacher: logits, same shape and device, any of those dtypes. Its gradient is computed where it
             requires one.
-        target: int64 labels in row shape (the shape of the logits without `dim`), in [0, C) or
-            `ignore_index`. Another label is a ValueError on the CPU; on CUDA, where asking would stall, it
-            makes its row NaN.
-        temperature: T of the divergence, finite and > 0, or a float tensor in row shape, which is a constant.
-            4 is the usual choice on CIFAR (Tian, Krishnan, Isola 2020).
+        target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
+            be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
+            CUDA, where asking would stall, it makes its row NaN.
+        temperature: T of the divergence, finite and > 0; a number, a tensor of one number, or a float tensor in row
+            shape. A tensor is a constant. 4 is the usual choice on CIFAR (Tian, Krishnan, Isola 2020).
         ce_weight, kl_weight: finite and >= 0. A term of weight 0 adds exactly 0, even where it is infinite.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, in [0, 1].
         target_eps: added to every probability of the teacher, >= 0, without renormalising.

@@ -17,6 +17,6 @@ class LogitRank(Loss):
     def forward(
         self,
         logits: Tensor,  # [..., C]
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
     ) -> Tensor:
         return functional.logit_rank(logits, target, **self.options())

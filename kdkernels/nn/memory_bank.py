@@ -25,7 +25,7 @@ class MemoryBankNCE(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 0.07,
+        temperature: float | Tensor = 0.07,
         eps: float = 1e-7,
         reduction: str = "batchmean",
         return_parts: bool = False,
@@ -39,7 +39,7 @@ class MemoryBankNCE(Loss):
         self,
         embedding: Tensor,  # [B, d]
         bank: Tensor,  # [n, d]
-        index: Tensor,  # [B, K+1], int64
+        index: Tensor,  # [B, K+1], integers
         *,
         normalizer: float | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -124,8 +124,8 @@ class CRDLoss(nn.Module):
         self,
         student: Tensor,  # [B, student_dim] features
         teacher: Tensor,  # [B, teacher_dim] features
-        index: Tensor,  # [B], int64 in [0, n_data): which training images
-        contrast_index: Tensor | None = None,  # [B, negatives+1], int64, column 0 the positive; None: drawn
+        index: Tensor,  # [B], integers in [0, n_data): which training images
+        contrast_index: Tensor | None = None,  # [B, negatives+1], integers, column 0 the positive; None: drawn
         *,
         return_parts: bool = False,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

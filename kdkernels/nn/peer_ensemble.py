@@ -23,7 +23,7 @@ class OKDDipLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 3.0,
+        temperature: float | Tensor = 3.0,
         kl_weight: float = 1.0,
         target_eps: float = 1e-7,
         mix: str = "logits",
@@ -45,7 +45,7 @@ class OKDDipLoss(Loss):
         leader_logits: Tensor | None,  # [B, C]
         query: Tensor,  # [B, P, d]
         key: Tensor,  # [B, P, d]
-        target: Tensor,  # [B], int64
+        target: Tensor,  # [B], integers
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.okddip_loss(peer_logits, leader_logits, query, key, target, **self.options())
 
@@ -56,7 +56,7 @@ class GatedEnsembleLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 3.0,
+        temperature: float | Tensor = 3.0,
         kl_weight: float = 1.0,
         target_eps: float = 1e-7,
         return_parts: bool = False,
@@ -69,7 +69,7 @@ class GatedEnsembleLoss(Loss):
         self,
         gate: Tensor,  # [B, P]
         branch_logits: Tensor | Sequence[Tensor],  # [B, P, C], or P of [B, C]
-        target: Tensor,  # [B], int64
+        target: Tensor,  # [B], integers
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.gated_ensemble_loss(gate, branch_logits, target, **self.options())
 
@@ -80,7 +80,7 @@ class LeaveOneOutLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 3.0,
+        temperature: float | Tensor = 3.0,
         kl_weight: float = 1.0,
         pairwise: bool = False,
         target_eps: float = 1e-7,
@@ -97,7 +97,7 @@ class LeaveOneOutLoss(Loss):
     def forward(
         self,
         peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], or P of [B, C]
-        target: Tensor,  # [B], int64
+        target: Tensor,  # [B], integers
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.leave_one_out_loss(peer_logits, target, **self.options())
 
@@ -105,7 +105,7 @@ class LeaveOneOutLoss(Loss):
 class PeerAttention(Loss):
     """`kdkernels.peer_attention` with its options held."""
 
-    def __init__(self, *, mix: str = "logits", temperature: float = 1.0, return_attention: bool = False):
+    def __init__(self, *, mix: str = "logits", temperature: float | Tensor = 1.0, return_attention: bool = False):
         super().__init__(mix=mix, temperature=temperature, return_attention=return_attention)
 
     def forward(
@@ -120,7 +120,7 @@ class PeerAttention(Loss):
 class MeanProbabilities(Loss):
     """`kdkernels.mean_probabilities` with its option held."""
 
-    def __init__(self, *, temperature: float = 1.0):
+    def __init__(self, *, temperature: float | Tensor = 1.0):
         super().__init__(temperature=temperature)
 
     def forward(

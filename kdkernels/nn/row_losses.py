@@ -20,7 +20,7 @@ class SoftenedKL(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         divergence: str = "forward",
         beta: float = 0.5,
         teacher_kind: str = "logits",
@@ -57,7 +57,7 @@ class SoftCrossEntropy(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         teacher_kind: str = "logits",
         target_eps: float = 0.0,
         scale_by_t2: bool = True,
@@ -92,7 +92,7 @@ class KDLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 4.0,
+        temperature: float | Tensor = 4.0,
         ce_weight: float = 1.0,
         kl_weight: float = 1.0,
         label_smoothing: float = 0.0,
@@ -118,7 +118,7 @@ class KDLoss(Loss):
         self,
         student: Tensor,  # [..., C] logits
         teacher: Tensor,  # the same shape
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
@@ -135,8 +135,8 @@ class VirtualTeacherLoss(Loss):
         self,
         *,
         correct_prob: float = 0.99,
-        temperature: float = 20.0,
-        student_temperature: float = 1.0,
+        temperature: float | Tensor = 20.0,
+        student_temperature: float | Tensor = 1.0,
         ce_weight: float = 1.0,
         kl_weight: float = 1.0,
         ignore_index: int = -100,
@@ -159,7 +159,7 @@ class VirtualTeacherLoss(Loss):
     def forward(
         self,
         student: Tensor,  # [..., C] logits
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.virtual_teacher_loss(student, target, **self.options())
 
@@ -187,7 +187,7 @@ class LabelSmoothingLoss(Loss):
     def forward(
         self,
         student: Tensor,  # [..., C] logits
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
     ) -> Tensor:
         return functional.label_smoothing_loss(student, target, **self.options())
 
@@ -216,7 +216,7 @@ class CWTMLoss(Loss):
     def forward(
         self,
         student: Tensor,  # [..., C] logits
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
         teacher: Tensor | None = None,  # the shape of student
         *,
         confidence: Tensor | None = None,  # row shape, float
@@ -230,7 +230,7 @@ class DKPPLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         reduction: str = "batchmean",
         dim: int = -1,
     ):
@@ -241,7 +241,7 @@ class DKPPLoss(Loss):
         student: Tensor,  # [..., C] logits
         teacher: Tensor,  # the same shape
         *,
-        permutation: Tensor | None = None,  # the same shape, int64
+        permutation: Tensor | None = None,  # the same shape, integers
         generator: torch.Generator | None = None,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
@@ -263,7 +263,7 @@ class DynamicTemperatureKL(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 4.0,
+        temperature: float | Tensor = 4.0,
         beta: float = 1.0,
         gamma: float = 1.0,
         mode: str = "flsw",
@@ -301,7 +301,7 @@ class DynamicTemperatureKL(Loss):
         self,
         student: Tensor,  # [..., C] logits
         teacher: Tensor,  # the same shape
-        target: Tensor,  # row shape, int64
+        target: Tensor,  # row shape, integers
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float

@@ -20,7 +20,7 @@ class SimilarityKL(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         normalize: bool = True,
         scale_by_t2: bool = True,
         reduction: str = "batchmean",
@@ -60,7 +60,7 @@ class SimilarityRank(Loss):
         self,
         query: Tensor,  # [Q, D]
         key: Tensor,  # [K, D]
-        positive: Tensor,  # [Q], int64
+        positive: Tensor,  # [Q], integers
     ) -> Tensor:
         return functional.similarity_rank(query, key, positive, **self.options())
 
@@ -73,7 +73,7 @@ class SelectTrustedRows(Loss):
 
     def forward(
         self,
-        rank: Tensor,  # [Q], int64
+        rank: Tensor,  # [Q], integers
     ) -> Tensor:
         return functional.select_trusted_rows(rank, **self.options())
 
@@ -102,7 +102,7 @@ class InfoNCE(Loss):
         self,
         query: Tensor,  # [Q, D]
         key: Tensor,  # [K, D]
-        positive: Tensor | None = None,  # [Q], int64
+        positive: Tensor | None = None,  # [Q], integers
         *,
         logit_bias: Tensor | None = None,  # broadcastable to [Q, K], float
         mask: Tensor | None = None,  # [Q], bool
@@ -118,7 +118,7 @@ class SupervisedContrastive(Loss):
     def __init__(
         self,
         *,
-        temperature: float = 0.07,
+        temperature: float | Tensor = 0.07,
         normalize: bool = True,
         reduction: str = "batchmean",
         group: torch.distributed.ProcessGroup | None = None,
@@ -128,7 +128,7 @@ class SupervisedContrastive(Loss):
     def forward(
         self,
         features: Tensor,  # [N, D]
-        labels: Tensor,  # [N], int64
+        labels: Tensor,  # [N], integers
         *,
         mask: Tensor | None = None,  # [N], bool
     ) -> Tensor:
