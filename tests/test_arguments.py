@@ -35,8 +35,6 @@ def tensors(kind):
 
 
 TEMPERATURES = [(f, name) for f, name in of_kind(float) if name.endswith("temperature")]
-# Their twins switch autocast off, of which there is none on meta.
-WITH_PRODUCTS = ("gated_ensemble_loss", "okddip_loss", "peer_attention")
 LABELS = [(f, name) for f, name in tensors(lambda value: value.dtype is torch.int64) if name == "target"]
 
 
@@ -194,7 +192,7 @@ def test_temperature_that_is_not_looked_at(backend, unread, function, name):
         assert call(function, **{name: torch.tensor(-1.0)})[0].isnan().all()
 
 
-@pytest.mark.parametrize("function, name", [each for each in TEMPERATURES if each[0] not in WITH_PRODUCTS], ids=str)
+@pytest.mark.parametrize("function, name", TEMPERATURES, ids=str)
 def test_temperature_of_a_device(function, name):
     """On meta, where looking at a number is an error."""
     on_meta = {key: value.to("meta") for key, value in GOOD[function].items() if torch.is_tensor(value)}
@@ -220,7 +218,7 @@ def test_temperature_that_requires_grad(backend, function, name):
 # One function of each way in which a tensor temperature reaches its loss.
 @pytest.mark.parametrize(
     "function",
-    ["kd_loss", "dkpp_loss", "dynamic_temperature_kl", "leave_one_out_loss", "memory_bank_nce", "similarity_kl"],
+    ["kd_loss", "dkpp_loss", "dynamic_temperature_kl", "gated_ensemble_loss", "memory_bank_nce", "similarity_kl"],
 )
 def test_graphs(function):
     given = {"temperature": torch.tensor(2.0)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,10 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return _Product.apply(left, right)
 
 
-def exact(tensor: Tensor) -> torch.autocast:
-    """No autocast on the device of this tensor."""
-    return torch.autocast(tensor.device.type, enabled=False)
+def exact(tensor: Tensor) -> AbstractContextManager:
+    """No autocast on the device of this tensor; there is none on meta to begin with."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def savable(tensor: Tensor) -> Tensor:
