@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import kernel_resources
 import pybind11
 import pytest
 
@@ -69,9 +70,11 @@ def build(variant):
 def module():
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no C++ compiler: {COMPILER}")
-    spec = importlib.util.spec_from_file_location("kd_emulated", build(VARIANT))
+    path = build(VARIANT)
+    spec = importlib.util.spec_from_file_location("kd_emulated", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
+    loaded.set_kernel_resources(kernel_resources.in_module(path))
     return loaded
 
 

@@ -1,20 +1,18 @@
 """The compiled CUDA kernels as cuobjdump of the triton package sees them: registers, stacks, 16-byte accesses, tensor cores.
 Needs no GPU."""
 
-import importlib.util
 import re
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
+import kernel_resources
 import pytest
+from kernel_resources import CUOBJDUMP, readable, run
 
 import kdkernels as kd
 
 LIBRARY = Path(kd.__file__).with_name("_cuda.abi3.so")
-TRITON = importlib.util.find_spec("triton")
-CUOBJDUMP = Path(TRITON.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump" if TRITON else Path("none")
 
 pytestmark = pytest.mark.skipif(
     not (LIBRARY.exists() and CUOBJDUMP.exists() and shutil.which("c++filt")),
@@ -47,27 +45,13 @@ ONCE = re.compile(r"(finish|inverse_norms|scale_gradients)_kernel<float>")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\S+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
 
-def run(*command) -> str:
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
-
-
-def readable(mangled: list[str]) -> list[str]:
-    """`sweep_kernel<TF32Tiles, true>`: the name without namespaces, result and arguments."""
-    names = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True).stdout
-    names = re.sub(r"kd::(\(anonymous namespace\)::)?", "", names).splitlines()
-    return [re.sub(r"\((PeerMix|PeerWeights)\)", "", name).removeprefix("void ").partition("(")[0] for name in names]
-
-
 @pytest.fixture(scope="session")
 def cubins(tmp_path_factory) -> list[tuple[str, Path, dict[str, str]]]:
     """(architecture, file, {mangled name: resources}) of each source file and architecture in the library."""
-    folder = tmp_path_factory.mktemp("cubins")
-    subprocess.run([CUOBJDUMP, "-xelf", "all", LIBRARY], cwd=folder, capture_output=True, check=True)
-    found = []
-    for cubin in sorted(folder.glob("*.cubin")):
-        resources = re.findall(r"Function (\S+):\n\s*(.+)", run(CUOBJDUMP, "--dump-resource-usage", cubin))
-        found.append((cubin.suffixes[-2].lstrip("."), cubin, dict(resources)))
-    return found
+    return [
+        (architecture, cubin, dict(re.findall(r"Function (\S+):\n\s*(.+)", run(CUOBJDUMP, "--dump-resource-usage", cubin))))
+        for architecture, cubin in kernel_resources.extract_cubins(LIBRARY, tmp_path_factory.mktemp("cubins"))
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +118,20 @@ def test_registers_let_the_planned_blocks_on_a_multiprocessor(cubins, kind):
     for architecture in judged:
         found = {name: n for name, n in resources_of(cubins, architecture, "REG").items() if kind.match(name)}
         assert found and {name: n for name, n in found.items() if n > REGISTERS[kind]} == {}
+
+
+def test_the_emulated_gpu_knows_what_kernels_take(cubins):
+    """If the numbers differ: python tests/kernel_resources.py"""
+    found = {}
+    for architecture, cubin, _ in cubins:
+        if architecture == kernel_resources.ARCHITECTURE:
+            found |= kernel_resources.kernels_of(cubin)
+    if not found:
+        pytest.skip(f"the library has nothing for {kernel_resources.ARCHITECTURE}")
+    found, kept = kernel_resources.by_template(found), kernel_resources.kept()
+    exact = {name: (threads, static_shared) for name, (threads, _, static_shared) in found.items()}
+    assert exact == {name: (threads, static_shared) for name, (threads, _, static_shared) in kept.items()}
+    assert {name: registers for name, (_, registers, _) in found.items() if registers > kept[name][1]} == {}
 
 
 @pytest.mark.parametrize("kind, least", [(ROWS, 6), (BANKS, 4), (TILES, 8), (PEERS, 7), (ONCE, 3)])

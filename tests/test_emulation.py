@@ -4,6 +4,7 @@ a correct twin, which passes under every order of threads."""
 import functools
 
 import emulated
+import kernel_resources
 import numpy as np
 import pytest
 
@@ -72,6 +73,36 @@ def test_bug_is_an_error(name, message):
     np.testing.assert_array_equal(run(name, False, seed=0), TRUTH[name])  # the engine is fit for the next launch
 
 
+REFUSED = {
+    "no_opt_in": "small needs 256 bytes of static and 49152 of dynamic shared memory, a block has 49152 without the opt-in",
+    "shared_of_the_device": r"small needs 256 bytes of static and 232193 of dynamic shared memory, a block has 232448$",
+    "shared_of_a_smaller_device": r"small needs 256 bytes of static and 101376 of dynamic shared memory, a block has 101376$",
+    "threads_of_a_block": "a block has 1 to 1024 threads, got 1056",
+    "threads_of_the_bound": "small is compiled for blocks of 128 threads at most, got 160",
+    "registers": "large takes 96 registers per thread: 672 threads need more than a block may have",
+    "blocks": "a grid has 1 to 2147483647 blocks, got 2147483648",
+    "large_cluster": "a cluster has 1 to 8 blocks, got 16",
+    "part_of_a_cluster": "a grid has whole clusters, got 12 blocks in clusters of 8",
+    "clusters_of_an_older_device": "a GPU of compute capability 8.9 has no clusters",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_launches_that_a_gpu_refuses_are_refused(name):
+    module = emulated.module()
+    before = module.launch_count()
+    with pytest.raises(RuntimeError, match=REFUSED[name]):
+        module.planted_launch(name, True, VALUES)
+    assert (module.launch_count(), module.last_error()) == (before, 0)
+    np.testing.assert_array_equal(module.planted_launch(name, False, VALUES), VALUES)
+
+
+def test_a_refused_launch_leaves_no_error_behind():
+    with pytest.raises(RuntimeError, match="another library found: a grid has"):
+        emulated.module().planted_error(True)
+    emulated.module().planted_error(False)
+
+
 SANITIZED = """
 import sys
 sys.path.insert(0, "tests")
@@ -91,6 +122,12 @@ def test_sanitizer_reports_the_line(name):
     assert process.returncode != 0
     assert "AddressSanitizer: use-after-poison" in process.stderr and "WRITE of size 4" in process.stderr
     assert f"in {name}<true>" in process.stderr and "planted.cpp:" in process.stderr
+
+
+def test_the_emulated_gpu_knows_every_kernel_of_the_table():
+    """The names of both agree. If they do not: python tests/kernel_resources.py"""
+    known = {name.partition("<")[0] for _, name, *_ in kernel_resources.in_module(emulated.build(emulated.VARIANT))}
+    assert known == set(kernel_resources.kept())
 
 
 def test_orders_are_repeatable():

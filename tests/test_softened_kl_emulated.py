@@ -81,6 +81,23 @@ def test_every_form_is_chosen(classes, dtype, sm, form, cluster, divergence):
     check(student, teacher, options, ours)
 
 
+@pytest.mark.parametrize(
+    "classes, dtype, sm",
+    [
+        (21841, "float32", 90),
+        (21841, "bfloat16", 90),
+        (12288, "float16", 80),
+        *((classes, "bfloat16", 90) for classes in (12288, 24576, 49152, 98304)),
+    ],
+)
+def test_rows_of_48_KiB_start(classes, dtype, sm):
+    """A block's share of the row is exactly 48 KiB: with the static shared memory of the kernel it needs the opt-in."""
+    student, teacher = plain_problem(classes, rows=1, dtype=dtype)
+    ours = solve(student, teacher, {}, (1, {"sm": sm}))
+    assert ours["form"] == "staged" and ours["shared_bytes"] == 48 * 1024
+    check(student, teacher, {}, ours)
+
+
 @pytest.mark.parametrize("cluster", [1, 4])
 @pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
 def test_every_order_of_threads_gives_the_same_bits(form, cluster):

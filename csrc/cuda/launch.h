@@ -48,14 +48,17 @@ constexpr int most_cluster_blocks = 8;
 // Rows that are so few that every block counts those of the batch by itself, rather than wait for a launch that does.
 constexpr int64_t few_rows = 4096;
 
-// Dynamic shared memory a block may ask for, less 1 KiB the system keeps and 1 KiB for the reductions.
-constexpr size_t shared_limit(int sm) {
-  if (sm >= 120) return 97 * 1024;
-  if (sm >= 90) return 225 * 1024;
-  if (sm == 86 || sm == 89) return 97 * 1024;
-  if (sm >= 80) return 161 * 1024;
-  return 62 * 1024;
+// Static plus dynamic shared memory of a block, after the opt-in.
+constexpr size_t block_shared(int sm) {
+  if (sm >= 120) return 99 * 1024;
+  if (sm >= 90) return 227 * 1024;
+  if (sm == 86 || sm == 89) return 99 * 1024;
+  if (sm >= 80) return 163 * 1024;
+  return 64 * 1024;
 }
+
+// Dynamic shared memory that plans use at most: 2 KiB are left for the static shared memory of the kernels.
+constexpr size_t shared_limit(int sm) { return block_shared(sm) - 2 * 1024; }
 
 constexpr int next_power_of_two(int64_t n) {
   int power = 1;

@@ -44,10 +44,6 @@ enum class Fragment : int { half, bfloat16, tf32 };
 
 #include <cuda_runtime.h>
 
-#include <climits>
-#include <stdexcept>
-#include <string>
-
 #define KD_KERNEL __global__
 #define KD_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads of a block, blocks of a multiprocessor
 #define KD_SHARED(T, name, count) __shared__ T name[count]
@@ -187,43 +183,7 @@ KD_DEVICE void multiply_fragments(float (&sum)[rows][columns][4], const uint32_t
 #endif
 }
 
-inline void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("kdkernels: ") + what + ": " + cudaGetErrorString(status));
-}
-
-// Starts `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory, in clusters of `cluster`
-// blocks; no block: nothing happens.
-template <class... P, class... A>
-void launch_clusters(void (*kernel)(P...), int64_t blocks, int cluster, int threads, size_t shared_bytes, void* stream,
-                     A... arguments) {
-  static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
-  if (blocks == 0) return;
-  if (blocks < 0 || blocks > INT_MAX) {
-    throw std::runtime_error("kdkernels: a CUDA grid has at most 2147483647 blocks, got " + std::to_string(blocks));
-  }
-  if (shared_bytes > 48 * 1024) {  // beyond this a kernel has to ask first
-    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    check(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(shared_bytes)), "dynamic shared memory");
-  }
-  cudaLaunchAttribute shape{};
-  shape.id = cudaLaunchAttributeClusterDimension;
-  shape.val.clusterDim.x = static_cast<unsigned>(cluster);
-  shape.val.clusterDim.y = shape.val.clusterDim.z = 1;
-  cudaLaunchConfig_t how{};
-  how.gridDim = static_cast<unsigned>(blocks);
-  how.blockDim = static_cast<unsigned>(threads);
-  how.dynamicSmemBytes = shared_bytes;
-  how.stream = static_cast<cudaStream_t>(stream);
-  how.attrs = &shape;
-  how.numAttrs = cluster > 1 ? 1 : 0;  // older GPUs know no clusters
-  check(cudaLaunchKernelEx(&how, kernel, static_cast<P>(arguments)...), "kernel launch");
-}
-
-template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
-  launch_clusters(kernel, blocks, 1, threads, shared_bytes, stream, arguments...);
-}
-
 }  // namespace kd::simt
 #endif
+
+#include "cuda/grid.h"

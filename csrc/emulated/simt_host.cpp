@@ -29,10 +29,7 @@ namespace {
 using emulated::Guarded;
 
 constexpr size_t stack_bytes = 256 * 1024;  // reserved, not touched: sanitizer reports are printed on these stacks
-constexpr int max_threads = 1024;
-constexpr int max_cluster = 8;
 constexpr size_t max_static_shared = 48 * 1024;
-constexpr size_t max_dynamic_shared = 227 * 1024;  // the largest of any architecture
 
 enum class Doing { running, returned, starting, sync_cluster, sync_threads, sync_warp, shuffle, vote };
 
@@ -125,6 +122,7 @@ struct Engine {
   const std::function<void()>* kernel = nullptr;  // null: no launch in progress
   std::deque<Thread> pool;                        // those of the cluster, block by block
   int threads = 0;                                // of a block
+  size_t allowed_shared = 0;                      // of a block, static and dynamic
   std::deque<Block> cluster;
   std::vector<int> warp_order;  // of the cluster
   Meeting cluster_barrier;
@@ -329,6 +327,10 @@ Guarded& static_shared_of(Block& block, const void* key, size_t bytes) {
   if (total > max_static_shared) {
     refuse("a block has 48 KiB of static shared memory, asked for " + std::to_string(total));
   }
+  if (const size_t all = total + block.dynamic_shared->bytes(); all > engine.allowed_shared) {
+    refuse("a block of this launch has " + std::to_string(engine.allowed_shared) +
+           " bytes of static and dynamic shared memory, needs " + std::to_string(all));
+  }
   return block.static_shared.emplace_back(StaticShared{key, Guarded(bytes)}).memory;
 }
 
@@ -420,25 +422,16 @@ void check_aligned16(const void* address, const char* access, Place place) {
          ", thread " + std::to_string(thread_index()));
 }
 
-void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, int threads, size_t shared_bytes) {
-  if (blocks == 0) return;
+void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, int threads, size_t shared_bytes,
+              size_t allowed_shared) {
   if (engine.kernel) refuse("a kernel cannot launch a kernel");
-  if (blocks < 0 || blocks > INT32_MAX) refuse("a grid has 1 to 2147483647 blocks, got " + std::to_string(blocks));
-  if (cluster < 1 || cluster > max_cluster || blocks % cluster != 0) {
-    refuse("a grid has whole clusters of 1 to 8 blocks, got " + std::to_string(blocks) + " blocks in clusters of " +
-           std::to_string(cluster));
-  }
-  if (threads <= 0 || threads > max_threads || threads % warp_threads != 0) {
-    refuse("a block has 32, 64, ... 1024 threads, got " + std::to_string(threads));
-  }
-  if (shared_bytes > max_dynamic_shared) {
-    refuse("a block has at most 227 KiB of dynamic shared memory, asked for " + std::to_string(shared_bytes));
-  }
+  if (threads % warp_threads != 0) refuse("a block of these kernels has whole warps, got " + std::to_string(threads) + " threads");
   ++engine.launches;
 
   LaunchEnd end;
   engine.kernel = &kernel;
   engine.threads = threads;
+  engine.allowed_shared = allowed_shared;
   engine.warp_order.resize(cluster * threads / warp_threads);
   std::iota(engine.warp_order.rbegin(), engine.warp_order.rend(), 0);
   for (int rank = 0; rank < cluster; ++rank) {

@@ -9,6 +9,7 @@
 // - misaligned 16-byte accesses throw, as they would fault on a GPU;
 // - what copy16 copies arrives when its thread waits for it, and not before;
 // - reading the shared memory of a block that has ended throws;
+// - a launch that a GPU would refuse is refused (runtime_host.h);
 // - the fibers are announced to AddressSanitizer, so that its checks hold inside kernels.
 //
 // Test-only and single-threaded: one launch at a time in a process. The engine is simt_host.cpp.
@@ -17,6 +18,8 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+
+#include "emulated/runtime_host.h"
 
 #define KD_KERNEL
 #define KD_LAUNCH_BOUNDS(...)
@@ -168,19 +171,9 @@ inline float fast_exp2(float x) {
   return power < 0x1p-126f ? 0.0f : power;
 }
 
-void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, int threads, size_t shared_bytes);
-
-template <class... P, class... A>
-void launch_clusters(void (*kernel)(P...), int64_t blocks, int cluster, int threads, size_t shared_bytes,
-                     void* /*stream*/, A... arguments) {
-  static_assert(sizeof...(P) == sizeof...(A), "one argument per kernel parameter");
-  run_grid([&] { kernel(static_cast<P>(arguments)...); }, blocks, cluster, threads, shared_bytes);
-}
-
-template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream, A... arguments) {
-  launch_clusters(kernel, blocks, 1, threads, shared_bytes, stream, arguments...);
-}
+// Runs a grid whose blocks may have `allowed_shared` bytes of static plus dynamic shared memory.
+void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, int threads, size_t shared_bytes,
+              size_t allowed_shared);
 
 // Orders of threads and blocks that follow from `seed`; 0: ascending.
 void set_seed(uint64_t seed);
@@ -189,3 +182,13 @@ void set_seed(uint64_t seed);
 int64_t launch_count();
 
 }  // namespace kd::simt
+
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* how, void (*kernel)(P...), A... arguments) {
+  const auto address = reinterpret_cast<const void*>(kernel);
+  if (const cudaError_t error = kd::emulated::check_launch(*how, address)) return error;
+  const int cluster = how->numAttrs > 0 ? static_cast<int>(how->attrs[0].val.clusterDim.x) : 1;
+  kd::simt::run_grid([&] { kernel(static_cast<P>(arguments)...); }, how->gridDim, cluster, static_cast<int>(how->blockDim),
+                     how->dynamicSmemBytes, kd::emulated::allowed_shared(address));
+  return cudaSuccess;
+}
