@@ -6,52 +6,80 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+
 
 def gather(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[rows, ...] of each process -> [processes * rows, ...] on every process.
 
     The gradient of a process's rows is the sum over what each process does with its copy of them. All processes
-    must call, and go backward, alike. Raises ValueError on each of them if their tensors differ in shape.
+    must call, and go backward, alike. Raises on each of them if their tensors differ in shape (ValueError), in dtype
+    (TypeError), or in whether a gradient is asked for (ValueError).
     """
     _same_everywhere(function, name, tensor, group)
     return _Gather.apply(tensor, group) if tensor.numel() else tensor
 
 
 def _same_everywhere(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """A collective of tensors that differ in size would hang or spoil memory. Waits for the device."""
-    sizes = torch.tensor([tensor.shape], dtype=torch.int64, device=tensor.device)
-    found = [torch.empty_like(sizes) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, sizes, group=group)
-    shapes = torch.cat(found).tolist()
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"{function}: {name} must have one shape on all processes of the group, got {shapes}")
+    """A collective of tensors that differ would hang, spoil memory or take the bits of one dtype for another's. Waits
+    for the device."""
+    learns = torch.is_grad_enabled() and tensor.requires_grad
+    own = torch.tensor([[_DTYPES.index(tensor.dtype), learns, *tensor.shape]], dtype=torch.int64, device=tensor.device)
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, own, group=group)
+    dtypes, learning, *sizes = zip(*torch.cat(found).tolist())
+    rule = f"{function}: {name} must have one"
+    if any(set(size) != {size[0]} for size in sizes):
+        raise ValueError(f"{rule} shape on all processes of the group, got {[list(shape) for shape in zip(*sizes)]}")
+    if len(set(dtypes)) > 1:
+        names = ", ".join(str(_DTYPES[at]).removeprefix("torch.") for at in dtypes)
+        raise TypeError(f"{rule} dtype on all processes of the group, got {names}; convert it before the loss")
+    if len(set(learning)) > 1:
+        raise ValueError(
+            f"{function}: {name} must require grad on all processes of the group or on none, "
+            f"got {[bool(each) for each in learning]}"
+        )
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, group):
-        ctx.group = group
+    def forward(tensor, group):
         count = dist.get_world_size(group)
         gathered = tensor.new_empty(count * tensor.shape[0], *tensor.shape[1:])
         dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
         return gathered
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.group = inputs
+
+    @staticmethod
     def backward(ctx, gradient):
         return _ScatteredSum.apply(gradient, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return _Gather.apply(tangent, ctx.group)
 
 
 class _ScatteredSum(torch.autograd.Function):
     """The own rows of the sum over all processes."""
 
     @staticmethod
-    def forward(ctx, tensor, group):
-        ctx.group = group
+    def forward(tensor, group):
         count = dist.get_world_size(group)
         own = tensor.new_empty(tensor.shape[0] // count, *tensor.shape[1:])
         dist.reduce_scatter_tensor(own, tensor.contiguous(), group=group)
         return own
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.group = inputs
+
+    @staticmethod
     def backward(ctx, gradient):
         return _Gather.apply(gradient, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return _ScatteredSum.apply(tangent, ctx.group)

@@ -50,6 +50,9 @@ def results(rows, group=None):
                 if name == "symmetric":
                     penalty = sum(gradient.square().sum() for gradient in first[:2])
                     found[backend, "second"] = (penalty.detach(), *torch.autograd.grad(penalty, inputs))
+                    directions = [draw(2 * ROWS, WIDTH, seed=seed)[rows] for seed in (7, 8)]
+                    primals, moves = (tuple(x.detach() for x in each) for each in (inputs, (*directions, torch.ones(()))))
+                    found[backend, "forward"] = torch.func.jvp(function, primals, moves)
     return found
 
 
@@ -59,18 +62,25 @@ def worker(rank, folder):
     rows, world = slice(rank * ROWS, (rank + 1) * ROWS), dist.group.WORLD
     found = results(rows, world)
     messages = []
+    query, longer = draw(3, WIDTH), draw(3 + rank, WIDTH)
+    other_dtype, learned_by_one = query.to((torch.float32, torch.float64)[rank]), query.clone().requires_grad_(rank == 0)
     for loss in (
-        lambda q: kd.info_nce(q, q, group=world),
-        lambda q: kd.supervised_contrastive(q, LABELS[: len(q)], group=world),
+        lambda: kd.info_nce(longer, longer, group=world),
+        lambda: kd.supervised_contrastive(longer, LABELS[: len(longer)], group=world),
+        lambda: kd.info_nce(query, query, logit_bias=torch.zeros(()), symmetric=True, group=world),
+        lambda: kd.info_nce(other_dtype, other_dtype, group=world),
+        lambda: kd.supervised_contrastive(learned_by_one, LABELS[:3], group=world),
     ):
         try:
-            loss(draw(3 + rank, WIDTH))
-        except ValueError as error:
-            messages.append(str(error))
-    try:
-        kd.info_nce(draw(3, WIDTH), draw(3, WIDTH), logit_bias=torch.zeros(()), symmetric=True, group=world)
-    except ValueError as error:
-        messages.append(str(error))
+            loss()
+        except (ValueError, TypeError) as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    for backend in ("cpu", "reference"):  # a number is exchanged whatever the dtypes
+        with kd.backend(backend):
+            index = torch.tensor([[0, 1 + rank]] * 3)
+            _, parts = kd.memory_bank_nce(other_dtype, query, index, temperature=5.0, return_parts=True, group=world)
+            alone = kd.memory_bank_nce(other_dtype, query, index, temperature=5.0, return_parts=True)[1]
+            found[backend, "normalizer"] = parts["normalizer"], alone["normalizer"]
     torch.save((found, messages), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -79,7 +89,16 @@ def worker(rank, folder):
 def test_two_processes_are_one(tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     (one, messages), (other, same_messages) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for case, whole in results(slice(None)).items():
+    for backend in ("cpu", "reference"):
+        (ours, first), (theirs, second) = (found.pop((backend, "normalizer")) for found in (one, other))
+        assert (ours.dtype, theirs.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(theirs, (first.double() + second) / 2)
+        torch.testing.assert_close(ours, theirs.float())
+    wholes = results(slice(None))
+    for backend in ("cpu", "reference"):
+        whole, *halves = (found.pop((backend, "forward")) for found in (wholes, one, other))
+        torch.testing.assert_close([sum(each) / 2 for each in zip(*halves)], [*whole])
+    for case, whole in wholes.items():
         loss, by_query, by_key, by_temperature = whole
         halves = list(zip(one[case], other[case]))
         # What DDP does with gradients: their mean. Each row is one process's alone. The penalty is made of gradients
@@ -96,5 +115,11 @@ def test_two_processes_are_one(tmp_path):
 
     assert messages == same_messages
     rule = "must have one shape on all processes of the group, got [[3, 5], [4, 5]]"
-    assert messages[:2] == [f"info_nce: key {rule}", f"supervised_contrastive: features {rule}"]
-    assert re.fullmatch("info_nce: logit_bias with symmetric and group is not supported.*", messages[2])
+    assert messages[:2] == [f"ValueError: info_nce: key {rule}", f"ValueError: supervised_contrastive: features {rule}"]
+    assert re.fullmatch("ValueError: info_nce: logit_bias with symmetric and group is not supported.*", messages[2])
+    assert messages[3:] == [
+        "TypeError: info_nce: key must have one dtype on all processes of the group, got float32, float64; "
+        "convert it before the loss",
+        "ValueError: supervised_contrastive: features must require grad on all processes of the group or on none, "
+        "got [True, False]",
+    ]

@@ -65,7 +65,7 @@ def agreed_normalizer(
 ) -> Tensor:
     """The known Z, else the mean of those found by the processes of the group."""
     if group is not None:
-        found = found.clone()
-        torch.distributed.all_reduce(found, group=group)
-        found = found / group.size()
+        total = found.to(torch.float64, copy=True)  # processes may compute in unlike dtypes
+        torch.distributed.all_reduce(total, group=group)
+        found = (total / group.size()).to(found.dtype)
     return found if known is None else torch.where(known.isnan(), found, known)
