@@ -166,9 +166,9 @@ def one_temperature(
         constant(function, name, value)
     known = value.detach().reshape(())  # of a Parameter too
     if readable(known):
-        number = positive(function, name, known.item())
+        one = positive(function, name, known.item())
         if not (learned and (value.requires_grad or forward_mode())):
-            return number
+            return one
     same_device(function, name, value, tensor, tensor_name)
     return value.reshape(()) if learned else torch.where(known > 0, known, nan)
 
