@@ -4,6 +4,7 @@ import doctest
 import inspect
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import draw, labels
@@ -148,6 +149,15 @@ def test_same_result(module, function):
     if "reduction" in options:
         loss.reduction = options["reduction"] = "none"  # a schedule may change an option
     torch.testing.assert_close(loss(**given), function(**given, **options))
+
+
+def test_numpy_scalars_in_a_graph():
+    loss = kd.nn.SoftenedKL(temperature=np.float32(2.0), scale_by_t2=np.bool_(False))
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    student, teacher = draw(4, 3), draw(4, 3, seed=1)
+    for loss.temperature in np.linspace(1, 2, 2):
+        expected = kd.softened_kl(student, teacher, temperature=float(loss.temperature), scale_by_t2=False)
+        assert compiled(student, teacher) == expected
 
 
 FAMILIES = ("softened_kl", "label_loss", "dkpp_loss", "dynamic_temperature_kl", "similarity", "info_nce")

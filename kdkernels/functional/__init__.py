@@ -1,6 +1,7 @@
 """The public functions: checks, then the compiled op of the tensors' device or the PyTorch reference.
 
-What they all take. Numbers: Python's and NumPy's scalars. Flags: bools alone. Labels and indices: any integer
+What they all take. Numbers: Python's and NumPy's scalars; for torch.compile the latter are arrays, so that inside a
+graph only the modules of `kdkernels.nn` take them, as attributes. Flags: bools alone. Labels and indices: any integer
 dtype, cast to int64 once; `ignore_index` is compared with their values (in uint8 it may be 255, and never -100).
 Tensors are dense: neither nested nor sparse nor quantized. Logits have at most 2^24 classes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 from torch import nn
 
 
@@ -15,6 +16,10 @@ class Loss(nn.Module):
         self._names = tuple(options)
         for name, value in options.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A schedule made with NumPy holds its scalars, which torch.compile takes for arrays.
+        super().__setattr__(name, value.item() if isinstance(value, numpy.generic) else value)
 
     def options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
