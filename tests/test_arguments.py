@@ -193,6 +193,14 @@ def test_temperature_that_is_not_looked_at(backend, unread, function, name):
 
 
 @pytest.mark.parametrize("function, name", TEMPERATURES, ids=str)
+def test_temperatures_that_vmap_maps(backend, function, name):
+    good, values = double(GOOD[function]), [0.5, 3.0]
+    ours = torch.vmap(lambda value: call(function, **{**good, name: value})[0])(torch.tensor(values))
+    expected = [call(function, **{**good, name: value})[0] for value in values]
+    torch.testing.assert_close(ours, torch.stack(expected), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("function, name", TEMPERATURES, ids=str)
 def test_temperature_of_a_device(function, name):
     """On meta, where looking at a number is an error."""
     on_meta = {key: value.to("meta") for key, value in GOOD[function].items() if torch.is_tensor(value)}
