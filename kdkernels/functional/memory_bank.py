@@ -109,7 +109,7 @@ def memory_bank_nce(
             found = ops.memory_bank.memory_bank_normalizer(embedding.detach(), bank, index, known, temperature)
             z = found if group is None else agreed_normalizer(found, known, group)
         else:
-            z = torch.full((), normalizer, dtype=dtype, device=embedding.device)
+            z = torch.zeros((), dtype=dtype, device=embedding.device) + normalizer
         loss, positive = ops.memory_bank.memory_bank_nce(
             embedding,
             bank,

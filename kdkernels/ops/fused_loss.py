@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 
 from .._backend import forward_mode
 from ..reference.modes import savable
+from .open_op import OpenOp
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default
 
@@ -48,7 +49,8 @@ class FusedLoss:
         first_gradient: int,  # in the output
     ):
         self.name = name
-        self.op = getattr(torch.ops.kdkernels, name).default
+        self.call = OpenOp(name)  # in graphs and transforms
+        self.op = self.call.op
         arguments = self.op._schema.arguments
         self.names = [argument.name for argument in arguments]
         self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
@@ -57,15 +59,14 @@ class FusedLoss:
         self.constants = (None,) * (len(arguments) - differentiable)
         self._reference = reference
 
-        qualified = f"kdkernels::{name}"
-        torch.library.register_fake(qualified)(self.shapes)
-        # For torch.compile and whoever calls the op itself.
-        torch.library.register_autograd(qualified, self._backward, setup_context=self.setup_context)
-        torch.library.register_vmap(qualified, self.vmap)
+        # Derivatives for torch.compile and whoever calls the op itself.
+        self.call.register(
+            fake=self.shapes, vmap=self.vmap, backward=self._backward, setup_context=self.setup_context
+        )
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
-            return self.without_gradients(self.op(*arguments))
+            return self.without_gradients(self.call(*arguments))
         if torch._C._are_functorch_transforms_active():
             return self.without_gradients(_Transformed.apply(self, *arguments))
         return self.eager(arguments, True in arguments[-self.differentiable :])
@@ -92,7 +93,7 @@ class FusedLoss:
         """The whole output, inside a transform or outside."""
         if torch._C._are_functorch_transforms_active():
             return _Transformed.apply(self, *arguments)
-        return self.op(*arguments)
+        return self.call(*arguments)
 
     # What a family says
 
@@ -256,7 +257,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(loss, *arguments):
-        return loss.op(*arguments)
+        return loss.call(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -294,11 +295,12 @@ class _Derivative(torch.autograd.Function):
     def backward(ctx, *second):
         upstream, *tensors = ctx.saved_tensors
         loss, count = ctx.loss, ctx.loss.differentiable
+        options = loss.call.read((*tensors, *ctx.options))[loss.tensors :]
         given = [at for at in range(count) if tensors[at] is not None]
 
         def value(*inputs):
             changed = dict(zip(given, inputs))
-            return loss.reference([changed.get(at, tensor) for at, tensor in enumerate(tensors)], ctx.options)
+            return loss.reference([changed.get(at, tensor) for at, tensor in enumerate(tensors)], options)
 
         def first(upstream, *inputs):
             gradients = torch.func.vjp(value, *inputs)[1](upstream)

@@ -11,6 +11,7 @@ from .._names import REDUCTIONS
 from ..reference.memory_bank import memory_bank_nce as _reference
 from ..reference.rows import arithmetic
 from .fused_loss import SCALE, FusedLoss, is_plain, mapped_problems
+from .open_op import OpenOp
 
 _NONE = REDUCTIONS["none"]
 _NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
@@ -65,15 +66,16 @@ class MemoryBankNCE(FusedLoss):
 
 
 memory_bank_nce = MemoryBankNCE()
-memory_bank_normalizer = torch.ops.kdkernels.memory_bank_normalizer.default
+memory_bank_normalizer = OpenOp("memory_bank_normalizer")
 
 
-@torch.library.register_fake("kdkernels::memory_bank_normalizer")
 def _normalizer_shape(embedding, bank, index, known, temperature):
     return embedding.new_empty((), dtype=arithmetic(embedding, bank))
 
 
-@torch.library.register_vmap("kdkernels::memory_bank_normalizer")
 def _normalizer_vmap(info, in_dims, *arguments):
     problems = mapped_problems(info, in_dims, arguments[:4])
     return torch.stack([memory_bank_normalizer(*problem, arguments[-1]) for problem in problems]), 0
+
+
+memory_bank_normalizer.register(fake=_normalizer_shape, vmap=_normalizer_vmap)

@@ -15,10 +15,11 @@ from .. import reference
 from ..reference.peer_ensemble import mixed_rows
 from ..reference.rows import arithmetic
 from .fused_loss import all_savable, any_from_inference, mapped_problems, refuse_tangent
+from .open_op import OpenOp
 from .peer_ensemble import NAME_OF_MIX
 
-_OP = torch.ops.kdkernels.peer_mixture.default
-_BACKWARD = torch.ops.kdkernels.peer_mixture_backward.default
+_OP = OpenOp("peer_mixture")
+_BACKWARD = OpenOp("peer_mixture_backward")
 
 
 def peer_mixture(
@@ -58,7 +59,7 @@ class _PeerMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         with torch._C._AutoDispatchBelowAutograd():
-            output = _OP(*inputs)
+            output = _OP.op(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
@@ -97,6 +98,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients, where they may be differentiated again."""
     places = [at for at, want in enumerate(wanted) if want]
+    options = _OP.read((*tensors, *options))[len(tensors) :]
 
     def outputs(*inputs):
         changed = dict(zip(places, inputs))
@@ -108,7 +110,6 @@ def _differentiable(
     return [found.get(at) for at in range(3)]
 
 
-@torch.library.register_fake("kdkernels::peer_mixture")
 def _shapes(peer_logits, query, key, temperature, mix):
     samples, peers, classes = peer_logits.shape
     if query is None:
@@ -118,7 +119,6 @@ def _shapes(peer_logits, query, key, temperature, mix):
     return peer_logits.new_empty(samples, rows, classes), peer_logits.new_empty(pairs, dtype=dtype)
 
 
-@torch.library.register_fake("kdkernels::peer_mixture_backward")
 def _backward_shapes(
     grad_mixture, grad_attention, peer_logits, query, key, attention, temperature, mix, grad_peers, grad_query, grad_key
 ):
@@ -126,13 +126,13 @@ def _backward_shapes(
     return tuple(tensor.new_empty(tensor.shape) if want else peer_logits.new_empty(0) for tensor, want in wanted)
 
 
-torch.library.register_autograd("kdkernels::peer_mixture", _backward, setup_context=_setup_context)
-
-
-@torch.library.register_vmap("kdkernels::peer_mixture")
 def _vmap(info, in_dims, *arguments):
     problems = mapped_problems(info, in_dims, arguments[:3])
     mixtures, attentions = zip(*[_OP(*problem, *arguments[3:]) for problem in problems])
     if arguments[1] is None:
         return (torch.stack(mixtures), attentions[0]), (0, None)
     return (torch.stack(mixtures), torch.stack(attentions)), (0, 0)
+
+
+_OP.register(fake=_shapes, vmap=_vmap, backward=_backward, setup_context=_setup_context)
+_BACKWARD.register(fake=_backward_shapes)

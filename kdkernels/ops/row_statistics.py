@@ -2,17 +2,17 @@
 
 import torch
 
-row_statistics = torch.ops.kdkernels.row_statistics.default
+from .open_op import OpenOp
+
+row_statistics = OpenOp("row_statistics")
 
 
-@torch.library.register_fake("kdkernels::row_statistics")
 def _shape(rows, teacher, target, statistic, gamma, adjust, ignore_index, dim):
     is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (rows, teacher))
     dtype = torch.float64 if is_double else torch.float32
     return rows.new_empty(rows.shape[:dim] + rows.shape[dim + 1 :], dtype=dtype)
 
 
-@torch.library.register_vmap("kdkernels::row_statistics")
 def _vmap(info, in_dims, *arguments):
     *tensors, statistic, gamma, adjust, ignore_index, dim = arguments
     tensors = [
@@ -24,3 +24,6 @@ def _vmap(info, in_dims, *arguments):
         for tensor, at in zip(tensors, in_dims)
     ]
     return row_statistics(*tensors, statistic, gamma, adjust, ignore_index, dim + 1), 0
+
+
+row_statistics.register(fake=_shape, vmap=_vmap)

@@ -79,9 +79,7 @@ def dynamic_temperature_kl(
 
 def constant_temperature(temperature: float | Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
     """In row shape."""
-    if isinstance(temperature, Tensor):
-        return temperature.to(dtype).expand(target.shape)
-    return torch.full_like(target, temperature, dtype=dtype)
+    return (torch.zeros_like(target, dtype=dtype) + temperature).to(dtype)
 
 
 def adjusted_kl(

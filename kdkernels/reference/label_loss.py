@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._open_numbers import is_open, scalar
 from .row_statistics import confidence_weights, largest_probability
 from .rows import arithmetic, hard_losses, label_probabilities, reduce_rows, zero_loss
 from .softened_kl import softened_kl
@@ -169,10 +170,13 @@ def virtual_teacher(
 ) -> tuple[float, float] | tuple[Tensor, Tensor]:
     """softmax(p / temperature) on the label and elsewhere, p being `correct_prob` on the label, the rest of 1
     shared by the others."""
-    difference = correct_prob - (1 - correct_prob) / (classes - 1)
+    ahead = (correct_prob - (1 - correct_prob) / (classes - 1)) / temperature
     # Divided by the larger of the two exponentials, so that neither overflows.
-    smaller = (torch.exp if isinstance(temperature, Tensor) else exp)(-abs(difference) / temperature)
-    on, off = (1.0, smaller) if difference >= 0 else (smaller, 1.0)
+    if is_open(ahead):
+        ahead = scalar(ahead)
+        on, off = ahead.clamp(max=0).exp(), (-ahead).clamp(max=0).exp()
+    else:
+        on, off = exp(min(ahead, 0)), exp(min(-ahead, 0))
     total = on + (classes - 1) * off
     return on / total, off / total
 

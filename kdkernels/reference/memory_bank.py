@@ -9,13 +9,14 @@ constant: nothing overflows, and ratios near 1 keep their digits.
 
 from __future__ import annotations
 
-from math import log, log1p, nan
+from math import nan
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks
+from .._open_numbers import scalar, scalar_like
 from .modes import product
 from .rows import arithmetic, reduce_rows
 
@@ -39,12 +40,12 @@ def memory_bank_nce(
         known = None if z is None else z.detach().to(dtype)
         z = agreed_normalizer(entries * scores.detach().exp().mean(), known, group)
     else:
-        z = scores.new_full((), z)
+        z = scalar_like(scores, z)
 
-    log_noise = log(negatives / entries + eps)
+    log_noise = scalar(negatives / entries + eps).log()
     u = scores - z.log() - log_noise
     losses = -F.logsigmoid(u[:, 0]) - F.logsigmoid(-u[:, 1:]).sum(1)
-    losses = losses + negatives * log1p(eps * entries / negatives)
+    losses = losses + negatives * scalar(eps * entries / negatives).log1p()
     loss = reduce_rows(losses, None, None, reduction, classes=1)
     positive = (u[:, 0] + log_noise).exp()
     return (loss, {"normalizer": z, "positive": positive.detach()}) if return_parts else loss

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._open_numbers import scalar_like
+
 
 def largest_probability(logits: Tensor, dim: int) -> Tensor:
     return 1 / (logits - logits.amax(dim, keepdim=True)).exp().sum(dim)
@@ -18,7 +20,7 @@ def disagreement(student: Tensor, teacher: Tensor, gamma: float, dim: int) -> Te
     # The small constant, which public implementations share, keeps a row of zeros from being divided by 0.
     student, teacher = (rows / (rows.norm(dim=dim, keepdim=True) + 1e-4) for rows in (student, teacher))
     cosine = (student * teacher).sum(dim)
-    return (1 - cosine).clamp(min=0) ** gamma  # rounding may take the cosine beyond 1
+    return (1 - cosine).clamp(min=0) ** scalar_like(cosine, gamma)  # rounding may take the cosine beyond 1
 
 
 def doubt(student: Tensor, dim: int) -> Tensor:
@@ -50,8 +52,8 @@ def row_temperatures(
     unit = torch.where(total > 0, total, 1) if normalize == "l1" else 1
     result = (temperature + (total / count - hardness) / unit * beta).to(hardness.dtype)
     if t_min is not None:
-        result = result.clamp(min=t_min)
-    return result if mask is None else torch.where(mask, result, temperature).to(result.dtype)
+        result = result.clamp(min=scalar_like(result, t_min))
+    return result if mask is None else torch.where(mask, result, scalar_like(result, temperature))
 
 
 def _batch_sum(

@@ -7,6 +7,7 @@ from math import nan
 import torch
 from torch import Tensor
 
+from .._open_numbers import scalar_like
 from .modes import savable
 
 
@@ -34,11 +35,9 @@ def label_probabilities(
 ) -> Tensor:
     """A target in the shape of the logits: `on` on the label's class, `off` on every other."""
     label, _, poison = usable_labels(target, logits.shape[dim], ignore_index)
-    label = label.unsqueeze(dim)
-    if isinstance(on, Tensor):
-        probabilities = off.expand(logits.shape).scatter(dim, label, on.expand(label.shape))
-    else:
-        probabilities = torch.full_like(logits, off).scatter(dim, label, on)
+    on, off = scalar_like(logits, on), scalar_like(logits, off)
+    is_label = torch.zeros_like(logits, dtype=torch.bool).scatter(dim, label.unsqueeze(dim), True)
+    probabilities = torch.where(is_label, on, off)
     return probabilities * poison.to(logits.dtype).unsqueeze(dim)
 
 
