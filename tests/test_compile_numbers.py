@@ -1,5 +1,7 @@
-"""A compiled loss is not compiled anew for every step of a ramp: two graphs serve all values of all its numbers."""
+"""Two compiled graphs serve all values of all numbers of a loss, and all sizes of a batch: a ramp is not compiled anew at
+every step."""
 
+import copy
 import inspect
 
 import pytest
@@ -56,6 +58,12 @@ def result(function, **given):
     return loss, others, torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
 
 
+def gradient_of_gradients(loss, leaf):
+    """Of the sum of the squares of the loss's gradient."""
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), leaf)[0]
+
+
 WITH_NUMBERS = {module: function for module, function in PAIRS.items() if numbers(function)}
 
 
@@ -89,3 +97,112 @@ def test_arguments_of_a_function(function):
         step = {**given, **options, **step}
         torch.testing.assert_close(result(compiled, **step), result(function, **step))
     assert counter.frame_count == 2
+
+
+def test_attributes_of_a_module_with_memory():
+    torch.manual_seed(0)
+    crd = kd.nn.CRDLoss(5, 6, 20, embed_dim=4, negatives=7)
+    twin = copy.deepcopy(crd)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(crd, fullgraph=True, backend=counter)
+    for step in range(STEPS):
+        batch = (draw(4, 5, seed=step), draw(4, 6, seed=step + STEPS), torch.arange(4), labels(4, 8, classes=20, seed=step))
+        losses = []
+        for module, function in ((crd, compiled), (twin, twin)):
+            module.temperature, module.momentum, module.eps = 0.1 + 0.02 * step, 0.9 - 0.05 * step, 1e-4 * (step + 1)
+            loss = function(*batch)
+            losses.append((loss.detach(), torch.autograd.grad(loss, list(module.parameters()))))
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(crd.state_dict(), twin.state_dict())
+    assert counter.frame_count == 2
+
+
+# The reference specialises elsewhere than the ops: where it makes tensors of numbers, and takes powers and logarithms.
+OF_REFERENCE = {
+    "virtual_teacher_loss": {},
+    "label_smoothing_loss": {},
+    "dynamic_temperature_kl": {"mode": "flsw", "adjust": "lsr"},
+    "memory_bank_nce": {},
+}
+
+
+@pytest.mark.parametrize("name", OF_REFERENCE)
+def test_reference(name):
+    function = getattr(kd, name)
+    given, options = arguments(next(module for module in PAIRS if PAIRS[module] is function))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    with kd.backend("reference"):
+        for step in ramps(numbers(function)):
+            step = {**given, **options, **OF_REFERENCE[name], **step}
+            torch.testing.assert_close(result(compiled, **step), result(function, **step))
+    assert counter.frame_count == 2
+
+
+def test_whole_numbers_and_weights_that_reach_0():
+    given = dict(student=draw(8, 10), teacher=draw(8, 10, seed=1), target=labels(8, classes=10))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(kd.kd_loss, fullgraph=True, backend=counter)
+    for step in range(STEPS):
+        options = dict(temperature=2 + step, kl_weight=abs(step - 4) / 4, ce_weight=abs(step - 6) / 2)
+        torch.testing.assert_close(result(compiled, **given, **options), result(kd.kd_loss, **given, **options))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("module", [kd.nn.KDLoss, kd.nn.InfoNCE, kd.nn.MemoryBankNCE, kd.nn.OKDDipLoss, kd.nn.PeerAttention])
+def test_batches_of_other_sizes(module):
+    function, (given, options) = PAIRS[module], arguments(module)
+    rows = len(next(iter(given.values())))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for size in range(2, 2 + STEPS):
+        batch = {
+            name: torch.cat([value] * STEPS)[:size] if torch.is_tensor(value) and len(value) == rows else value
+            for name, value in given.items()
+        }
+        torch.testing.assert_close(result(compiled, **batch, **options), result(function, **batch, **options))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("convention", ["paper", "others"])
+def test_numbers_of_classes(convention):
+    """The shares of the classes follow from their number, and must not tie the graph to it."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(kd.label_smoothing_loss, fullgraph=True, backend=counter)
+    for classes in range(4, 4 + STEPS):
+        given = dict(student=draw(8, classes), target=labels(8, classes=classes), convention=convention)
+        torch.testing.assert_close(result(compiled, **given), result(kd.label_smoothing_loss, **given))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits, number: kd.softened_kl(logits[0], logits[1], temperature=number, divergence="jsd", beta=number / 5),
+        lambda logits, number: kd.mean_probabilities(logits, temperature=number).square().sum(),
+    ],
+    ids=["softened_kl", "mean_probabilities"],
+)
+def test_second_derivatives(loss):
+    logits = draw(2, 3, 5, dtype=torch.float64).requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")  # the others have none
+    for number in (1.5, 2.0, 2.5):
+        ours, expected = (gradient_of_gradients(function(logits, number), logits) for function in (compiled, loss))
+        torch.testing.assert_close(ours, expected)
+
+
+def scalars(*numbers):
+    return [torch.tensor(number, dtype=torch.float64) for number in numbers]
+
+
+def test_overloads_of_the_ops():
+    student, teacher, peers = draw(4, 5).requires_grad_(), draw(4, 5, seed=1).requires_grad_(), draw(2, 4, 3, 5)
+    temperature, beta, eps, kl_weight, ce_weight, smoothing = scalars(2.0, 0.3, 0.0, 1.0, 0.0, 0.0)
+    options = (True, kl_weight, ce_weight, smoothing, 0, 2, 0, 1, True, True)
+    arguments = (student, teacher, None, None, None, None, temperature, 0, 2, beta, eps, *options)
+    torch.library.opcheck(torch.ops.kdkernels.softened_kl.open, arguments)
+
+    mixture = torch.ops.kdkernels.peer_mixture.open
+    torch.library.opcheck(mixture, (peers[0].requires_grad_(), None, None, temperature, 1))
+    ours = torch.vmap(lambda each: mixture(each, None, None, temperature, 1)[0])(peers)
+    torch.testing.assert_close(ours.squeeze(2), kd.mean_probabilities(peers.flatten(0, 1), temperature=2.0).view(2, 4, 5))

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from helpers import draw, labels, run
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import kdkernels as kd
 
@@ -110,18 +111,21 @@ def test_compile_by_inductor(device):
     def loss(student, teacher, target, temperature):
         return 0.5 * kd.kd_loss(student * 2, teacher, target, temperature=temperature)
 
-    compiled = torch.compile(loss, fullgraph=True)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
     for rows, temperature in (
         (8, 2.0),
-        (12, 2.0),
         (12, 3.0),
         (20, 4.0),
+        (24, 5.0),
     ):  # dynamic rows, an annealed temperature
         student, teacher = draw(rows, 10, device=device), draw(rows, 10, seed=1, device=device)
         target = labels(rows, classes=10, device=device)
         ours = run(device, compiled, student, teacher, target, temperature=temperature)
         expected = run(device, loss, student, teacher, target, temperature=temperature)
         torch.testing.assert_close(ours, expected)
+    assert counter.frame_count == 2
 
 
 def close(ours, expected):

@@ -109,6 +109,7 @@ def memory_bank_nce(
             found = ops.memory_bank.memory_bank_normalizer(embedding.detach(), bank, index, known, temperature)
             z = found if group is None else agreed_normalizer(found, known, group)
         else:
+            # Not torch.full, which would tie a compiled graph to the value.
             z = torch.zeros((), dtype=dtype, device=embedding.device) + normalizer
         loss, positive = ops.memory_bank.memory_bank_nce(
             embedding,

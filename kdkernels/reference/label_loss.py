@@ -172,7 +172,7 @@ def virtual_teacher(
     shared by the others."""
     ahead = (correct_prob - (1 - correct_prob) / (classes - 1)) / temperature
     # Divided by the larger of the two exponentials, so that neither overflows.
-    if is_open(ahead):
+    if is_open(ahead):  # math.exp would ask for its value
         ahead = scalar(ahead)
         on, off = ahead.clamp(max=0).exp(), (-ahead).clamp(max=0).exp()
     else:
