@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from trainer_runs import torch_settings  # noqa: F401
+from trainer_runs import SMALL, torch_settings  # noqa: F401
 
 from python_trainers import crd
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
@@ -18,7 +18,6 @@ from python_trainers.common.teacher import Teacher
 
 pytestmark = pytest.mark.trainers
 CLASSES, IMAGES = 10, 40
-SMALL = ["--train-images", "50", "--teacher-model", "small_mlp"]
 
 
 @pytest.fixture(scope="module")

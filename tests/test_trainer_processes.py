@@ -16,15 +16,15 @@ from python_trainers.common.run import load_trained
 
 pytestmark = pytest.mark.trainers
 # Networks without batch normalisation: on CPUs its statistics are each process's own.
-COMMON = ["--train-images", "50", "--epochs", "3", "--learning-rate", "0.05"]
-TAUGHT = ["--teacher-model", "small_mlp", "--teacher-epochs", "2"]
+COMMON = ["--train-images", "50", "--epochs", "2", "--learning-rate", "0.05"]
+TAUGHT = ["--teacher-model", "small_mlp", "--teacher-epochs", "1"]
 TRAINERS = {
     "kd": (kd, TAUGHT),
     # Statistics of the whole batch, clamping at work: halves of a batch would have others.
     "ka_dtd": (ka_dtd, [*TAUGHT, "--beta", "200", "--normalize", "l1", "--teacher-errors", "0.2"]),
     "born_again": (born_again, ["--loss", "cwtm", "--generations", "1"]),
     # Negatives, and which rows are trusted, from the whole batch.
-    "sskd": (sskd, [*TAUGHT, "--head-epochs", "2", "--rotated-ratio", "0.5"]),
+    "sskd": (sskd, [*TAUGHT, "--head-epochs", "1", "--rotated-ratio", "0.5"]),
     # A batch is all 50 images: of one that comes twice, which row enters the bank last depends on the processes.
     "crd": (crd, [*TAUGHT, "--negatives", "20", "--batch-size", "50", "--learning-rate", "0.01"]),
     "okddip": (okddip, ["--rampup-epochs", "2", "--learning-rate", "0.01"]),

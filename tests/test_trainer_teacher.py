@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from trainer_runs import torch_settings, weights  # noqa: F401
+from trainer_runs import SMALL, torch_settings, weights  # noqa: F401
 
 from python_trainers import kd
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
@@ -95,7 +95,8 @@ def test_other_tensor_shapes_are_refused(shared, tmp_path, name, sentence, capsy
 
 
 def test_own_teacher_of_another_recipe_is_refused(tmp_path, capsys):
-    assert kd.main(["--smoke", "--out", str(tmp_path)]) == 0
-    assert kd.main(["--smoke", "--learning-rate", "0.5", "--out", str(tmp_path)]) == 1
+    options = ["--smoke", *SMALL, "--out", str(tmp_path)]
+    assert kd.main(options) == 0
+    assert kd.main([*options, "--learning-rate", "0.5"]) == 1
     error = capsys.readouterr().err
     assert "teacher holds a run with other options (learning_rate 0.01 there, 0.5 here)" in error

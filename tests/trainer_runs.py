@@ -1,9 +1,5 @@
-"""What the tests of the trainers share: packages, process-wide settings, looking at runs and killing them."""
+"""What the tests of the trainers share: packages, process-wide settings, looking at runs."""
 
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,8 @@ for package in ("accelerate", "matplotlib", "sklearn", "tqdm", "tyro"):
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
+# A teacher without convolutions, whose three epochs take a tenth of a second, and a student's few images.
+SMALL = ["--train-images", "50", "--teacher-model", "small_mlp"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,24 +39,3 @@ def assert_same_run(run: Path, other: Path) -> None:
 def epochs_written(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
-
-
-def interrupt(
-    trainer: str, options: list[str], run: Path, *, after: int, kill: signal.Signals = signal.SIGKILL
-) -> tuple[int, str]:
-    """Start a trainer as a process, stop it once ``run`` has ``after`` epochs; gives exit code and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"python_trainers.{trainer}", *options],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a test suite started in the background inherits an ignored SIGINT, which python would keep
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    while epochs_written(run) < after and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(kill)
-    _, stderr = process.communicate(timeout=300)
-    return process.returncode, stderr
