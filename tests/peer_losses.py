@@ -1,7 +1,5 @@
 """helpers.py for losses among peers: one problem for all of them, and each of them as a function of its tensors."""
 
-import math
-
 import torch
 from helpers import assert_accurate, double, draw, labels
 
@@ -69,29 +67,9 @@ def run(backend, function, *tensors, upstream=None, **options):
 
 
 def check(function, *tensors, **options):
-    """The compiled op of the tensors' device is as accurate as the reference in the same dtype."""
+    """The compiled op of the tensors' device errs by roundings alone; returns what it computes."""
     ours = run(tensors[0].device.type, function, *tensors, **options)
-    eager = run("reference", function, *tensors, **options)
-    truth = run("reference", function, *map(double, tensors), **options)
-    arithmetic = torch.finfo(ours[0].dtype).eps
-    # T^2 times the largest log-probability: a divergence is a difference of such numbers. The gradients of attention
-    # and gate are sums over the classes of such differences times logits, those of query and key times features.
-    peers, leader, query, key, gate, _ = tensors
-    largest = [tensor.double().nan_to_num(0, 0, 0).abs().max().item() for tensor in tensors[:-1] if tensor.numel()]
-    temperature, weight = options.get("temperature", 3.0), options.get("kl_weight", 1.0)
-    ensemble = 1 + gate.double().abs().sum(1).max().item() if gate.numel() else 1.0
-    log_size = math.log(1 + peers.shape[2]) + 2 * max(largest, default=0.0) * ensemble
-    size = peers.shape[1] * (1 + temperature**2) * log_size
-    assert_accurate("loss", ours[0], eager[0], truth[0], arithmetic, size * max(1.0, weight))
-    assert_accurate("parts", ours[1], eager[1], truth[1], arithmetic, size)
-    by_logits = (1 + temperature * weight) * log_size / max(len(peers), 1)
-    by_weights = by_logits * max(largest, default=0.0)
-    for name, scale, *gradients in zip(
-        ("peers", "leader", "query", "key", "gate"),
-        (by_logits, by_logits, by_weights, by_weights, by_weights),
-        ours[2:],
-        eager[2:],
-        truth[2:],
-    ):
-        assert_accurate(f"gradient of {name}", *gradients, arithmetic, scale)
+    names = ("loss", "parts", *(f"gradient of {name}" for name in ("peers", "leader", "query", "key", "gate")))
+    assert_accurate(ours, lambda: run("reference", function, *map(double, tensors), **options), names)
+    assert all(gradient.dtype == tensor.dtype for gradient, tensor in zip(ours[2:], tensors))
     return ours

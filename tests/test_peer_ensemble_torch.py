@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from helpers import draw
-from peer_losses import LOSSES, problem, run
+from helpers import assert_same_formula, draw
+from peer_losses import LOSSES, check, problem, run
 from torch.utils.checkpoint import checkpoint
 
 import kdkernels as kd
@@ -48,7 +48,7 @@ def test_opcheck(device, name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_registered_autograd_is_the_one_of_the_functions(device, name):
     """Who calls the op itself, as a compiled graph does, gets the gradients of the reference."""
-    op, given = arguments(name, (True,) * 5, device=device)
+    op, given = arguments(name, (True,) * 5, DOUBLE, device)
     loss = getattr(ops.peer_ensemble, op.__name__)
     tensors, options = given[: loss.tensors], given[loss.tensors :]
     differentiated = [tensor for tensor in tensors[: loss.differentiable] if tensor is not None]
@@ -56,7 +56,7 @@ def test_registered_autograd_is_the_one_of_the_functions(device, name):
         value, *_ = op(*given[: -loss.differentiable], *flags)
         ours = torch.autograd.grad(3 * value, differentiated)
         expected = torch.autograd.grad(3 * loss.reference(tensors, options), differentiated)
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+        assert_same_formula(ours, expected)
 
 
 # Tracing the reference takes seconds: one of each function.
@@ -75,9 +75,9 @@ def test_compile(device, backend, name):
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for samples, weight in batches:
-        tensors = problem(samples, device=device)
+        tensors = problem(samples, dtype=DOUBLE, device=device)
         ours, expected = (run(backend, function, *tensors, kl_weight=weight) for function in (compiled, step))
-        torch.testing.assert_close(ours, expected)
+        assert_same_formula(ours, expected)
 
 
 def test_compile_by_inductor(device):
@@ -87,15 +87,15 @@ def test_compile_by_inductor(device):
         query, key = (features @ weight for weight in (query_weight, key_weight))
         return kd.okddip_loss([z * 1.0 for z in logits], leader, query, key, target)
 
-    peers, leader, features, *_, target = problem(width=8, device=device)
-    weights = [draw(8, 2, seed=at, scale=0.3, device=device).requires_grad_() for at in (8, 9)]
+    peers, leader, features, *_, target = problem(width=8, dtype=DOUBLE, device=device)
+    weights = [draw(8, 2, seed=at, scale=0.3, dtype=DOUBLE, device=device).requires_grad_() for at in (8, 9)]
     compiled = torch.compile(step, fullgraph=True)
     found = []
     with kd.backend(device):
         for function in (compiled, step):
             loss = function(features, *weights, list(peers.unbind(1)), leader, target)
             found.append((loss.detach(), *torch.autograd.grad(loss, weights)))
-    torch.testing.assert_close(*found)
+    assert_same_formula(*found)
 
 
 def both(device, function, *tensors):
@@ -103,7 +103,7 @@ def both(device, function, *tensors):
     with kd.backend(device):
         ours = function(*tensors)
     with kd.backend("reference"):
-        torch.testing.assert_close(ours, function(*tensors), rtol=1e-9, atol=1e-11)
+        assert_same_formula(ours, function(*tensors))
 
 
 # Of peers, leader, query, key and gate: those that a loss has.
@@ -149,17 +149,15 @@ def test_vmap(device, name, in_dims):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("upstream", [1.0, 3.0, -0.5, 0.0])
 def test_upstream_gradients(device, upstream, dtype):
-    tolerance = dict(rtol=2e-2, atol=1e-3) if dtype is torch.bfloat16 else dict(rtol=1e-4, atol=1e-5)
     tensors, factor = problem(dtype=dtype, device=device), torch.tensor(upstream, device=device)
     for function in LOSSES.values():
-        ours = run(device, function, *tensors, upstream=factor)
-        torch.testing.assert_close(ours, run("reference", function, *tensors, upstream=factor), **tolerance)
+        check(function, *tensors, upstream=factor)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_two_backward_passes_over_one_graph(device, name):
     """The first gives its buffers away; the second must neither scale them again nor return the same memory."""
-    *tensors, target = problem(device=device)
+    *tensors, target = problem(dtype=DOUBLE, device=device)
     tensors = [tensor.requires_grad_() for tensor in tensors]
     wanted = [tensors[at] for at in DIFFERENTIABLE[name]]
     with kd.backend(device):
@@ -170,8 +168,8 @@ def test_two_backward_passes_over_one_graph(device, name):
         third = torch.autograd.grad(loss, wanted[-1:])
     for a, b, c in zip(first, kept, second):
         assert torch.equal(a, b) and a.data_ptr() != c.data_ptr()
-        torch.testing.assert_close(a, c)
-    torch.testing.assert_close(third[0], kept[-1])
+        assert_same_formula(a, c)
+    assert_same_formula(third[0], kept[-1])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import draw, labels
+from helpers import assert_accurate, assert_same_formula, double, draw, labels
 from similarity_losses import pairs, run
 
 import kdkernels as kd
@@ -15,9 +15,9 @@ RANK = torch.ops.kdkernels.similarity_rank.default
 DOUBLE = torch.float64
 
 
-def losses(device, dtype=torch.float32, reduction="batchmean"):
-    """Functions of (query [8, 5], key [6, 5], temperature), the rest held."""
-    teacher = pairs(8, 6, 3, dtype=dtype, device=device, seed=8)
+def losses(device, dtype=torch.float32, reduction="batchmean", teacher_dtype=None):
+    """Functions of (query [8, 5], key [6, 5], temperature), the rest held; a teacher drawn in `teacher_dtype`."""
+    teacher = [rows.to(dtype) for rows in pairs(8, 6, 3, dtype=teacher_dtype or dtype, device=device, seed=8)]
     mask, weight = torch.arange(8, device=device) != 2, draw(8, seed=5, device=device).abs()
     positive, y = labels(8, classes=6, device=device), labels(8, classes=3, device=device)
     bias = draw(6, seed=6, device=device)
@@ -91,7 +91,7 @@ def test_opcheck_of_ranks(device):
 @pytest.mark.parametrize("target", KEY_TARGETS)
 def test_registered_autograd_is_the_one_of_the_functions(device, target, reduction):
     """Who calls the op itself, as a compiled graph does, gets the gradients of the reference."""
-    given = arguments(device, target, reduction, (True, True, True))
+    given = arguments(device, target, reduction, (True, True, True), DOUBLE)
     differentiated = [tensor for tensor in given[:3] if tensor is not None]
     for flags in (given[-3:], (False, False, False)):  # gradients not asked for are made up for
         loss, *_ = OP(*given[:-3], *flags)
@@ -99,14 +99,14 @@ def test_registered_autograd_is_the_one_of_the_functions(device, target, reducti
         ours = torch.autograd.grad(loss, differentiated, upstream)
         similarity_loss = ops.similarity.similarity_loss
         expected = similarity_loss.reference(given[: similarity_loss.tensors], given[similarity_loss.tensors :])
-        torch.testing.assert_close(ours, torch.autograd.grad(expected, differentiated, upstream))
+        assert_same_formula(ours, torch.autograd.grad(expected, differentiated, upstream))
 
 
 @pytest.mark.parametrize("reduction", ["none", "batchmean"])
 @pytest.mark.parametrize("backend", ["library", "reference"])
 @pytest.mark.parametrize("name", NAMES)
 def test_compile(device, backend, name, reduction):
-    function = losses(device, reduction=reduction)[name]
+    function = losses(device, DOUBLE, reduction)[name]
     backend = device if backend == "library" else backend
 
     def step(*tensors):
@@ -115,8 +115,8 @@ def test_compile(device, backend, name, reduction):
     torch._dynamo.reset()  # `step` is one piece of code, of which only so many forms are kept
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for seed in (0, 3):
-        given = inputs(device, seed=seed)
-        torch.testing.assert_close(run(backend, compiled, *given), run(backend, step, *given))
+        given = inputs(device, DOUBLE, seed)
+        assert_same_formula(run(backend, compiled, *given), run(backend, step, *given))
 
 
 def test_compile_by_inductor(device):
@@ -129,13 +129,9 @@ def test_compile_by_inductor(device):
 
     compiled = torch.compile(step, fullgraph=True)
     for images, temperature in ((4, 0.5), (5, 0.5), (6, 0.3)):  # dynamic rows, an annealed temperature
-        student, teacher = pairs(3 * images, images, 5, device=device), pairs(3 * images, images, 7, device=device)
+        student, teacher = (pairs(3 * images, images, width, dtype=DOUBLE, device=device) for width in (5, 7))
         ours = run(device, lambda q, k: compiled(q, k, *teacher, temperature), *student)
-        torch.testing.assert_close(ours, run(device, lambda q, k: step(q, k, *teacher, temperature), *student))
-
-
-def close(ours, expected):
-    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+        assert_same_formula(ours, run(device, lambda q, k: step(q, k, *teacher, temperature), *student))
 
 
 def both(device, function, *tensors):
@@ -143,7 +139,7 @@ def both(device, function, *tensors):
     with kd.backend(device):
         ours = function(*tensors)
     with kd.backend("reference"):
-        close(ours, function(*tensors))
+        assert_same_formula(ours, function(*tensors))
 
 
 @pytest.mark.parametrize("reduction", ["none", "batchmean"])
@@ -208,32 +204,33 @@ def test_batched_upstream_gradients(device, name):
 @pytest.mark.parametrize("upstream", [1.0, 3.0, -0.5, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_upstream_gradients(device, upstream, dtype):
-    tolerance = dict(rtol=2e-2, atol=1e-4) if dtype is torch.bfloat16 else dict(rtol=1e-4, atol=1e-6)
     given, factor = inputs(device, dtype), torch.tensor(upstream, device=device)
-    for function in losses(device, dtype).values():
+    of_doubles = losses(device, DOUBLE, teacher_dtype=dtype)
+    for name, function in losses(device, dtype).items():
         ours = run(device, function, *given, upstream=factor)
-        torch.testing.assert_close(ours, run("reference", function, *given, upstream=factor), **tolerance)
+        twin = lambda name=name: run("reference", of_doubles[name], *map(double, given), upstream=factor)  # noqa: E731
+        assert_accurate(ours, twin)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_upstream_gradients_per_query(device, name):
-    function = losses(device, reduction="none")[name]
-    query, key, temperature = inputs(device)
+    function = losses(device, DOUBLE, "none")[name]
+    query, key, temperature = inputs(device, DOUBLE)
     rows = 9 if name == "supervised_contrastive" else 8
     for upstream in (draw(rows, seed=2, device=device), torch.tensor(2.0, device=device).expand(rows)):
         found = [
             run(backend, lambda q, k: function(q, k, temperature), query, key, upstream=upstream)
             for backend in (device, "reference")
         ]
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+        assert_same_formula(*found)
 
 
 @pytest.mark.parametrize("reduction", ["none", "batchmean"])
 def test_two_backward_passes_over_one_graph(device, reduction):
     """The first gives its buffers away; the second must neither scale them again nor return the same memory."""
-    query, key, temperature = (tensor.requires_grad_() for tensor in inputs(device))
+    query, key, temperature = (tensor.requires_grad_() for tensor in inputs(device, DOUBLE))
     with kd.backend(device):
-        for name, function in losses(device, reduction=reduction).items():
+        for name, function in losses(device, DOUBLE, reduction).items():
             loss = 3 * function(query, key, temperature).sum()
             wanted = (query, key, temperature) if name in ("info_nce", "symmetric") else (query, key)
             first = torch.autograd.grad(loss, wanted, retain_graph=True)
@@ -242,20 +239,20 @@ def test_two_backward_passes_over_one_graph(device, reduction):
             third = torch.autograd.grad(loss, wanted[:1])
             for a, b, c in zip(first, kept, second):
                 assert torch.equal(a, b) and a.data_ptr() != c.data_ptr()
-                torch.testing.assert_close(a, c)
-            torch.testing.assert_close(third[0], kept[0])
+                assert_same_formula(a, c)
+            assert_same_formula(third[0], kept[0])
 
 
 def test_one_of_the_gradients(device):
     """Keys that are constants, as a queue's, cost nothing; nor does a loss that nobody differentiates."""
-    query, key, temperature = inputs(device)
+    query, key, temperature = inputs(device, DOUBLE)
     with kd.backend(device):
-        for function in losses(device).values():
+        for function in losses(device, DOUBLE).values():
             assert not function(query, key, temperature).requires_grad
-    function = losses(device)["info_nce"]
+    function = losses(device, DOUBLE)["info_nce"]
     whole = run(device, function, query, key, temperature)
     for at, other in ((0, lambda x: function(x, key, temperature)), (1, lambda x: function(query, x, temperature))):
-        torch.testing.assert_close(run(device, other, (query, key)[at])[1], whole[1 + at])
+        assert_same_formula(run(device, other, (query, key)[at])[1], whole[1 + at])
 
 
 @pytest.mark.parametrize("reduction", ["none", "batchmean"])
@@ -272,8 +269,8 @@ def test_second_derivatives(device, name, reduction):
             penalty = sum(gradient.square().sum() for gradient in first)
             second = torch.autograd.grad(penalty, (query, key, temperature), allow_unused=True, retain_graph=True)
             again = torch.autograd.grad(loss, (query, key))
-        results.append((*first, *[s if s is not None else torch.zeros(()) for s in second], *again))
-    close(*results)
+        results.append((*first, *[s if s is not None else torch.zeros((), dtype=DOUBLE) for s in second], *again))
+    assert_same_formula(*results)
 
 
 def test_gradcheck(device):
@@ -287,17 +284,19 @@ def test_gradcheck(device):
 
 def test_a_learned_logit_scale(device):
     """CLIP's: the gradient reaches the parameter behind the temperature, which may lie in another dtype."""
-    query, key, _ = inputs(device)
-    found = []
-    for backend in (device, "reference"):
+    given, of_loss = inputs(device), torch.tensor(0.3, device=device)
+
+    def found(backend, dtype):
+        query, key, _ = (tensor.to(dtype) for tensor in given)
         scale = torch.nn.Parameter(torch.tensor(2.0, dtype=DOUBLE, device=device))
+        as_it_is = torch.nn.Parameter(of_loss.to(dtype))
         with kd.backend(backend):
             loss = kd.info_nce(query[:6], key, temperature=1 / scale.exp(), symmetric=True)
             loss.backward()
-            as_it_is = torch.nn.Parameter(torch.tensor(0.3, device=device))
             kd.nn.InfoNCE(temperature=as_it_is)(query[:6], key).backward()
-        found.append((loss.detach(), scale.grad, as_it_is.grad))
-    torch.testing.assert_close(*found)
+        return loss.detach(), scale.grad, as_it_is.grad
+
+    assert_accurate(found(device, torch.float32), lambda: found("reference", DOUBLE))
 
 
 def test_autocast(device):
