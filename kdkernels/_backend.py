@@ -12,7 +12,9 @@ counts as a constant there.
 """
 
 import os
+import sys
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +71,14 @@ def forward_mode() -> bool:
 forward_mode._dynamo_marked_constant = True
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor; asked without importing what defines them."""
+    if type(tensor) is Tensor:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def _device_type(tensor: Tensor) -> str:
     """What `tensor.device.type` is, which makes a string of it at every call of a loss."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
@@ -82,6 +92,11 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
         raise NotImplementedError(
             f"{function}: torch.jit.trace and what is built on it would keep the gradient of the traced batch; "
             "use torch.compile or torch.export"
+        )
+    if is_sharded(tensor):
+        raise NotImplementedError(
+            f"{function}: DTensors are taken by the losses of rows alone; give tensor.full_tensor(), or "
+            "tensor.to_local() and group= where there is one"
         )
     if forward_mode():
         return False

@@ -1,4 +1,4 @@
-"""Every public function that has a gradient, as one function of its float tensors: for tests of what all must do alike."""
+"""Every public function that has a gradient, as a function of its float tensors: for what all of them must do alike."""
 
 from helpers import draw, labels
 

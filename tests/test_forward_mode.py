@@ -12,8 +12,7 @@ DOUBLE = torch.float64
 
 
 def problem(name):
-    """A loss of a tuple of tensors, these, a direction in which all of them move, and the derivative of the loss there, by
-    the compiled op in reverse mode."""
+    """A loss, its tensors, a direction in which they move, and the derivative in it, by the op in reverse mode."""
     function = ALL[name]
     given = tensors(function, dtype=DOUBLE)
     directions = tuple(draw(*x.shape, seed=20 + at, dtype=DOUBLE) for at, x in enumerate(given.values()))

@@ -52,8 +52,8 @@ def results(rows, group=None):
                     penalty = sum(gradient.square().sum() for gradient in first[:2])
                     found[backend, "second"] = (penalty.detach(), *torch.autograd.grad(penalty, inputs))
                     directions = [draw(2 * ROWS, WIDTH, seed=seed)[rows] for seed in (7, 8)]
-                    primals, moves = (tuple(x.detach() for x in each) for each in (inputs, (*directions, torch.ones(()))))
-                    found[backend, "forward"] = torch.func.jvp(function, primals, moves)
+                    primals = tuple(x.detach() for x in inputs)
+                    found[backend, "forward"] = torch.func.jvp(function, primals, (*directions, torch.ones(())))
     return found
 
 
@@ -64,7 +64,8 @@ def worker(rank, folder):
     found = results(rows, world)
     messages = []
     query, longer = draw(3, WIDTH), draw(3 + rank, WIDTH)
-    other_dtype, learned_by_one = query.to((torch.float32, torch.float64)[rank]), query.clone().requires_grad_(rank == 0)
+    other_dtype = query.to((torch.float32, torch.float64)[rank])
+    learned_by_one = query.clone().requires_grad_(rank == 0)
     for loss in (
         lambda: kd.info_nce(longer, longer, group=world),
         lambda: kd.supervised_contrastive(longer, LABELS[: len(longer)], group=world),

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
+from .._backend import is_sharded
 from .._names import REDUCTIONS
+from .._shards import row_loss
 from ..reference.dkpp_loss import draw_permutation, draw_seed
 from ..reference.rows import arithmetic, reduce_rows
 from .softened_kl import soft_cross_entropy
@@ -70,6 +72,8 @@ def dkpp_loss(
     >>> dkpp_loss(student, teacher, permutation=torch.tensor([[1, 0, 2]]))
     tensor(0.5180)
     """
+    if is_sharded(student):
+        return row_loss(dkpp_loss, locals(), "mask")
     dim = _checks.pair("dkpp_loss", student, teacher, dim)
     if permutation is not None:
         permutation = _checks.permutation("dkpp_loss", permutation, student)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
+from .._backend import is_sharded
 from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, STATISTICS, TEMPERATURE_MODES
+from .._shards import row_loss_with_labels
 from ..reference.dynamic_temperature_kl import constant_temperature
 from ..reference.row_statistics import row_temperatures
 from ..reference.rows import arithmetic, reduce_rows
@@ -111,6 +113,8 @@ def dynamic_temperature_kl(
     >>> loss, parts["temperature"]
     (tensor(0.6172), tensor([4.4949, 3.5051]))
     """
+    if is_sharded(student):
+        return row_loss_with_labels(dynamic_temperature_kl, locals())
     dim = _checks.pair("dynamic_temperature_kl", student, teacher, dim)
     target = _checks.labels("dynamic_temperature_kl", target, student, dim)
     ignore_index = _checks.integer("dynamic_temperature_kl", "ignore_index", ignore_index)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
+from .._backend import is_sharded
 from .._names import CONVENTIONS, REDUCTIONS, STATISTICS
+from .._shards import row_loss
 from ..reference.label_loss import over_rows, smoothed_label, virtual_teacher
 from ..reference.row_statistics import confidence_weights
 from ..reference.rows import arithmetic
@@ -76,6 +78,8 @@ def virtual_teacher_loss(
     >>> virtual_teacher_loss(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]), correct_prob=0.9)
     tensor(0.7025)
     """
+    if is_sharded(student):
+        return row_loss(virtual_teacher_loss, locals(), "target")
     dim = _checks.logits_alone("virtual_teacher_loss", student, dim)
     _checks.several_classes("virtual_teacher_loss", student, dim)
     target = _checks.labels("virtual_teacher_loss", target, student, dim)
@@ -174,6 +178,8 @@ def label_smoothing_loss(
     >>> label_smoothing_loss(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]))
     tensor(0.5076)
     """
+    if is_sharded(student):
+        return row_loss(label_smoothing_loss, locals(), "target")
     dim = _checks.logits_alone("label_smoothing_loss", student, dim)
     target = _checks.labels("label_smoothing_loss", target, student, dim)
     ignore_index = _checks.integer("label_smoothing_loss", "ignore_index", ignore_index)
@@ -270,6 +276,8 @@ def cwtm_loss(
     >>> cwtm_loss(student, target, confidence=torch.tensor([0.9, 0.6]))
     tensor(1.0387)
     """
+    if is_sharded(student):
+        return row_loss(cwtm_loss, locals(), "target")
     if (teacher is None) == (confidence is None):
         given = "neither" if teacher is None else "both"
         raise ValueError(f"cwtm_loss: one of teacher and confidence must be given, got {given}")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
+from .._backend import is_sharded
 from .._names import ADJUSTMENTS, STATISTICS
+from .._shards import row_numbers
 
 _NO_LABEL = -(2**63)  # what the op ignores: no label may be
 
@@ -49,6 +51,8 @@ def logit_rank(
     >>> logit_rank(torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 3.0]]), torch.tensor([2, 1]))
     tensor([1, 0])
     """
+    if is_sharded(logits):
+        return row_numbers(logit_rank, locals())
     function = "logit_rank"
     _checks.float_tensor(function, "logits", logits)
     dim = _checks.class_dimension(function, logits, dim)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
+from .._backend import is_sharded
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
+from .._shards import row_loss, row_loss_with_labels
 from ..reference.rows import reduce_rows
 
 _LOGITS = TEACHER_KINDS["logits"]
@@ -78,6 +80,8 @@ def softened_kl(
     >>> softened_kl(student, student, temperature=2.0)
     tensor(0.)
     """
+    if is_sharded(student):
+        return row_loss(softened_kl, locals(), "mask")
     return _divergence_loss(
         "softened_kl",
         student,
@@ -147,6 +151,8 @@ def soft_cross_entropy(
     >>> soft_cross_entropy(student, teacher, teacher_kind="probs")
     tensor(1.4076)
     """
+    if is_sharded(student):
+        return row_loss(soft_cross_entropy, locals(), "mask")
     return _divergence_loss(
         "soft_cross_entropy",
         student,
@@ -231,6 +237,8 @@ def kd_loss(
     >>> loss, parts
     (tensor(1.6882), {'ce': tensor(0.4076), 'kl': tensor(1.2806)})
     """
+    if is_sharded(student):
+        return row_loss_with_labels(kd_loss, locals())
     dim = _checks.pair("kd_loss", student, teacher, dim)
     target = _checks.labels("kd_loss", target, student, dim)
     ignore_index = _checks.integer("kd_loss", "ignore_index", ignore_index)

@@ -1,0 +1,106 @@
+"""Rows spread over two processes: the loss and the gradients of one process that has all of them."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import draw, labels
+
+import kdkernels as kd
+
+ROWS, CLASSES, COLUMNS = 5, 7, 3  # one process has a row more than the other
+SHAPE = (ROWS, CLASSES, COLUMNS)
+DOUBLE = {"dtype": torch.float64}
+STUDENT, TEACHER = draw(*SHAPE, **DOUBLE), draw(*SHAPE, seed=1, **DOUBLE)
+TARGET, MASK = labels(ROWS, COLUMNS, classes=CLASSES), labels(ROWS, COLUMNS, classes=2, seed=1) > 0
+TARGET[:2, 0] = -100  # the processes count different numbers of rows
+WEIGHT = draw(ROWS, COLUMNS, seed=2, **DOUBLE).abs()
+ORDER = draw(*SHAPE, seed=4).argsort(1)
+
+CASES = {
+    "kl": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=3.0, mask=m, row_weight=w, **k),
+    "all rows": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=torch.tensor(2.0), **k),
+    "soft": lambda s, t, w, y, m, o, **k: kd.soft_cross_entropy(s, t, temperature=w.detach() + 1, mask=m, **k),
+    "kd": lambda s, t, w, y, m, o, **k: kd.kd_loss(s, t, y, mask=m, row_weight=w, return_parts=True, **k),
+    "kd of all": lambda s, t, w, y, m, o, **k: kd.kd_loss(s, t, y, **k),
+    "permuted": lambda s, t, w, y, m, o, **k: kd.dkpp_loss(s, t, permutation=o, mask=m, row_weight=w, **k),
+    "virtual": lambda s, t, w, y, m, o, **k: kd.virtual_teacher_loss(s, y, return_parts=True, **k),
+    "smoothed": lambda s, t, w, y, m, o, **k: kd.label_smoothing_loss(s, y, **k),
+    "cwtm": lambda s, t, w, y, m, o, **k: kd.cwtm_loss(s, y, t, **k),
+    "dynamic": lambda s, t, w, y, m, o, **k: kd.dynamic_temperature_kl(
+        s, t, y, mask=m, adjust="ps", ce_weight=0.5, return_parts=True, **k
+    ),
+}
+
+
+def results(name, reduction, spread):
+    """Loss, parts and gradients; `spread` makes what the case gets of each tensor."""
+    tensors = [x.clone().requires_grad_() for x in (STUDENT, TEACHER, WEIGHT)]
+    leaves = [spread(x) for x in tensors]
+    found = CASES[name](*leaves, spread(TARGET), spread(MASK), spread(ORDER), dim=1, reduction=reduction)
+    loss, parts = found if isinstance(found, tuple) else (found, {})
+    gradients = torch.autograd.grad((loss * (loss.detach() + 1)).sum(), leaves, allow_unused=True)
+    return loss, *parts.values(), *gradients
+
+
+def cases(mesh):
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    def spread(along):
+        """Dimension 0, or the last, of tensors and of rows; None: all of them everywhere."""
+        return lambda x: distribute_tensor(x, mesh, [Replicate() if along is None else Shard(along % x.dim())])
+
+    for name in CASES:
+        for reduction in ("none", "sum", "batchmean", "elementmean"):
+            expected = results(name, reduction, lambda x: x)
+            for along in (0, -1, None):
+                ours = results(name, reduction, spread(along))
+                for a, b in zip(ours, expected, strict=True):
+                    assert (a is None) == (b is None)
+                    if a is not None:
+                        assert isinstance(a, DTensor)
+                        torch.testing.assert_close(a.full_tensor(), b)
+                gradient = ours[-3]
+                assert gradient.placements == spread(along)(STUDENT).placements
+
+    sharded = [spread(0)(x) for x in (STUDENT, TEACHER)]
+    ranks = kd.logit_rank(sharded[0], spread(0)(TARGET.clamp(min=0)), dim=1)
+    assert torch.equal(ranks.full_tensor(), kd.logit_rank(STUDENT, TARGET.clamp(min=0), dim=1))
+
+    # A teacher that is spread otherwise is spread again.
+    ours = kd.softened_kl(sharded[0], spread(-1)(TEACHER), dim=1).to_local()
+    torch.testing.assert_close(ours, kd.softened_kl(STUDENT, TEACHER, dim=1))
+
+    def refused(error, message, call):
+        with pytest.raises(error, match=message):
+            call()
+
+    classes = "softened_kl: student must not be sharded along its classes.*vocab_group"
+    refused(ValueError, classes, lambda: kd.softened_kl(*sharded, dim=0))
+    target, average = spread(0)(TARGET), {"dim": 1, "reduction": "average"}
+    refused(ValueError, "kd_loss: reduction must be one of", lambda: kd.kd_loss(*sharded, target, **average))
+    refused(ValueError, "dkpp_loss: permutation must be given with a DTensor", lambda: kd.dkpp_loss(*sharded, dim=1))
+    refused(TypeError, "kd_loss: target must be a DTensor as student is", lambda: kd.kd_loss(*sharded, TARGET, dim=1))
+    square = dist.init_device_mesh("cpu", (2, 1))
+    given = STUDENT, TEACHER, TARGET
+    student, teacher, target = (distribute_tensor(x, square, [Shard(0), Shard(x.dim() - 1)]) for x in given)
+    ours = kd.kd_loss(student, teacher, target, dim=1).full_tensor()
+    torch.testing.assert_close(ours, kd.kd_loss(*given, dim=1))
+    several = "cwtm_loss: group must be given where rows are sharded along several"
+    refused(ValueError, several, lambda: kd.cwtm_loss(student, target, teacher, dim=1))
+    flat = spread(0)(draw(4, 3))
+    refused(NotImplementedError, "info_nce: DTensors are taken by", lambda: kd.info_nce(flat, flat))
+
+
+def worker(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for backend in ("cpu", "reference"):
+        with kd.backend(backend):
+            cases(mesh)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_two_processes_are_one(tmp_path):
+    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
