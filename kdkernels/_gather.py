@@ -9,36 +9,42 @@ from torch import Tensor
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
 
 
-def gather(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup, **given: bool) -> Tensor:
     """[rows, ...] of each process -> [processes * rows, ...] on every process.
 
     The gradient of a process's rows is the sum over what each process does with its copy of them. All processes
     must call, and go backward, alike. Raises on each of them if their tensors differ in shape (ValueError), in dtype
-    (TypeError), or in whether a gradient is asked for (ValueError).
+    (TypeError), or in whether they require grad (ValueError); and if an option on which further calls depend is `given`
+    by some of them only (ValueError).
     """
-    _same_everywhere(function, name, tensor, group)
+    facts = {f"{name} must require grad": torch.is_grad_enabled() and tensor.requires_grad}
+    facts |= {f"{option} must be given": is_given for option, is_given in given.items()}
+    _same_everywhere(function, name, tensor, group, facts)
     return _Gather.apply(tensor, group) if tensor.numel() else tensor
 
 
-def _same_everywhere(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup) -> None:
+def _same_everywhere(
+    function: str, name: str, tensor: Tensor, group: dist.ProcessGroup, facts: dict[str, bool]
+) -> None:
     """A collective of tensors that differ would hang, spoil memory or take the bits of one dtype for another's. Waits
     for the device."""
-    learns = torch.is_grad_enabled() and tensor.requires_grad
-    own = torch.tensor([[_DTYPES.index(tensor.dtype), learns, *tensor.shape]], dtype=torch.int64, device=tensor.device)
+    own = torch.tensor(
+        [[_DTYPES.index(tensor.dtype), *facts.values(), *tensor.shape]], dtype=torch.int64, device=tensor.device
+    )
     found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, own, group=group)
-    dtypes, learning, *sizes = zip(*torch.cat(found).tolist())
-    rule = f"{function}: {name} must have one"
-    if any(set(size) != {size[0]} for size in sizes):
-        raise ValueError(f"{rule} shape on all processes of the group, got {[list(shape) for shape in zip(*sizes)]}")
+    dtypes, *others = zip(*torch.cat(found).tolist())
+    flags, sizes = others[: len(facts)], others[len(facts) :]
+    everywhere = "on all processes of the group"
+    for rule, found in zip(facts, flags):
+        if len(set(found)) > 1:
+            raise ValueError(f"{function}: {rule} {everywhere} or on none, got {[bool(each) for each in found]}")
+    if any(len(set(size)) > 1 for size in sizes):
+        shapes = [list(shape) for shape in zip(*sizes)]
+        raise ValueError(f"{function}: {name} must have one shape {everywhere}, got {shapes}")
     if len(set(dtypes)) > 1:
         names = ", ".join(str(_DTYPES[at]).removeprefix("torch.") for at in dtypes)
-        raise TypeError(f"{rule} dtype on all processes of the group, got {names}; convert it before the loss")
-    if len(set(learning)) > 1:
-        raise ValueError(
-            f"{function}: {name} must require grad on all processes of the group or on none, "
-            f"got {[bool(each) for each in learning]}"
-        )
+        raise TypeError(f"{function}: {name} must have one dtype {everywhere}, got {names}; convert it before the loss")
 
 
 class _Gather(torch.autograd.Function):

@@ -72,6 +72,8 @@ def worker(rank, folder):
         lambda: kd.info_nce(query, query, logit_bias=torch.zeros(()), symmetric=True, group=world),
         lambda: kd.info_nce(other_dtype, other_dtype, group=world),
         lambda: kd.supervised_contrastive(learned_by_one, LABELS[:3], group=world),
+        lambda: kd.info_nce(query, query, symmetric=rank == 0, group=world),
+        lambda: kd.info_nce(query, query, symmetric=True, mask=MASK[:3] if rank == 0 else None, group=world),
     ):
         try:
             loss()
@@ -124,4 +126,6 @@ def test_two_processes_are_one(tmp_path):
         "convert it before the loss",
         "ValueError: supervised_contrastive: features must require grad on all processes of the group or on none, "
         "got [True, False]",
+        "ValueError: info_nce: symmetric must be given on all processes of the group or on none, got [True, False]",
+        "ValueError: info_nce: mask must be given on all processes of the group or on none, got [True, False]",
     ]

@@ -245,7 +245,8 @@ def info_nce_of_group(
         positive = own
     positive_range("info_nce", positive, keys, mask)
     at, valid = _usable(positive, keys)
-    all_keys = gather("info_nce", "key", key, group)
+    masked = symmetric and mask is not None
+    all_keys = gather("info_nce", "key", key, group, symmetric=symmetric, mask=masked)
     divisor = all_keys.shape[0] if reduction == "elementmean" else 1
     options.update(mask=mask, reduction="batchmean" if divisor > 1 else reduction)
     rows = loss(query, all_keys, (positive + rank * keys).where(valid, -1), logit_bias=logit_bias, **options)
