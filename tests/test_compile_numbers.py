@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import draw, labels
+from helpers import assert_same_formula, draw, labels
 from test_nn import PAIRS, arguments
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -83,7 +83,7 @@ def test_attributes_of_a_module(module):
                 given[name] = value
             else:
                 setattr(loss, name, value)
-        torch.testing.assert_close(result(compiled, **given), result(function, **{**options, **given, **step}))
+        assert_same_formula(result(compiled, **given), result(function, **{**options, **given, **step}))
     assert counter.frame_count == 2
 
 
@@ -95,7 +95,7 @@ def test_arguments_of_a_function(function):
     compiled = torch.compile(function, fullgraph=True, backend=counter)
     for step in ramps(numbers(function)):
         step = {**given, **options, **step}
-        torch.testing.assert_close(result(compiled, **step), result(function, **step))
+        assert_same_formula(result(compiled, **step), result(function, **step))
     assert counter.frame_count == 2
 
 
@@ -112,8 +112,8 @@ def test_attributes_of_a_module_with_memory():
             module.temperature, module.momentum, module.eps = 0.1 + 0.02 * step, 0.9 - 0.05 * step, 1e-4 * (step + 1)
             loss = function(*batch)
             losses.append((loss.detach(), torch.autograd.grad(loss, list(module.parameters()))))
-        torch.testing.assert_close(*losses)
-        torch.testing.assert_close(crd.state_dict(), twin.state_dict())
+        # In float32 the graph may round otherwise; a number of an earlier step would be wrong in the second digit.
+        torch.testing.assert_close((losses[0], crd.state_dict()), (losses[1], twin.state_dict()), rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 2
 
 
@@ -135,17 +135,18 @@ def test_reference(name):
     with kd.backend("reference"):
         for step in ramps(numbers(function)):
             step = {**given, **options, **OF_REFERENCE[name], **step}
-            torch.testing.assert_close(result(compiled, **step), result(function, **step))
+            assert_same_formula(result(compiled, **step), result(function, **step))
     assert counter.frame_count == 2
 
 
 def test_whole_numbers_and_weights_that_reach_0():
-    given = dict(student=draw(8, 10), teacher=draw(8, 10, seed=1), target=labels(8, classes=10))
+    student, teacher = (draw(8, 10, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    given = dict(student=student, teacher=teacher, target=labels(8, classes=10))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(kd.kd_loss, fullgraph=True, backend=counter)
     for step in range(STEPS):
         options = dict(temperature=2 + step, kl_weight=abs(step - 4) / 4, ce_weight=abs(step - 6) / 2)
-        torch.testing.assert_close(result(compiled, **given, **options), result(kd.kd_loss, **given, **options))
+        assert_same_formula(result(compiled, **given, **options), result(kd.kd_loss, **given, **options))
     assert counter.frame_count == 2
 
 
@@ -160,7 +161,7 @@ def test_batches_of_other_sizes(module):
             name: torch.cat([value] * STEPS)[:size] if torch.is_tensor(value) and len(value) == rows else value
             for name, value in given.items()
         }
-        torch.testing.assert_close(result(compiled, **batch, **options), result(function, **batch, **options))
+        assert_same_formula(result(compiled, **batch, **options), result(function, **batch, **options))
     assert counter.frame_count == 2
 
 
@@ -170,8 +171,8 @@ def test_numbers_of_classes(convention):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(kd.label_smoothing_loss, fullgraph=True, backend=counter)
     for classes in range(4, 4 + STEPS):
-        given = dict(student=draw(8, classes), target=labels(8, classes=classes), convention=convention)
-        torch.testing.assert_close(result(compiled, **given), result(kd.label_smoothing_loss, **given))
+        given = dict(student=draw(8, classes, dtype=torch.float64), target=labels(8, classes=classes), convention=convention)
+        assert_same_formula(result(compiled, **given), result(kd.label_smoothing_loss, **given))
     assert counter.frame_count == 2
 
 
@@ -188,7 +189,7 @@ def test_second_derivatives(loss):
     compiled = torch.compile(loss, fullgraph=True, backend="eager")  # the others have none
     for number in (1.5, 2.0, 2.5):
         ours, expected = (gradient_of_gradients(function(logits, number), logits) for function in (compiled, loss))
-        torch.testing.assert_close(ours, expected)
+        assert_same_formula(ours, expected)
 
 
 def scalars(*numbers):
@@ -196,7 +197,8 @@ def scalars(*numbers):
 
 
 def test_overloads_of_the_ops():
-    student, teacher, peers = draw(4, 5).requires_grad_(), draw(4, 5, seed=1).requires_grad_(), draw(2, 4, 3, 5)
+    student, teacher = (draw(4, 5, seed=seed).requires_grad_() for seed in (0, 1))
+    peers = draw(2, 4, 3, 5, dtype=torch.float64)
     temperature, beta, eps, kl_weight, ce_weight, smoothing = scalars(2.0, 0.3, 0.0, 1.0, 0.0, 0.0)
     options = (True, kl_weight, ce_weight, smoothing, 0, 2, 0, 1, True, True)
     arguments = (student, teacher, None, None, None, None, temperature, 0, 2, beta, eps, *options)
@@ -205,4 +207,4 @@ def test_overloads_of_the_ops():
     mixture = torch.ops.kdkernels.peer_mixture.open
     torch.library.opcheck(mixture, (peers[0].requires_grad_(), None, None, temperature, 1))
     ours = torch.vmap(lambda each: mixture(each, None, None, temperature, 1)[0])(peers)
-    torch.testing.assert_close(ours.squeeze(2), kd.mean_probabilities(peers.flatten(0, 1), temperature=2.0).view(2, 4, 5))
+    assert_same_formula(ours.squeeze(2), kd.mean_probabilities(peers.flatten(0, 1), temperature=2.0).view(2, 4, 5))

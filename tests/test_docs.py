@@ -48,14 +48,14 @@ def test_the_functions_of_the_recipe_exist():
 def test_before_and_after_are_the_same_loss():
     before, after = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2]
     torch.manual_seed(0)
-    teacher, target = torch.randn(8, 10), torch.randint(10, (8,))
+    teacher, target = torch.randn(8, 10, dtype=torch.float64), torch.randint(10, (8,))
     found = []
     for code in (before, after):
-        student = torch.linspace(-2, 2, 80).view(8, 10).requires_grad_()
+        student = torch.linspace(-2, 2, 80, dtype=torch.float64).view(8, 10).requires_grad_()
         names = {"torch": torch, "F": F, "student": student, "teacher": teacher, "target": target, "T": 4.0}
         exec(code, names)
         found.append((names["loss"], *torch.autograd.grad(names["loss"], student)))
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
 
 
 def test_the_readme_shows_the_means_that_the_demo_prints():

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import assert_equal, draw, labels
+from helpers import assert_equal, double, draw, labels
 
 import kdkernels as kd
 
@@ -103,16 +103,16 @@ PEERS = {
 
 
 def arguments(module):
-    """Tensors for its forward, and options other than the defaults."""
+    """Tensors for its forward, in float64, and options other than the defaults."""
     options = {name: OTHER[name] for name in inspect.signature(module).parameters if name != FORMER_NAME}
     if "normalize" in options and module is not kd.nn.DynamicTemperatureKL:
         options["normalize"] = False
     forward = inspect.signature(module.forward).parameters
     if forward.keys() & {"peer_logits", "branch_logits"}:
-        return {name: PEERS[name] for name in forward if name in PEERS}, options
+        return {name: double(PEERS[name]) for name in forward if name in PEERS}, options
     if forward.keys() & FEATURES.keys() <= {"mask", "row_weight"}:
-        return {name: ROWS[name] for name in forward if name in ROWS}, options
-    return {name: FEATURES[name] for name in forward if name in FEATURES}, options
+        return {name: double(ROWS[name]) for name in forward if name in ROWS}, options
+    return {name: double(FEATURES[name]) for name in forward if name in FEATURES}, options
 
 
 def test_every_function_has_its_module():
