@@ -67,7 +67,7 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-# torch.compile guards the level at which a graph begins, and enters the levels inside it as it traces them.
+# torch.compile enters the levels inside of a graph as it traces them; what it reads there does not hold where it begins.
 forward_mode._dynamo_marked_constant = True
 
 
@@ -98,7 +98,8 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
             f"{function}: DTensors are taken by the losses of rows alone; give tensor.full_tensor(), or "
             "tensor.to_local() and group= where there is one"
         )
-    if forward_mode():
+    # Read once more for a graph outside of all levels, which is then compiled anew inside of one.
+    if forward_mode() or forward_ad._current_level >= 0:
         return False
     device_type = _device_type(tensor)
     if _choice == "auto":

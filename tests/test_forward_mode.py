@@ -71,6 +71,11 @@ def test_compiled(name):
         return torch.func.jvp(function, given, directions)[1].sum()
 
     torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager")
+    compiled(*given)
+    with forward_ad.dual_level():
+        duals = map(forward_ad.make_dual, given, directions)
+        close(forward_ad.unpack_dual(compiled(*duals)).tangent.sum(), expected)
     close(torch.compile(derivative, backend="aot_eager")(given, directions), expected)
 
 
