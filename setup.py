@@ -2,29 +2,33 @@
 
     kdkernels/_cpu   every op schema and the CPU kernels     csrc/library.cpp, csrc/cpu/*.cpp
     kdkernels/_cuda  the CUDA kernels                        csrc/cuda/*.cu
-    kdkernels/_host  pybind11 module, needs no torch         csrc/python/*.cpp, csrc/cpu/*_kernel.cpp
+    kdkernels/_host  pybind11 module, needs no torch         csrc/python/*.cpp and the objects of csrc/cpu/*_kernel.cpp
 
 The first two are op libraries on the LibTorch stable ABI: not Python modules, and built once for every torch >= 2.10.
+The CUDA library is built at the same time as the other two.
 
 Environment variables:
     KDKERNELS_CUDA=0|1     leave the CUDA library out, or insist on it (unset: built where nvcc and a CUDA torch are)
     CUDA_HOME              root of the CUDA toolkit (unset: asked of the nvcc on PATH)
     TORCH_CUDA_ARCH_LIST   architectures, as torch spells them (unset: those of the visible GPUs, else CUDA_ARCHS)
-    MAX_JOBS               number of parallel compilations
+    MAX_JOBS               number of parallel compilations (unset: one per core)
 """
 
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pybind11
 import torch
 from setuptools import Extension, setup
 
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0")
+CUDA_ARCHS = ("7.5", "8.0", "9.0a", "10.0", "12.0")  # 8.6 and 8.9 run the code of 8.0
 
 
 def toolkit_root():
@@ -56,15 +60,26 @@ def ask_nvcc(question):
 
 
 def architectures():
-    """Those of the visible GPUs, else all that this nvcc knows; the newest of them also as PTX, for GPUs yet to come."""
+    """Those of the visible GPUs, else all of CUDA_ARCHS that this nvcc knows; the newest also as PTX, for GPUs yet to come."""
     known = ask_nvcc("--list-gpu-arch").split()
-    archs = [arch for arch in CUDA_ARCHS if "compute_" + re.sub(r"\D", "", arch) in known]
+    spelled = {arch.rstrip("a"): arch for arch in CUDA_ARCHS}
     visible = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
-    if here := [arch for arch in archs if arch.rstrip("a") in visible]:
+    if here := [spelled.get(arch, arch) for arch in sorted(visible) if "compute_" + arch.replace(".", "") in known]:
         return ";".join(here)
-    return ";".join(archs) + "+PTX"
+    return ";".join(arch for name, arch in spelled.items() if "compute_" + name.replace(".", "") in known) + "+PTX"
 
 
+def find_ninja():
+    """torch calls the ninja on PATH. That of a virtual environment is not there unless the environment is activated."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:  # maybe the system has one
+        return
+    if BIN_DIR:
+        os.environ["PATH"] = BIN_DIR + os.pathsep + os.environ["PATH"]
+
+
+find_ninja()
 toolkit = toolkit_root()
 with_cuda = wants_cuda(toolkit)
 if with_cuda:
@@ -76,13 +91,53 @@ if with_cuda:
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths  # noqa: E402
 
 
+@contextmanager
+def shared_jobs(processes, jobs):
+    """At most `jobs` compilations at a time in all processes together: a jobserver of GNU make, which ninja supports since 1.13.
+    Each process may always run one; for each further one it takes a byte from the pipe, and puts it back."""
+    with TemporaryDirectory() as folder:
+        pipe = os.path.join(folder, "jobs")
+        os.mkfifo(pipe)
+        held = os.open(pipe, os.O_RDWR)
+        os.write(held, b"+" * (jobs - processes))
+        os.environ["MAKEFLAGS"] = f" -j{jobs} --jobserver-auth=fifo:{pipe}"
+        yield
+        os.close(held)
+
+
+def write_if_new(path, text):
+    """An unchanged file keeps its time, so that ninja does not compile what includes it."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 class BuildEach(BuildExtension):
-    """Objects go to build/NAME: _cpu and _host compile some of the same files with different flags, and an editable
-    install reuses what an in-place build compiled."""
+    """Objects are kept in build/NAME for the next build. _cuda is built in a separate process: BuildExtension builds one library
+    after another, and a core would be idle during the last file of each."""
+
+    def build_extensions(self):
+        write_if_new(build_facts, facts)
+        jobs = int(os.environ.pop("MAX_JOBS", 0) or os.cpu_count())
+        self.separate = "kdkernels._cuda" if with_cuda and jobs > 1 else None
+        self.process = None
+        with shared_jobs(2 if self.separate else 1, jobs):
+            super().build_extensions()
+            if self.process:
+                self.process.join()
+        if self.process and self.process.exitcode:
+            raise SystemExit("kdkernels: the CUDA library could not be built; see the compiler's messages above")
+
+    def swig_sources(self, sources, extension):
+        """setuptools has sorted the sources by name. Those that take longest happen to be last: ninja starts them first."""
+        return super().swig_sources(sources[::-1], extension)
 
     def build_extension(self, ext):
         self.build_temp = os.path.join("build", ext.name.rpartition(".")[2])
-        super().build_extension(ext)
+        if ext.name != self.separate:
+            return super().build_extension(ext)
+        self.process = multiprocessing.get_context("fork").Process(target=super().build_extension, args=[ext])
+        self.process.start()
 
 
 headers = os.path.abspath("csrc")  # absolute, because ninja compiles in another folder
@@ -108,25 +163,30 @@ def op_library(make, name, sources, **flags):
     )
 
 
-build_facts = {
+built = {
     "KD_BUILT_TORCH": torch.__version__,
     "KD_BUILT_CUDA": re.search(r"release ([\d.]+)", ask_nvcc("--version"))[1] if with_cuda else "",
     "KD_BUILT_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "",
 }
+# In a header, so that only one file is compiled again when they change.
+build_facts = Path("build", "_host", "build_facts.h").absolute()
+facts = "".join(f'#define {name} "{value}"\n' for name, value in built.items())
 
+kernels = sorted(glob("csrc/cpu/*_kernel.cpp"))
 extensions = [
-    op_library(CppExtension, "kdkernels._cpu", ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))], cxx=cxx_flags),
+    op_library(CppExtension, "kdkernels._cpu", ["csrc/library.cpp", *glob("csrc/cpu/*.cpp")], cxx=cxx_flags),
     Extension(
         "kdkernels._host",
-        sorted(glob("csrc/python/*.cpp") + glob("csrc/cpu/*_kernel.cpp")),
-        include_dirs=[headers, pybind11.get_include()],
-        define_macros=[(name, f'"{value}"') for name, value in build_facts.items()],
+        glob("csrc/python/*.cpp"),
+        include_dirs=[headers, str(build_facts.parent), pybind11.get_include()],
+        # The kernels do not depend on torch: the objects of _cpu are linked, which is built before.
+        extra_objects=[os.path.join("build", "_cpu", Path(kernel).with_suffix(".o")) for kernel in kernels],
         extra_compile_args=[*cxx_flags, "-std=c++17"],
         extra_link_args=link_flags,
         language="c++",
     ),
 ]
-if with_cuda:
-    extensions.append(op_library(CUDAExtension, "kdkernels._cuda", sorted(glob("csrc/cuda/*.cu")), nvcc=nvcc_flags))
+if with_cuda:  # first: it is built while the others are
+    extensions.insert(0, op_library(CUDAExtension, "kdkernels._cuda", glob("csrc/cuda/*.cu"), nvcc=nvcc_flags))
 
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildEach})

@@ -15,8 +15,6 @@ self_check() { (cd "$work" && PYTHONPATH=${1-} "$python" -m kdkernels); }
 
 echo "== sdist"
 "$python" -m build --sdist --no-isolation --outdir "$work" . >"$work/sdist.log" || { cat "$work/sdist.log"; exit 1; }
-mkdir "$work/source"
-tar xzf "$work"/kdkernels-*.tar.gz -C "$work/source" --strip-components=1
 
 echo "== pip install SDIST, isolated, all architectures"
 time pip install --no-deps --target "$work/isolated" "$work"/kdkernels-*.tar.gz
@@ -25,9 +23,10 @@ self_check "$work/isolated"
 echo "== editable, as make installed it: CUDA without isolation"
 self_check
 
-# The two halves of `pip install --no-build-isolation`; without CUDA, which has been compiled in both of the above.
+# `pip install --no-build-isolation .` in two steps; in the checkout, whose objects are used again, and without CUDA, since .ci/second_torch.sh
+# installs the wheel beside a torch that has none.
 echo "== wheel without isolation and without CUDA, also for .ci/second_torch.sh"
-time KDKERNELS_CUDA=0 pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" "$work/source"
+time KDKERNELS_CUDA=0 pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" .
 ls -l "$wheels"
 pip install --no-deps --target "$work/plain" "$wheels"/kdkernels-*.whl
 self_check "$work/plain"

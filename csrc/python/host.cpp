@@ -2,6 +2,7 @@
 // library's own copy of the CPU kernels (the op library has another, see csrc/library.cpp).
 #include <pybind11/pybind11.h>
 
+#include "build_facts.h"  // written by setup.py
 #include "cpu/isa.h"
 
 namespace py = pybind11;
