@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "kept_gradient.h"
 #include "memory_bank.h"
 #include "stable.h"
 
@@ -53,10 +54,6 @@ class BankCall {
     return {rows.data_ptr(), *float_dtype(rows), rows.size(0), rows.size(1), rows.size(0) > 1 ? rows.stride(0) : rows.size(1)};
   }
 
-  static void require(bool condition, const std::string& message) {
-    if (!condition) throw std::invalid_argument("memory_bank_nce: " + message);
-  }
-
  private:
   // Features of a row have to be neighbours.
   static Tensor rows_of(const Tensor& tensor) {
@@ -83,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> memory_bank_nce_op(const Tensor& embedding,  
   const Tensor loss =
       problem.reduction == Reduction::none ? call.numbers({rows}) : call.numbers(std::vector<int64_t>{});
   const Tensor positive = call.numbers({rows});
-  const Tensor gradient = grad_embedding ? allocate(embedding, embedding.scalar_type(), {rows, problem.width()})
-                                         : allocate(embedding, embedding.scalar_type(), {0});
+  const std::vector<int64_t> wanted = grad_embedding ? std::vector<int64_t>{rows, problem.width()} : std::vector<int64_t>{0};
+  const Tensor gradient = allocate(embedding, scalar_type(kept_dtype(problem.embedding.dtype)), wanted);
   if (grad_embedding) problem.grad_embedding = BankCall::features(gradient);
   const Tensor workspace = call.workspace(Device::workspace_bytes(problem));
   problem.loss = loss.data_ptr();

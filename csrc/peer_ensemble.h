@@ -58,7 +58,7 @@ struct PeerEnsemble {
   PeerRows query, key;   // [B, P, d], weights attention
   PeerRows gate;         // [B, P, 1], weights gate
 
-  PeerRows grad_peer_logits, grad_leader;  // dtype of what they belong to
+  PeerRows grad_peer_logits, grad_leader;  // kept_dtype of what they belong to
   PeerRows grad_query, grad_key, grad_gate;
 
   const int64_t* target = nullptr;  // [B], in [0, classes)
@@ -110,7 +110,7 @@ struct PeerMixture {
 
   PeerRows mixture;       // [B, rows, C], dtype of peer_logits
   PeerRows grad_mixture;  // the same, any layout
-  PeerRows grad_peer_logits, grad_query, grad_key;
+  PeerRows grad_peer_logits, grad_query, grad_key;  // dtype of what they belong to
 
   // Float, contiguous.
   void* attention = nullptr;             // [B, P, P]; written by the first pass, read by the gradients

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "gradient_list.h"
+#include "kept_gradient.h"
 #include "peer_ensemble.h"
 #include "stable.h"
 
@@ -21,13 +22,21 @@ inline PeerRows peer_rows(const Tensor& tensor) {
   return {tensor.data_ptr(), *float_dtype(tensor), tensor.stride(0), last == 2 ? tensor.stride(1) : 0, tensor.stride(last)};
 }
 
-// A contiguous result of the shape and dtype of `like`, or nothing, which is an empty tensor.
-inline Tensor peer_gradient(const Tensor& like, bool wanted, PeerRows* rows) {
-  if (!wanted) return allocate(like, like.scalar_type(), {0});
-  const Tensor gradient =
-      allocate(like, like.scalar_type(), std::vector<int64_t>(like.sizes().begin(), like.sizes().end()));
+// A contiguous result of the shape of `like`, or nothing, which is an empty tensor.
+inline Tensor peer_gradient(const Tensor& like, ScalarType dtype, bool wanted, PeerRows* rows) {
+  if (!wanted) return allocate(like, dtype, {0});
+  const Tensor gradient = allocate(like, dtype, std::vector<int64_t>(like.sizes().begin(), like.sizes().end()));
   *rows = peer_rows(gradient);
   return gradient;
+}
+
+// That of a loss.
+//
+// Peers have a divisor, B, that the host knows: the gradient of the sum over the samples would keep float16's digits at a
+// loss scale of B. At 65536 it would not: probabilities of 32,000 classes are below its normal numbers. float32 costs two
+// bytes more per logit until the backward pass and is right for every scale.
+inline Tensor loss_gradient(const Tensor& like, bool wanted, PeerRows* rows) {
+  return peer_gradient(like, scalar_type(kept_dtype(*float_dtype(like))), wanted, rows);
 }
 
 template <class Problem>
@@ -47,7 +56,7 @@ void set_features(Problem& problem, const Tensor& query, const Tensor& key) {  /
     require(features->dim() == 3 && features->size(0) == problem.samples && features->size(1) == problem.peers &&
                 features->size(2) == query.size(2),
             "query and key must be [B, P, d]");
-  require(query.scalar_type() == key.scalar_type(), "query and key must have one dtype");
+  require(float_dtype(query) && float_dtype(key), "query and key must be float");
   problem.query = peer_rows(query);
   problem.key = peer_rows(key);
   problem.width = query.size(2);
@@ -126,11 +135,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> okddip_loss_op(
   problem.weights = PeerWeights::attention;
   problem.mix = static_cast<PeerMix>(mix);
   problem.detach_targets = detach_targets;
-  const Tensor for_peers = peer_gradient(peer_logits, grad_peers, &problem.grad_peer_logits);
+  const Tensor for_peers = loss_gradient(peer_logits, grad_peers, &problem.grad_peer_logits);
   const Tensor for_leader =
-      peer_gradient(leader_logits ? *leader_logits : peer_logits, grad_leader && leader_logits, &problem.grad_leader);
-  const Tensor for_query = peer_gradient(query, grad_query, &problem.grad_query);
-  const Tensor for_key = peer_gradient(key, grad_key, &problem.grad_key);
+      loss_gradient(leader_logits ? *leader_logits : peer_logits, grad_leader && leader_logits, &problem.grad_leader);
+  const Tensor for_query = loss_gradient(query, grad_query, &problem.grad_query);
+  const Tensor for_key = loss_gradient(key, grad_key, &problem.grad_key);
   const auto [loss, parts] = call.template solve<Device>();
   return {loss, parts, for_peers, for_leader, for_query, for_key};
 }
@@ -146,9 +155,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_ensemble_loss_op(const Tensor& 
   PeerEnsemble& problem = call.problem;
   call.gate(gate);
   problem.weights = PeerWeights::gate;
-  const Tensor for_gate = peer_gradient(gate, grad_gate, &problem.grad_gate);
+  const Tensor for_gate = loss_gradient(gate, grad_gate, &problem.grad_gate);
   problem.grad_gate = PeerLoss::of_peers(problem.grad_gate);
-  const Tensor for_branches = peer_gradient(branch_logits, grad_branches, &problem.grad_peer_logits);
+  const Tensor for_branches = loss_gradient(branch_logits, grad_branches, &problem.grad_peer_logits);
   const auto [loss, parts] = call.template solve<Device>();
   return {loss, parts, for_gate, for_branches};
 }
@@ -161,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> leave_one_out_loss_op(const Tensor& peer_logi
   PeerLoss call(peer_logits, target, temperature, kl_weight, target_eps);
   call.problem.weights = PeerWeights::others;
   call.problem.mix = pairwise ? PeerMix::divergences : PeerMix::logits;
-  const Tensor for_peers = peer_gradient(peer_logits, grad_peers, &call.problem.grad_peer_logits);
+  const Tensor for_peers = loss_gradient(peer_logits, grad_peers, &call.problem.grad_peer_logits);
   const auto [loss, parts] = call.template solve<Device>();
   return {loss, parts, for_peers};
 }
@@ -222,9 +231,13 @@ std::tuple<Tensor, Tensor, Tensor> peer_mixture_backward_op(
   const Tensor from_above = torch::stable::contiguous(grad_attention ? *grad_attention : attention);
   problem.attention = weights.data_ptr();
   problem.grad_attention = grad_attention ? from_above.data_ptr() : nullptr;
-  const Tensor for_peers = peer_gradient(peer_logits, grad_peers, &problem.grad_peer_logits);
-  const Tensor for_query = peer_gradient(query ? *query : peer_logits, grad_query && query, &problem.grad_query);
-  const Tensor for_key = peer_gradient(key ? *key : peer_logits, grad_key && key, &problem.grad_key);
+  const auto gradient = [&](const std::optional<Tensor>& of, bool wanted, PeerRows* rows) {
+    const Tensor& like = of ? *of : peer_logits;
+    return peer_gradient(like, like.scalar_type(), wanted && of, rows);
+  };
+  const Tensor for_peers = gradient(peer_logits, grad_peers, &problem.grad_peer_logits);
+  const Tensor for_query = gradient(query, grad_query, &problem.grad_query);
+  const Tensor for_key = gradient(key, grad_key, &problem.grad_key);
   Device::peer_mixture_backward(problem, peer_logits);
   return {for_peers, for_query, for_key};
 }

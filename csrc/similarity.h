@@ -16,7 +16,7 @@
 //
 // The gradient is that of the reduced loss for an upstream gradient of 1. With G = d loss / d s, M_j = sum_k G_jk g_k / T
 // (of the unit rows), it is d f_j = (M_j - u_j <u_j, M_j>) / |f_j|, and d loss / d T = -sum_j <M_j, u_j> / T.
-// A row of norm <= 1e-8 is divided by 1e-8, a constant: no projection.
+// A row of norm <= 1e-8 is divided by 1e-8, a constant: no projection. In float16 and bfloat16 its gradient is 0.
 #pragma once
 #include <cstdint>
 
@@ -26,6 +26,12 @@
 namespace kd {
 
 constexpr double least_norm = 1e-8;
+
+// Whether the gradient of a row of norm <= least_norm is 0. Divided by 1e-8 it is beyond float16, and bfloat16 knows of the
+// direction no more than that the row was rounded to 0.
+KD_HOST_DEVICE constexpr bool short_rows_are_constant(Dtype dtype) {
+  return dtype == Dtype::float16 || dtype == Dtype::bfloat16;
+}
 
 // A matrix of features [rows, width]; the features of a row are neighbours.
 struct Features {
@@ -39,9 +45,9 @@ struct Features {
 enum class KeyTarget : int { positive, labels, teacher };
 
 struct Similarity {
-  Features query, key;                  // one dtype, one width
-  Features teacher_query, teacher_key;  // KeyTarget::teacher: as many rows; one dtype, one width, constant
-  Features grad_query, grad_key;        // of the dtype and shape of query and key; absent where nobody asks
+  Features query, key;                  // one width
+  Features teacher_query, teacher_key;  // KeyTarget::teacher: as many rows; one width, constant
+  Features grad_query, grad_key;        // shapes of query and key, kept_dtype of theirs; absent where nobody asks
 
   KeyTarget target = KeyTarget::positive;
   Reduction reduction = Reduction::batchmean;
@@ -51,7 +57,7 @@ struct Similarity {
   bool allow_tf32 = false;  // CUDA: float32 products on tensor cores, as torch does where the user allows it
   double temperature = 1;   // > 0
 
-  // `Float` is float, or double where the student's or the teacher's features are float64. Contiguous, null where absent.
+  // `Float` is float, or double where any features are float64. Contiguous, null where absent.
   const void* temperature_at = nullptr;  // Float, one number: replaces `temperature`
   const int64_t* positive = nullptr;     // [queries], in [0, keys); null: key j is the positive of query j
   const int64_t* query_labels = nullptr;  // [queries]
@@ -67,19 +73,19 @@ struct Similarity {
   void* grad_temperature = nullptr;  // Float, one number; null where nobody asks
 
   KD_HOST_DEVICE bool is_double() const {
-    return query.dtype == Dtype::float64 || (teacher_query.data && teacher_query.dtype == Dtype::float64);
+    return query.dtype == Dtype::float64 || key.dtype == Dtype::float64 || teacher_query.dtype == Dtype::float64 ||
+           teacher_key.dtype == Dtype::float64;
   }
   KD_HOST_DEVICE int64_t queries() const { return query.rows; }
   KD_HOST_DEVICE int64_t keys() const { return key.rows; }
   KD_HOST_DEVICE bool has_query(int64_t j) const { return !mask || mask[j]; }
   KD_HOST_DEVICE int64_t positive_of(int64_t j) const { return positive ? positive[j] : j; }
-  KD_HOST_DEVICE bool is_own(int64_t j, int64_t k) const { return own_key >= 0 && k == own_key + j; }
   KD_HOST_DEVICE bool wants_gradient() const { return grad_query.data || grad_key.data || grad_temperature; }
 };
 
 // How many keys are more similar to a query than its positive, or as similar and before it: 0 where the positive leads.
 struct SimilarityRank {
-  Features query, key;  // one dtype, one width
+  Features query, key;  // one width
   bool normalize = true;
   bool allow_tf32 = false;
   const int64_t* positive = nullptr;  // [queries]

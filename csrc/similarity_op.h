@@ -6,6 +6,7 @@
 #pragma once
 #include <tuple>
 
+#include "kept_gradient.h"
 #include "similarity.h"
 #include "stable.h"
 
@@ -19,7 +20,6 @@ class SimilarityCall {
   SimilarityCall(const Tensor& query, const Tensor& key) : query_(query) {
     problem.query = features(query, "query");
     problem.key = features(key, "key");
-    require(problem.query.dtype == problem.key.dtype, "query and key must have one dtype");
     require(problem.query.width == problem.key.width, "query and key must have equal widths");
   }
 
@@ -29,13 +29,12 @@ class SimilarityCall {
     if (!query) return;
     problem.teacher_query = features(*query, "teacher_query");
     problem.teacher_key = features(*key, "teacher_key");
-    require(problem.teacher_query.dtype == problem.teacher_key.dtype, "teacher_query and teacher_key must have one dtype");
     require(problem.teacher_query.width == problem.teacher_key.width, "teacher_query and teacher_key must have equal widths");
     require(problem.teacher_query.rows == problem.queries() && problem.teacher_key.rows == problem.keys(),
             "student and teacher must have as many rows");
   }
 
-  // Numbers of a fixed count, contiguous. After the teacher: its dtype decides on the arithmetic type.
+  // Numbers of a fixed count, contiguous. Called after `teacher`, whose dtype decides on the arithmetic type too.
   template <class T>
   const T* numbers(const std::optional<Tensor>& tensor, ScalarType dtype, int64_t count, const char* name) {
     if (!tensor) return nullptr;
@@ -82,13 +81,11 @@ class SimilarityCall {
   }
 
   Tensor gradient(const Features& of, bool wanted) const {
-    constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double};
-    const ScalarType dtype = types[static_cast<int>(of.dtype)];
-    return allocate(query_, dtype, wanted ? std::vector<int64_t>{of.rows, of.width} : std::vector<int64_t>{0});
+    return allocate(query_, scalar_type(kept_dtype(of.dtype)), wanted ? std::vector<int64_t>{of.rows, of.width} : std::vector<int64_t>{0});
   }
 
   static Features dense(const Tensor& tensor, const Features& like) {
-    return {tensor.data_ptr(), like.dtype, like.rows, like.width, like.width};
+    return {tensor.data_ptr(), kept_dtype(like.dtype), like.rows, like.width, like.width};
   }
 
   const Tensor& kept(const Tensor& tensor) {
@@ -103,10 +100,10 @@ class SimilarityCall {
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_loss_op(
     const Tensor& query,                              // [Q, D]
-    const Tensor& key,                                // [K, D], same dtype
+    const Tensor& key,                                // [K, D]
     const std::optional<Tensor>& temperature_tensor,  // one number, arithmetic type
     const std::optional<Tensor>& teacher_query,       // [Q, E]
-    const std::optional<Tensor>& teacher_key,         // [K, E], dtype of teacher_query
+    const std::optional<Tensor>& teacher_key,         // [K, E]
     const std::optional<Tensor>& positive,            // [Q], int64
     const std::optional<Tensor>& query_labels,        // [Q], int64
     const std::optional<Tensor>& key_labels,          // [K], int64
@@ -144,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_loss_op(
 
 template <class Device>
 Tensor similarity_rank_op(const Tensor& query,     // [Q, D]
-                          const Tensor& key,       // [K, D], same dtype
+                          const Tensor& key,       // [K, D]
                           const Tensor& positive,  // [Q], int64
                           bool normalize, bool allow_tf32) {
   SimilarityCall call(query, key);

@@ -37,6 +37,11 @@ inline std::optional<Dtype> float_dtype(const Tensor& tensor) {
   }
 }
 
+inline ScalarType scalar_type(Dtype dtype) {
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double};
+  return types[static_cast<int>(dtype)];
+}
+
 // An uninitialised tensor on the device of `like`. One C call, without the dispatcher's search by name.
 inline Tensor allocate(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& sizes,
                        const std::vector<int64_t>& strides) {

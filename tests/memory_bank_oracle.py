@@ -9,7 +9,7 @@ import emulated
 import numpy as np
 from hypothesis import strategies as st
 from oracle import REDUCTIONS, UNDERFLOW, Estimate, close
-from problems import FLOATS, PRECISION, STORED, decode, encode, lay_out, name_of
+from problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
 
 # One feature, around one chunk of 8, the last that 32 lanes hold in one chunk each and in four, and beyond.
 WIDTHS = [1, 7, 8, 9, 16, 64, 100, 128, 256, 257]
@@ -108,8 +108,9 @@ def check(embedding, bank, index, options, ours):
         close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
     if ours["grad_embedding"] is None:
         return
-    assert ours["grad_embedding"].shape == embedding.shape and ours["grad_embedding"].dtype == embedding.dtype
-    close(decode(ours["grad_embedding"]), truth["grad_embedding"], precision, *STORED[name_of(embedding)][:2], factor=factor)
+    gradient = ours["grad_embedding"]
+    assert gradient.shape == embedding.shape and gradient.dtype == kept(embedding)
+    close(decode(gradient), truth["grad_embedding"], precision, *STORED[name_of(gradient)][:2], factor=factor)
 
 
 def plain_problem(rows=2, width=128, columns=40, entries=50, seed=0, dtype="float32"):

@@ -10,7 +10,7 @@ import emulated
 import numpy as np
 from hypothesis import strategies as st
 from oracle import UNDERFLOW, Estimate, close
-from problems import FLOATS, PRECISION, STORED, decode, encode, lay_out, name_of
+from problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
 
 WEIGHTS = ("attention", "gate", "others")
 MIXES = ("logits", "probs", "divergences")
@@ -377,12 +377,12 @@ def numbered(options):
     return {name: names[name].index(value) if name in names else value for name, value in options.items()}
 
 
-def check_gradients(tensors, truth, ours, precision, factor):
+def check_gradients(tensors, truth, ours, precision, factor, dtype_of=lambda tensor: tensor.dtype):
     for name, tensor in tensors.items():
         if name not in ours:
             continue
-        assert ours[name].shape == tensor.shape and ours[name].dtype == tensor.dtype
-        close_stored(decode(ours[name]), truth[name], precision, STORED[name_of(tensor)], factor)
+        assert ours[name].shape == tensor.shape and ours[name].dtype == dtype_of(tensor)
+        close_stored(decode(ours[name]), truth[name], precision, STORED[name_of(ours[name])], factor)
 
 
 def close_stored(ours, truth, precision, kind, factor):
@@ -403,7 +403,7 @@ def check(peer_logits, target, options, ours, factor=4):
         close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor + summed)
     tensors = {f"grad_{name}": options[name] for name in ("leader", "query", "key", "gate") if name in options}
     if np.isfinite(truth["parts"].value).all():
-        check_gradients({"grad_peer_logits": peer_logits, **tensors}, truth, ours, precision, factor)
+        check_gradients({"grad_peer_logits": peer_logits, **tensors}, truth, ours, precision, factor, kept)
 
 
 def check_mixture(peer_logits, options, ours, factor=4):

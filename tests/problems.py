@@ -30,6 +30,11 @@ def decode(array):
     return (emulated.module().bfloat16_to_float(array) if array.dtype == np.uint16 else array).astype(np.float64)
 
 
+def kept(array):
+    """The dtype in which an op returns the gradient of a loss by an array (csrc/kept_gradient.h)."""
+    return np.float32 if array.dtype == np.float16 else array.dtype
+
+
 def lay_out(array, order, front, step):
     """The same [outer, C, inner] values in a larger buffer of NaN: axes in this order in memory, starting `front`
     elements late, elements of the last axis `step` apart."""

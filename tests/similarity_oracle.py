@@ -57,6 +57,7 @@ def similarity(
     row_weight=None,  # [queries]
     bias=None,  # broadcastable to [queries, keys]
     reduction="batchmean",
+    short_rows_are_constant=(False, False),  # of queries, of keys
 ):
     """dict of Estimates: loss [losses], rows [queries], grad_query, grad_key, grad_temperature."""
     rows, keys = len(query), len(key)
@@ -118,15 +119,18 @@ def similarity(
         size = np.abs(weights.value) * growth(weights.value.shape[1]) + weights.scale
         return Estimate(weights.value @ others, size @ np.abs(others))
 
-    def unprojected(m, unit, inverse, projected):
+    def unprojected(m, unit, inverse, projected, short_is_constant):
         size = m.scale + growth(unit.shape[1]) * np.abs(m.value)
         along = Estimate((m.value * unit).sum(1), (size * np.abs(unit)).sum(1))
         part = Estimate(unit * along.value[:, None], np.abs(unit) * (along.scale + 2 * np.abs(along.value))[:, None])
-        return (m + Estimate(-part.value, part.scale).where(projected)) * inverse, along
+        by_row = (m + Estimate(-part.value, part.scale).where(projected)) * inverse
+        constant = short_is_constant and normalize
+        return by_row.where(projected) if constant else by_row, along
 
     by_query = product(gradient, v)
-    grad_query, along = unprojected(by_query, u, query_inverse, query_projected)
-    grad_key, _ = unprojected(product(Estimate(gradient.value.T, gradient.scale.T), u), v, key_inverse, key_projected)
+    by_key = product(Estimate(gradient.value.T, gradient.scale.T), u)
+    grad_query, along = unprojected(by_query, u, query_inverse, query_projected, short_rows_are_constant[0])
+    grad_key, _ = unprojected(by_key, v, key_inverse, key_projected, short_rows_are_constant[1])
     if reduction != "none":
         loss = Estimate(*(np.array([x.sum() / divisor]) for x in losses))
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import similarity_oracle
 from hypothesis import strategies as st
-from problems import FLOATS, PRECISION, STORED, decode, encode, name_of
+from problems import FLOATS, PRECISION, STORED, decode, encode, kept, name_of
 
 # None, one, around a vector, a tile of the matrix product, a band of 64, and more than one of them.
 QUERIES = st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65, 130, 192]) | st.integers(0, 100)
@@ -15,6 +15,8 @@ WIDTHS = st.sampled_from([1, 2, 3, 16, 17, 63, 64, 65, 128, 129, 257, 300]) | st
 REDUCTIONS = st.sampled_from(oracle.REDUCTIONS)
 # The arguments of lay_out; plain ones half of the time.
 GAPS = st.integers(0, 9)
+# Of queries and keys; one for both more often than not.
+DTYPES = st.sampled_from(FLOATS).map(lambda one: (one, one)) | st.tuples(st.sampled_from(FLOATS), st.sampled_from(FLOATS))
 LAYOUTS = st.just((0, 0, 1, False)) | st.tuples(GAPS, GAPS, st.sampled_from([1, 1, 2]), st.booleans())
 
 
@@ -83,8 +85,8 @@ def similarity_problems(draw, queries=QUERIES, keys=KEYS, widths=WIDTHS):
         if draw(st.booleans()):
             # A query keeps a key, and its positives but in one draw of four.
             removed = rng.random((rows, count)) < 0.3
-            kept = np.where(own, -1, rng.random((rows, count)))
-            removed[np.arange(rows), kept.argmax(1)] = False
+            weights = np.where(own, -1, rng.random((rows, count)))
+            removed[np.arange(rows), weights.argmax(1)] = False
             bias = np.where(removed & ~(chosen & (draw(st.integers(0, 3)) > 0)), -np.inf, bias)
         options["bias"] = bias.astype(np.float32)
 
@@ -92,13 +94,13 @@ def similarity_problems(draw, queries=QUERIES, keys=KEYS, widths=WIDTHS):
         spread = draw(st.sampled_from([1.0, 1e-3, 1e3])) if options["normalize"] else 2 / np.sqrt(width)
         return lay_out(encode(make_features(rng, rows, width, spread), dtype), *draw(LAYOUTS))
 
-    dtypes = st.sampled_from(FLOATS)
-    dtype = draw(dtypes)
-    query, key = features(rows, width, dtype), features(count, width, dtype)
+    def both(width):
+        of_query, of_key = draw(DTYPES)
+        return features(rows, width, of_query), features(count, width, of_key)
+
+    query, key = both(width)
     if target == "teacher":
-        teacher_width, dtype = draw(widths), draw(dtypes)
-        options["teacher_query"] = features(rows, teacher_width, dtype)
-        options["teacher_key"] = features(count, teacher_width, dtype)
+        options["teacher_query"], options["teacher_key"] = both(draw(widths))
     if "mask" in options:
         for masked in (query, options.get("teacher_query")):
             if masked is not None:
@@ -106,23 +108,25 @@ def similarity_problems(draw, queries=QUERIES, keys=KEYS, widths=WIDTHS):
     return query, key, options
 
 
-def is_double(query, options):
-    return "float64" in [name_of(x) for x in (query, options.get("teacher_query")) if x is not None]
+def dtypes_of(query, key, options):
+    teacher = [options[name] for name in ("teacher_query", "teacher_key") if name in options]
+    return {name_of(features) for features in (query, key, *teacher)}
 
 
 def check(query, key, options, ours, factor=4, product_precision=None):
     """Compares results with the oracle. Where a row's loss is infinite, its gradient and those of the keys are whatever.
     `product_precision`: of the factors that gradients are products of, where it is less than that of the arithmetic."""
-    precision = PRECISION["float64" if is_double(query, options) else "float32"]
+    precision = PRECISION["float64" if "float64" in dtypes_of(query, key, options) else "float32"]
     decoded = {name: decode(x) if name.startswith("teacher") else x for name, x in options.items()}
-    truth = similarity_oracle.similarity(decode(query), decode(key), **decoded)
+    constant = [name_of(features) in ("float16", "bfloat16") for features in (query, key)]
+    truth = similarity_oracle.similarity(decode(query), decode(key), short_rows_are_constant=constant, **decoded)
     oracle.close(ours["loss"].astype(np.float64), truth["loss"], precision, precision, factor=factor)
     finite = np.isfinite(truth["rows"].value)
     for name, features, regular in (("grad_query", query, finite[:, None]), ("grad_key", key, finite.all())):
         if ours[name] is None:
             continue
-        assert ours[name].shape == features.shape and ours[name].dtype == features.dtype
-        stored = STORED[name_of(features)]
+        assert ours[name].shape == features.shape and ours[name].dtype == kept(features)
+        stored = STORED[name_of(ours[name])]
         largest = np.abs(truth[name].value) + factor * (product_precision or precision) * truth[name].scale
         regular = regular & ~(largest >= 0.99 * stored[2])
         ours_here = np.where(regular, decode(ours[name]), 0)
@@ -145,16 +149,16 @@ gradients = st.fixed_dictionaries({name: st.booleans() for name in ("grad_query"
 def rank_problems(draw, queries=QUERIES, keys=KEYS, widths=WIDTHS):
     """(query, key, positive, normalize, exact): `exact` features are small whole numbers with many ties."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    rows, count, width, dtype = draw(queries), draw(keys), draw(widths), draw(st.sampled_from(FLOATS))
+    rows, count, width, dtypes = draw(queries), draw(keys), draw(widths), draw(DTYPES)
     exact = draw(st.booleans())
     normalize = not exact and draw(st.booleans())
 
-    def features(rows):
+    def features(rows, dtype):
         if exact:
             return encode(rng.integers(-1, 2, (rows, width)).astype(np.float32), dtype)
         return encode(make_features(rng, rows, width, 1.0), dtype)
 
-    return features(rows), features(count), rng.integers(0, count, rows), normalize, exact
+    return features(rows, dtypes[0]), features(count, dtypes[1]), rng.integers(0, count, rows), normalize, exact
 
 
 def check_ranks(query, key, positive, normalize, exact, ours):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from helpers import assert_same_formula, draw
 
 import kdkernels as kd
+from kdkernels.nn.memory_bank import _unit
 
 pytestmark = pytest.mark.numeric
 
@@ -165,6 +166,16 @@ def test_features_of_one_value(value):
     crd(torch.full_like(student, value), *others).backward()
     assert all(p.grad.isfinite().all() for p in crd.parameters())
     assert crd.student_bank.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_embeddings_of_no_length(dtype):
+    """Of a head in half precision, as under autocast: 1e8 times a gradient is beyond float16."""
+    embedding = torch.zeros(2, 4, dtype=dtype)
+    embedding[1] = 1
+    embedding.requires_grad_()
+    (_unit(embedding) @ torch.ones(4)).mul(65536.0).sum().backward()
+    assert embedding.grad.isfinite().all() and bool(embedding.grad[0].any()) is (dtype is torch.float32)
 
 
 def test_autocast():

@@ -152,11 +152,11 @@ def test_masked_rows_are_zero_whatever_they_hold(machine, dtype, hidden):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("hidden", [math.nan, math.inf, 1e4], ids=str)
 def test_masked_queries_are_zero_whatever_they_hold(machine, dtype, hidden):
-    """Their keys are features like others: what those hold has to be finite."""
+    """And whatever the keys hold, that none of them is compared with."""
     query = torch.full((6, 8), hidden, dtype=dtype, device=machine)
-    key, mask = draw(6, 8, dtype=dtype, device=machine), torch.zeros(6, dtype=torch.bool, device=machine)
-    assert_zero(machine, lambda q, k: kd.info_nce(q, k, mask=mask), query, key)
-    assert_zero(machine, lambda q, k: kd.info_nce(q, k, mask=mask, symmetric=True), query, key)
-    assert_zero(machine, lambda q, k: kd.similarity_kl(q, k, query, key, mask=mask), query, key)
-    alike = torch.zeros(6, dtype=torch.int64, device=machine)
-    assert_zero(machine, lambda features: kd.supervised_contrastive(features, alike, mask=mask), key)
+    mask, alike = (torch.zeros(6, dtype=kind, device=machine) for kind in (torch.bool, torch.int64))
+    for key in (draw(6, 8, dtype=dtype, device=machine), query.clone()):
+        assert_zero(machine, lambda q, k: kd.info_nce(q, k, mask=mask), query, key)
+        assert_zero(machine, lambda q, k: kd.info_nce(q, k, mask=mask, symmetric=True), query, key)
+        assert_zero(machine, lambda q, k: kd.similarity_kl(q, k, query, key, mask=mask), query, key)
+        assert_zero(machine, lambda features: kd.supervised_contrastive(features, alike, mask=mask), key)

@@ -71,16 +71,35 @@ def test_dtypes(machine, dtype):
 
 
 @pytest.mark.parametrize("dtypes", list(itertools.product(FLOATS, repeat=2)), ids=str)
-def test_student_and_teacher_of_other_dtypes(device, dtypes):
-    student = pairs(9, 12, 8, dtype=dtypes[0], device=device)
-    teacher = pairs(9, 12, 20, dtype=dtypes[1], device=device, seed=4)
-    loss, *gradients = run(device, lambda q, k: kd.similarity_kl(q, k, *teacher), *student)
-    assert loss.dtype == (torch.float64 if torch.float64 in dtypes else torch.float32)
-    assert all(gradient.dtype == dtypes[0] for gradient in gradients)
-    teacher_in_double = [tensor.double() for tensor in teacher]
-    student_in_double = [tensor.double() for tensor in student]
-    twin = lambda: run("reference", lambda q, k: kd.similarity_kl(q, k, *teacher_in_double), *student_in_double)  # noqa: E731
-    assert_accurate((loss, *gradients), twin)
+def test_features_of_unlike_dtypes(device, dtypes):
+    """Student and teacher, queries and keys, queries of both and keys of both."""
+    positive = labels(9, classes=12, device=device)
+    for at in ((0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 1), (1, 1, 1, 0)):
+        tensors = (*pairs(9, 12, 8, device=device), *pairs(9, 12, 20, device=device, seed=4))
+        query, key, *teacher = given = [tensor.to(dtypes[which]) for tensor, which in zip(tensors, at)]
+        exact = [tensor.double() for tensor in given]
+        divergence = run(device, lambda q, k: kd.similarity_kl(q, k, *teacher), query, key)
+        assert_accurate(
+            divergence, lambda: run("reference", lambda q, k: kd.similarity_kl(q, k, *exact[2:]), *exact[:2])
+        )
+        contrast = run(device, both_ways, query, key)
+        assert_accurate(contrast, lambda: run("reference", both_ways, *exact[:2]))
+        for (loss, *gradients), features in ((divergence, given), (contrast, given[:2])):
+            is_double = any(tensor.dtype is torch.float64 for tensor in features)
+            assert loss.dtype is (torch.float64 if is_double else torch.float32)
+            assert [gradient.dtype for gradient in gradients] == [query.dtype, key.dtype]
+        assert torch.equal(kd.similarity_rank(query, key, positive), kd.similarity_rank(*exact[:2], positive))
+
+
+def test_features_of_unlike_dtypes_under_autocast(device):
+    """A projection is half precision there, and what an average of parameters gave is not."""
+    query, key = pairs(9, 12, 8, device=device)
+    weight = draw(8, 8, device=device).requires_grad_()
+    with kd.backend(device), torch.autocast(device, torch.bfloat16):
+        projected = query @ weight
+        kd.info_nce(projected, key).backward()
+        assert projected.dtype is torch.bfloat16 and key.dtype is torch.float32
+    assert weight.grad.isfinite().all() and weight.grad.any()
 
 
 def layouts(device):
@@ -211,6 +230,28 @@ def test_rows_of_no_length(machine):
             assert_same_formula(ours[0], expected[0])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_rows_of_no_length_learn_nothing_in_half_precision(machine, dtype):
+    half = dtype in (torch.float16, torch.bfloat16)
+    query, key = pairs(20, 30, 8, dtype=dtype, device=machine)
+    query[3], key[5] = 0, 0
+    if dtype is not torch.float16:  # which ends at 6e-8
+        query[4], key[6] = 1e-12, -1e-10
+    long, longer = torch.arange(20, device=machine), torch.arange(30, device=machine)
+    long, longer = (long != 3) & (long != 4), (longer != 5) & (longer != 6)
+    features = torch.cat([query, key])
+    for backend in (machine, "reference"):
+        for function in PAIRS.values():
+            for reduction in ("none", "batchmean"):
+                loss, by_query, by_key = run(backend, function, query, key, temperature=0.5, reduction=reduction)
+                assert loss.isfinite().all() and by_query.isfinite().all() and by_key.isfinite().all()
+                short = [by_query[3:5], by_key[5:7]] if dtype is not torch.float16 else [by_query[3], by_key[5]]
+                assert not any(x.any() for x in short) if half else all(x.any() for x in short)
+                assert by_query[long].any() and by_key[longer].any()
+        _, by_features = run(backend, supervised, features, temperature=0.5)
+        assert by_features.isfinite().all() and bool(by_features[3].any()) is not half
+
+
 def test_large_features_and_small_temperatures(machine):
     query, key = pairs(20, 30, 8, device=machine, scale=1e4)
     for function in PAIRS.values():
@@ -229,6 +270,20 @@ def test_equal_features(machine):
     assert_same_formula(loss.cpu(), torch.tensor(math.log(9), dtype=torch.float64))
     loss, *_ = run(machine, lambda f: kd.supervised_contrastive(f, torch.zeros(6, dtype=torch.int64, device=machine)), query)
     assert_same_formula(loss.cpu(), torch.tensor(math.log(5), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_bands_of_masked_queries(machine, dtype):
+    """Some of the tiles of queries have one that counts, most have none and are skipped."""
+    query, key = pairs(700, 50, 20, dtype=dtype, device=machine)
+    mask = torch.zeros(700, dtype=torch.bool, device=machine)
+    mask[[130, 131, 500]] = True
+    query[~mask] = nan
+    for function in PAIRS.values():
+        for reduction in ("none", "batchmean"):
+            options = dict(temperature=0.5, reduction=reduction)
+            ours = check(function, query, key, mask=mask, **options)
+            assert not ours[1][~mask].any()
 
 
 def test_masked_queries_may_hold_anything(machine):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import encode, name_of
-from similarity_problems import check, check_ranks, gradients, numbered, rank_problems, similarity_problems
+from problems import encode
+from similarity_problems import check, check_ranks, dtypes_of, gradients, numbered, rank_problems, similarity_problems
 
 EXAMPLES = 20 if emulated.VARIANT == "sanitized" else 150
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -40,7 +40,7 @@ def solve(query, key, options, how=(0, {}), **more):
 
 def matches_the_formulas(problem, launch, gradients):
     query, key, options = problem
-    dtypes = {name_of(x) for x in (query, options.get("teacher_query")) if x is not None}
+    dtypes = dtypes_of(query, key, options)
     coarse = PRODUCTS.get(min(dtypes)) if len(dtypes) == 1 and launch[1]["sm"] >= 80 else None
     check(*problem, solve(*problem, launch, **gradients), product_precision=coarse)
 
@@ -121,6 +121,33 @@ def test_a_positive_that_is_none_makes_the_loss_nan(positive):
     ours = solve(query, key, {**options, "reduction": "none"})
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(ours["loss"])), [3])
     assert np.isnan(solve(query, key, options)["loss"]).all()
+
+
+@pytest.mark.parametrize("target", ["positive", "symmetric", "labels", "teacher"])
+def test_tiles_without_a_query_that_counts_are_skipped(target):
+    """Seen by the barriers, of which every step of a product of tiles has one."""
+    rng = np.random.default_rng(0)
+    query, key, teacher = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (384, 40, 384))
+    options = {"target": "positive" if target == "symmetric" else target, "symmetric": target == "symmetric"}
+    options.update(query_labels=np.arange(384) % 5, key_labels=np.arange(40) % 5, positive=np.arange(384) % 40)
+    if target == "teacher":
+        options.update(teacher_query=teacher, teacher_key=key)
+
+    def barriers(mask, key=key):
+        before = emulated.module().barrier_count()
+        ours = solve(query, key, {**options, "mask": mask})
+        check(query, key, {**options, "mask": mask}, ours) if np.isfinite(key).all() else None
+        return emulated.module().barrier_count() - before, ours
+
+    none, first, two, all_three = (barriers(np.arange(384) < counted)[0] for counted in (0, 1, 200, 300))
+    assert all_three - two == two - first > 10
+    assert first - none == two - first + 1  # the first step of the keys' products
+    assert all_three == barriers(None)[0]
+    # A tile apart: the keys' products begin again behind the one that is left out.
+    assert barriers((np.arange(384) < 5) | (np.arange(384) == 300))[0] == two + 1
+    # Keys that nobody is compared with may hold anything.
+    _, ours = barriers(np.zeros(384, bool), np.full_like(key, np.nan))
+    assert ours["loss"] == 0 and not ours["grad_query"].any() and not ours["grad_key"].any()
 
 
 def test_launches():

@@ -59,10 +59,9 @@ void read_keys(const SimilarityWork<A>& work, int64_t begin, int64_t end) {
 
 // A band's queries, by rows to slot.rows and by columns to `columns`.
 template <class A>
-void read_queries(const SimilarityWork<A>& work, const Features& features, int64_t band, const BandSlot<A>& slot,
-                  A* columns) {
+void read_queries(const SimilarityWork<A>& work, const Features& features, const BandSlot<A>& slot, A* columns) {
   constexpr int64_t block = panel_columns * panel_columns;
-  const int64_t first = band * band_queries, padded = padded_queries(*work.problem, band);
+  const int64_t first = slot.band * band_queries, padded = padded_queries(*work.problem, slot.band);
   const int64_t width = round_up(features.width, panel_columns), blocks = width / panel_columns;
   for (int64_t j = 0; j < padded; ++j) {
     A* row = slot.rows + j * panel_columns;
@@ -134,17 +133,18 @@ void compare_block(const SimilarityWork<A>& work, int64_t band, const Comparison
 }
 
 template <class A>
-void compare(const SimilarityWork<A>& work, int64_t band, int64_t number) {
+void compare(const SimilarityWork<A>& work, int64_t number) {
   const Similarity& problem = *work.problem;
   const BandSlot<A>& slot = work.slots[number];
+  const int64_t band = slot.band;
   const A none = -std::numeric_limits<A>::infinity();
   for (int64_t j = 0; j < band_queries; ++j) slot.max[j] = slot.other_max[j] = none;
   const Comparison<A> student{work.key, slot.columns, problem.query.width, slot.logits, slot.max, true};
   const Comparison<A> teacher{work.teacher_key, slot.products, problem.teacher_query.width, slot.others, slot.other_max,
                               false};
   const bool has_teacher = work.teacher_key.rows;
-  if (has_teacher) read_queries(work, problem.teacher_query, band, slot, slot.products);
-  read_queries(work, problem.query, band, slot, slot.columns);
+  if (has_teacher) read_queries(work, problem.teacher_query, slot, slot.products);
+  read_queries(work, problem.query, slot, slot.columns);
   each_block(problem.keys(), [&](int64_t begin, int64_t end) {
     compare_block(work, band, student, begin, end);
     if (has_teacher) compare_block(work, band, teacher, begin, end);
@@ -160,14 +160,15 @@ void compare(const SimilarityWork<A>& work, int64_t band, int64_t number) {
 
 // The softmax of column k over the queries of the bands in the slots, added to that over earlier ones.
 template <class A>
-void add_columns(const SimilarityWork<A>& work, int64_t band, int64_t slots, int64_t begin, int64_t end) {
+void add_columns(const SimilarityWork<A>& work, int64_t slots, int64_t begin, int64_t end) {
   const A none = -std::numeric_limits<A>::infinity(), scale = logit_scale(work);
   // body(logits, those that count) for each vector of queries.
   const auto each_vector = [&](int64_t k, const auto& body) {
-    for (int64_t s = 0; s < slots; ++s)
-      for (int64_t v = 0; v < padded_queries(*work.problem, band + s); v += Simd<A>::lanes)
-        body(load(work.slots[s].logits + k * band_queries + v),
-             load(work.counted + (band + s) * band_queries + v) != A(0));
+    for (int64_t s = 0; s < slots; ++s) {
+      const BandSlot<A>& slot = work.slots[s];
+      for (int64_t v = 0; v < padded_queries(*work.problem, slot.band); v += Simd<A>::lanes)
+        body(load(slot.logits + k * band_queries + v), load(work.counted + slot.band * band_queries + v) != A(0));
+    }
   };
   for (int64_t k = begin; k < end; ++k) {
     if (!work.column_wanted[k]) continue;
@@ -204,11 +205,18 @@ void finish_queries(const Band<A>& band) {
     }
     store(band.work.temperature_terms + band.first + v, select(band.counted(v), along, Vec<A>{}));
     const Vec<A> inverse_norms = load(band.slot.inverse_norms + v);
-    along = problem.normalize ? select(inverse_norms == largest_inverse_norm<A>(), Vec<A>{}, along) : Vec<A>{};
+    Lanes<A> has_gradient = band.counted(v);
+    if (problem.normalize) {
+      const Lanes<A> is_short = inverse_norms == largest_inverse_norm<A>();
+      along = select(is_short, Vec<A>{}, along);
+      if (short_rows_are_constant(problem.query.dtype)) has_gradient = has_gradient & ~is_short;
+    } else {
+      along = Vec<A>{};
+    }
     for (int64_t d = 0; d < width; ++d) {
       A* product = band.slot.products + d * band_queries + v;
       const Vec<A> unit = load(band.slot.columns + d * band_queries + v);
-      store(product, select(band.counted(v), (load(product) - unit * along) * inverse_norms, Vec<A>{}));
+      store(product, select(has_gradient, (load(product) - unit * along) * inverse_norms, Vec<A>{}));
     }
   }
   if (!problem.grad_query.data) return;
@@ -222,8 +230,8 @@ void finish_queries(const Band<A>& band) {
 }
 
 template <class A, template <class> class Target>
-void solve_target(const SimilarityWork<A>& work, int64_t number_of_band, int64_t number_of_slot) {
-  Band<A> band(work, number_of_band, number_of_slot);
+void solve_target(const SimilarityWork<A>& work, int64_t slot) {
+  Band<A> band(work, slot);
   const Similarity& problem = band.problem;
   Target<A> target(band);
   each_block(problem.keys(), [&](int64_t begin, int64_t end) {
@@ -256,26 +264,26 @@ void solve_target(const SimilarityWork<A>& work, int64_t number_of_band, int64_t
 }
 
 template <class A>
-void solve(const SimilarityWork<A>& work, int64_t band, int64_t slot) {
+void solve(const SimilarityWork<A>& work, int64_t slot) {
   switch (work.problem->target) {
-    case KeyTarget::labels: return solve_target<A, LabelsTarget>(work, band, slot);
-    case KeyTarget::teacher: return solve_target<A, TeacherTarget>(work, band, slot);
+    case KeyTarget::labels: return solve_target<A, LabelsTarget>(work, slot);
+    case KeyTarget::teacher: return solve_target<A, TeacherTarget>(work, slot);
     default:
-      return work.problem->symmetric ? solve_target<A, SymmetricTarget>(work, band, slot)
-                                     : solve_target<A, PositiveTarget>(work, band, slot);
+      return work.problem->symmetric ? solve_target<A, SymmetricTarget>(work, slot)
+                                     : solve_target<A, PositiveTarget>(work, slot);
   }
 }
 
 template <class A>
-void add_key_products(const SimilarityWork<A>& work, int64_t band, int64_t slots, int64_t begin, int64_t end) {
+void add_key_products(const SimilarityWork<A>& work, int64_t slots, bool more, int64_t begin, int64_t end) {
   const int64_t width = work.problem->query.width;
   for (int64_t k = begin; k < end; k += block_keys)
     for (int64_t d = 0; d < width; d += panel_columns)
       for (int64_t s = 0; s < slots; ++s)
         gemm<A>({work.slots[s].logits + k * band_queries, band_queries, 1}, work.slots[s].rows + d * band_queries,
                 end - k < block_keys ? end - k : block_keys, width - d < panel_columns ? width - d : panel_columns,
-                queries_of(*work.problem, band + s), work.key_products + k * work.key_product_stride + d,
-                work.key_product_stride, band + s > 0);
+                queries_of(*work.problem, work.slots[s].band), work.key_products + k * work.key_product_stride + d,
+                work.key_product_stride, more || s > 0);
 }
 
 template <class A>
@@ -287,7 +295,10 @@ void finish_keys(const SimilarityWork<A>& work, int64_t begin, int64_t end) {
     A* product = work.key_products + k * work.key_product_stride;
     const A* unit = work.key.rows + k * work.key.stride;
     const A inverse_norm = work.key.inverse_norms[k];
-    if (is_projected(problem.normalize, inverse_norm)) {
+    const bool is_short = problem.normalize && inverse_norm == largest_inverse_norm<A>();
+    if (is_short && short_rows_are_constant(problem.key.dtype))
+      for (int64_t d = 0; d < width; ++d) product[d] = 0;
+    if (problem.normalize && !is_short) {
       Vec<A> sum = {};
       for (int64_t d = 0; d < whole; d += lanes) sum += load(product + d) * load(unit + d);
       A along = sum_lanes<A>(sum);
@@ -303,8 +314,8 @@ void finish_keys(const SimilarityWork<A>& work, int64_t begin, int64_t end) {
 // --- Ranks -------------------------------------------------------------------------------------------------------------
 
 template <class A>
-void rank(const SimilarityWork<A>& work, int64_t number_of_band, int64_t number_of_slot, int64_t* ranks) {
-  const Band<A> band(work, number_of_band, number_of_slot);
+void rank(const SimilarityWork<A>& work, int64_t slot, int64_t* ranks) {
+  const Band<A> band(work, slot);
   using Label = typename SimilarityWork<A>::Label;
   A chosen[band_queries] = {};
   Label positives[band_queries] = {}, counts[band_queries];

@@ -9,6 +9,8 @@
 
 #include "cpu/similarity_kernel.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -70,32 +72,40 @@ class Solver {
       work_.counted[j] = j < problem.queries() && problem.has_query(j) && problem.keys() > 0;
   }
 
-  void solve() {
+  // Returns how many bands were computed.
+  int64_t solve() {
     prepare();
-    read_keys();
-    if (problem_.symmetric) solve_columns();
-    each_superblock([&](int64_t band, int64_t slots) {
-      // The only superblock's similarities are still there from the columns.
-      const bool compared = problem_.symmetric && slots == bands();
-      each_band(slots, [&](int64_t slot) {
-        if (!compared) phases_.compare(work_, band + slot, slot);
-        phases_.solve(work_, band + slot, slot);
-      });
-      if (problem_.grad_key.data)
-        each_key(slots * band_queries * problem_.query.width, [&](int64_t begin, int64_t end) {
-          phases_.add_key_products(work_, band, slots, begin, end);
+    find_bands();
+    if (counted_bands_.empty()) {  // nothing is compared; keys may hold anything
+      zero_rows(problem_.grad_key, 0, problem_.keys());
+    } else {
+      read_keys();
+      if (problem_.symmetric) solve_columns();
+      each_superblock([&](int64_t slots, bool more) {
+        // The only superblock's similarities are still there from the columns.
+        const bool compared = problem_.symmetric && slots == static_cast<int64_t>(counted_bands_.size());
+        each_band(slots, [&](int64_t slot) {
+          if (!compared) phases_.compare(work_, slot);
+          phases_.solve(work_, slot);
         });
-    });
-    finish_keys();
+        if (problem_.grad_key.data)
+          each_key(slots * band_queries * problem_.query.width, [&](int64_t begin, int64_t end) {
+            phases_.add_key_products(work_, slots, more, begin, end);
+          });
+      });
+      finish_keys();
+    }
     reduce();
+    return static_cast<int64_t>(counted_bands_.size());
   }
 
   void rank(int64_t* ranks) {
+    find_bands();
     read_keys();
-    each_superblock([&](int64_t band, int64_t slots) {
+    each_superblock([&](int64_t slots, bool) {
       each_band(slots, [&](int64_t slot) {
-        phases_.compare(work_, band + slot, slot);
-        phases_.rank(work_, band + slot, slot, ranks);
+        phases_.compare(work_, slot);
+        phases_.rank(work_, slot, ranks);
       });
     });
   }
@@ -183,10 +193,21 @@ class Solver {
       work_.loss_scales[j] = (weights ? weights[j] : A(1)) * (problem_.scale_by_t2 ? temperature_ * temperature_ : A(1));
       work_.gradient_scales[j] = work_.loss_scales[j] * static_cast<A>(1 / divisor_) * work_.inverse_temperature;
     }
-    // No query, and nothing is ever added.
-    if (bands() == 0 && problem_.grad_key.data)
-      for (int64_t k = 0; k < problem_.keys(); ++k)
-        std::fill_n(work_.key_products + k * work_.key_product_stride, problem_.key.width, A(0));
+  }
+
+  // The bands with a query that counts. The queries of the others have a gradient of 0.
+  void find_bands() {
+    for (int64_t band = 0; band < bands(); ++band) {
+      const A* counted = work_.counted + band * band_queries;
+      if (std::any_of(counted, counted + band_queries, [](A one) { return one != A(0); })) counted_bands_.push_back(band);
+      else zero_rows(problem_.grad_query, band * band_queries, std::min((band + 1) * band_queries, problem_.queries()));
+    }
+  }
+
+  static void zero_rows(const Features& gradient, int64_t begin, int64_t end) {
+    const int64_t size = element_size(gradient.dtype);
+    for (int64_t row = begin; gradient.data && row < end; ++row)
+      std::memset(static_cast<char*>(gradient.data) + row * gradient.stride * size, 0, gradient.width * size);
   }
 
   // Labels as small numbers, in the order in which the keys have them, and positives of each query. A query without does
@@ -221,11 +242,15 @@ class Solver {
                   [&](int64_t begin, int64_t end) { phases_.read_keys(work_, begin, end); });
   }
 
-  // body(first band, number of slots) for as many bands at a time as there are slots.
+  // body(number of slots, whether others came before) for as many bands at a time as there are slots.
   template <class Body>
-  void each_superblock(const Body& body) const {
-    const int64_t slots = static_cast<int64_t>(slots_.size());
-    for (int64_t band = 0; band < bands(); band += slots) body(band, std::min(slots, bands() - band));
+  void each_superblock(const Body& body) {
+    const int64_t all = static_cast<int64_t>(counted_bands_.size()), most = static_cast<int64_t>(slots_.size());
+    for (int64_t begin = 0; begin < all; begin += most) {
+      const int64_t slots = std::min(most, all - begin);
+      for (int64_t slot = 0; slot < slots; ++slot) slots_[slot].band = counted_bands_[begin + slot];
+      body(slots, begin > 0);
+    }
   }
 
   // body(slot) on all threads.
@@ -260,10 +285,10 @@ class Solver {
       work_.column_weights[problem_.positive_of(j)] += work_.gradient_scales[j] / 2;
       work_.column_wanted[problem_.positive_of(j)] = true;
     }
-    each_superblock([&](int64_t band, int64_t slots) {
-      each_band(slots, [&](int64_t slot) { phases_.compare(work_, band + slot, slot); });
+    each_superblock([&](int64_t slots, bool) {
+      each_band(slots, [&](int64_t slot) { phases_.compare(work_, slot); });
       each_key(slots * band_queries, [&](int64_t begin, int64_t end) {
-        phases_.add_columns(work_, band, slots, begin, end);
+        phases_.add_columns(work_, slots, begin, end);
       });
     });
   }
@@ -294,6 +319,7 @@ class Solver {
   std::unique_ptr<CacheLine[]> memory_;
   SimilarityWork<A> work_;
   std::vector<BandSlot<A>> slots_;
+  std::vector<int64_t> counted_bands_;  // have a query that counts
   A temperature_;
   double divisor_ = 1;
 };
@@ -310,10 +336,9 @@ Similarity similarity_of(const SimilarityRank& problem) {
 
 }  // namespace
 
-void similarity_cpu(const Similarity& problem, const ParallelFor& parallel_for) {
+int64_t similarity_cpu(const Similarity& problem, const ParallelFor& parallel_for) {
   if (problem.target == KeyTarget::positive) check_positives(problem);
-  if (problem.is_double()) Solver<double>(problem, parallel_for).solve();
-  else Solver<float>(problem, parallel_for).solve();
+  return problem.is_double() ? Solver<double>(problem, parallel_for).solve() : Solver<float>(problem, parallel_for).solve();
 }
 
 void similarity_rank_cpu(const SimilarityRank& problem, const ParallelFor& parallel_for) {

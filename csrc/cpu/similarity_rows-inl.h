@@ -42,12 +42,6 @@ A unit_row(const Features& features, int64_t row, bool normalize, A* to, int64_t
   return inverse;
 }
 
-// Whether the gradient of a row has no part along the row.
-template <class A>
-KD_INLINE bool is_projected(bool normalize, A inverse_norm) {
-  return normalize && inverse_norm != largest_inverse_norm<A>();
-}
-
 // Numbers of the arithmetic type to a row of a tensor, from `first_column` on.
 template <class A>
 KD_INLINE void store_row(const A* from, int64_t count, const Features& to, int64_t row, int64_t first_column) {

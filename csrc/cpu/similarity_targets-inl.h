@@ -11,9 +11,9 @@ struct Band {
   const A scale;                 // of logits
   A sums[3][band_queries] = {};  // as the target says; the first is that of the weights
 
-  Band(const SimilarityWork<A>& work, int64_t band, int64_t number)
-      : work(work), problem(*work.problem), slot(work.slots[number]), first(band * band_queries),
-        queries(queries_of(problem, band)), padded(padded_queries(problem, band)), scale(logit_scale(work)) {}
+  Band(const SimilarityWork<A>& work, int64_t number)
+      : work(work), problem(*work.problem), slot(work.slots[number]), first(slot.band * band_queries),
+        queries(queries_of(problem, slot.band)), padded(padded_queries(problem, slot.band)), scale(logit_scale(work)) {}
 
   KD_INLINE A* logits(int64_t k, int64_t v) const { return slot.logits + k * band_queries + v; }
   KD_INLINE A* others(int64_t k, int64_t v) const { return slot.others + k * band_queries + v; }

@@ -26,6 +26,7 @@ struct UnitKeys {
 // A band while it is under way. Panels are [blocks of 64 features, 64, 64].
 template <class A>
 struct BandSlot {
+  int64_t band;      // its number
   A* logits;         // [padded keys, 64]: similarities, then weights of a softmax, then H = d loss / d similarity
   A* others;         // [padded keys, 64]: the same of the teacher, or weights of the columns' softmax; null: not needed
   A* rows;           // panels, one query per row: unit queries
@@ -70,18 +71,18 @@ struct SimilarityPhases {
 
   // The keys [begin, end) and the teacher's to unit rows.
   void (*read_keys)(const Work&, int64_t begin, int64_t end);
-  // A band's queries, their similarities and the largest of these.
-  void (*compare)(const Work&, int64_t band, int64_t slot);
-  // symmetric: the first `slots` slots, whose bands begin with `band`, to the softmaxes of the columns [begin, end).
-  void (*add_columns)(const Work&, int64_t band, int64_t slots, int64_t begin, int64_t end);
+  // The queries of a slot's band, their similarities and the largest of these.
+  void (*compare)(const Work&, int64_t slot);
+  // symmetric: the first `slots` slots to the softmaxes of the columns [begin, end).
+  void (*add_columns)(const Work&, int64_t slots, int64_t begin, int64_t end);
   // A band's losses, H and the gradient of its queries.
-  void (*solve)(const Work&, int64_t band, int64_t slot);
-  // H^T U of the keys [begin, end) and the first `slots` slots.
-  void (*add_key_products)(const Work&, int64_t band, int64_t slots, int64_t begin, int64_t end);
+  void (*solve)(const Work&, int64_t slot);
+  // H^T U of the keys [begin, end) and the first `slots` slots; `more`: added to what is there.
+  void (*add_key_products)(const Work&, int64_t slots, bool more, int64_t begin, int64_t end);
   // The gradient of the keys [begin, end) from their products.
   void (*finish_keys)(const Work&, int64_t begin, int64_t end);
   // How many keys come before each query's positive.
-  void (*rank)(const Work&, int64_t band, int64_t slot, int64_t* ranks);
+  void (*rank)(const Work&, int64_t slot, int64_t* ranks);
 };
 
 }  // namespace kd

@@ -79,12 +79,6 @@ KD_DEVICE void read_tile(const PeerRows& rows, int64_t sample, int64_t peers, in
   });
 }
 
-// What a weighted number adds to a sum: nothing where the weight is 0, not even NaN.
-template <class A>
-KD_DEVICE A weighted(A weight, A number) {
-  return weight == A(0) ? A(0) : weight * number;
-}
-
 // Whether a logit is that of a class the peer rules out: its mixtures do so too, whatever its weight, unless that is 0.
 template <class A>
 KD_DEVICE bool is_lacking(A logit) {

@@ -11,6 +11,9 @@
 //
 // Sums have a fixed order; there are no atomics. A positive that is none makes the loss NaN: a device cannot raise.
 #pragma once
+#include <algorithm>
+#include <array>
+
 #include "cuda/similarity_gradients.cuh"
 #include "cuda/similarity_rank.cuh"
 #include "cuda/similarity_sweep.cuh"
@@ -100,21 +103,21 @@ void launch_gradients(const SimilarityOnDevice<typename Kind::Number>& problem, 
     simt::launch(band_kernel<Kind, typename Products::Element, teacher>, parts_of(rows, tile_rows) * key_tiles, tile_threads, 0,
                  stream, problem, logits_of(problem, false, false), logits_of(problem, teacher, false), first);
     const TileOperand band{work.band, band_dtype, rows, keys, keys}, transposed_band{work.band, band_dtype, keys, rows, keys};
+    const bool* mask = problem.mask ? problem.mask + first : nullptr;
     if (problem.grad_query.data || problem.grad_temperature) {
       const int shares = problem.plan.product_shares;
       const TileOperand key{problem.key.data, problem.key.dtype, width, keys, problem.key.stride};
       simt::launch(products_kernel<Products, false>, parts_of(rows, tile_rows) * width_tiles * shares, tile_threads, 0, stream,
-                   band, key, work.query_products, shares, false);
+                   band, key, work.query_products, shares, false, mask);
       simt::launch(finish_kernel<A>, parts_of(rows, warps), reduce_threads, 0, stream, problem.query, problem.grad_query, first,
                    rows, work.query_products, shares, work.inverse_norms[0], problem.mask, work.temperature_terms);
     }
     if (problem.grad_key.data) {
       const auto size = element_size(problem.query.dtype);
       const void* start = static_cast<const unsigned char*>(problem.query.data) + first * problem.query.stride * size;
-      const bool* mask = problem.mask ? problem.mask + first : nullptr;
       const TileOperand query{start, problem.query.dtype, width, rows, problem.query.stride, mask};
       simt::launch(products_kernel<Products, true>, key_tiles * width_tiles, tile_threads, 0, stream, transposed_band, query,
-                   work.key_products, 1, first > 0);
+                   work.key_products, 1, first > 0, mask);
     }
   }
   if (problem.grad_key.data)
@@ -144,23 +147,34 @@ void launch_similarity(const Similarity& problem, const SimilarityPlan& plan, vo
 
 // Calls body(kind, products) with the kinds for features of these dtypes: those of the similarities and of the gradients.
 template <class Body>
-void with_kinds(Dtype one, Dtype other, bool allow_tf32, int sm, const Body& body) {
-  if (one == Dtype::float64 || other == Dtype::float64) return body(DoubleTiles{}, DoubleTiles{});
-  const bool same = one == other, fragments = sm >= 80;
-  if (fragments && same && one == Dtype::bfloat16) return body(BFloat16Tiles{}, BFloat16Tiles{});
+void with_kinds(const std::array<Dtype, 4>& dtypes, bool allow_tf32, int sm, const Body& body) {
+  const auto all = [&](Dtype dtype) {
+    return std::all_of(dtypes.begin(), dtypes.end(), [&](Dtype each) { return each == dtype; });
+  };
+  if (std::count(dtypes.begin(), dtypes.end(), Dtype::float64)) return body(DoubleTiles{}, DoubleTiles{});
+  const bool fragments = sm >= 80;
+  if (fragments && all(Dtype::bfloat16)) return body(BFloat16Tiles{}, BFloat16Tiles{});
   // float16 has no room for gradients; TF32 has its digits and the range of float32.
-  if (fragments && same && one == Dtype::float16) return body(HalfTiles{}, TF32Tiles{});
+  if (fragments && all(Dtype::float16)) return body(HalfTiles{}, TF32Tiles{});
   if (fragments && allow_tf32) return body(TF32Tiles{}, TF32Tiles{});
   return body(FloatTiles{}, FloatTiles{});
 }
 
-inline Dtype teacher_dtype(const Similarity& problem) {
-  return problem.teacher_query.data ? problem.teacher_query.dtype : problem.query.dtype;
+// Of all features of a problem.
+inline std::array<Dtype, 4> dtypes_of(const Similarity& problem) {
+  const bool has_teacher = problem.target == KeyTarget::teacher;
+  const Features &query = problem.query, &key = problem.key;
+  return {query.dtype, key.dtype, (has_teacher ? problem.teacher_query : query).dtype,
+          (has_teacher ? problem.teacher_key : key).dtype};
+}
+
+inline std::array<Dtype, 4> dtypes_of(const SimilarityRank& problem) {
+  return {problem.query.dtype, problem.key.dtype, problem.query.dtype, problem.key.dtype};
 }
 
 inline SimilarityPlan plan_problem(const Similarity& problem, int sm) {
   int band_bytes = 4;
-  with_kinds(problem.query.dtype, teacher_dtype(problem), problem.allow_tf32, sm,
+  with_kinds(dtypes_of(problem), problem.allow_tf32, sm,
              [&](auto, auto products) { band_bytes = sizeof(typename decltype(products)::Element); });
   return plan_similarity(problem.queries(), problem.keys(), problem.query.width, band_bytes);
 }
@@ -173,7 +187,7 @@ inline size_t workspace_bytes(const Similarity& problem, const SimilarityPlan& p
 }
 
 inline void similarity_cuda(const Similarity& problem, const SimilarityPlan& plan, void* workspace, int sm, void* stream) {
-  with_kinds(problem.query.dtype, teacher_dtype(problem), problem.allow_tf32, sm, [&](auto kind, auto products) {
+  with_kinds(dtypes_of(problem), problem.allow_tf32, sm, [&](auto kind, auto products) {
     launch_similarity<decltype(kind), decltype(products)>(problem, plan, workspace, stream);
   });
 }
@@ -183,7 +197,7 @@ inline size_t workspace_bytes(const SimilarityRank& problem) {
 }
 
 inline void similarity_rank_cuda(const SimilarityRank& problem, void* workspace, int sm, void* stream) {
-  with_kinds(problem.query.dtype, problem.query.dtype, problem.allow_tf32, sm, [&](auto kind, auto) {
+  with_kinds(dtypes_of(problem), problem.allow_tf32, sm, [&](auto kind, auto) {
     using Kind = decltype(kind);
     using A = typename Kind::Number;
     A* const query_norms = problem.normalize ? static_cast<A*>(workspace) : nullptr;

@@ -1,7 +1,9 @@
 // From losses to gradients: tiles of similarities again, what the loss makes of them, and products of that with the features.
 #pragma once
+#include "cuda/math.cuh"
 #include "cuda/similarity_work.cuh"
 #include "cuda/team.cuh"
+#include "kept_gradient.h"
 
 namespace kd {
 namespace {
@@ -33,7 +35,7 @@ struct RowGradient {
   }
 };
 
-// A tile of the band that begins with query `first_query`: H = d loss / d <f_j, g_k>.
+// A tile of the band that begins with query `first_query`: H = d loss / d <f_j, g_k>. Not written where no query counts.
 template <class Kind, class H, bool teacher>
 KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
     band_kernel(SimilarityOnDevice<typename Kind::Number> problem, LogitTile<typename Kind::Number> student_tile,
@@ -43,6 +45,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
   const int64_t tiles = (problem.keys() + tile_rows - 1) / tile_rows;
   const int64_t first_row = first_query + simt::block_index() / tiles * tile_rows;
   const int64_t first_key = simt::block_index() % tiles * tile_rows;
+  if (!any_query(problem.mask, problem.queries(), first_row)) return;
   typename Kind::Sums products, teacher_products;
   multiply_tiles<Kind, false, false>(student_tile.rows, first_row, student_tile.columns, first_key, 0,
                                      student_tile.rows.depth, shared, products);
@@ -85,19 +88,30 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
   }
 }
 
-// to[share][row][column] = sum over the share's depth of a(row, k) b(column, k), added to what is there if `more`.
+// to[share][row][column] = sum over the share's depth of a(row, k) b(column, k), added to what is there if `more`. The queries,
+// with their mask, are the rows of a or, if that is transposed, the depth of both, in one share. Tiles of them that do not
+// count are neither read nor, as rows, written.
 template <class Kind, bool a_transposed>
 KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, Kind::blocks)
-    products_kernel(TileOperand a, TileOperand b, typename Kind::Number* to, int shares, bool more) {
+    products_kernel(TileOperand a, TileOperand b, typename Kind::Number* to, int shares, bool more, const bool* mask) {
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
   const int64_t across = (b.rows + tile_rows - 1) / tile_rows, share = simt::block_index() % shares;
   const int64_t first_row = simt::block_index() / shares / across * tile_rows;
   const int64_t first_column = simt::block_index() / shares % across * tile_rows;
-  constexpr int64_t step = tile_step<Kind>;
-  const int64_t steps = (a.depth + step - 1) / step, end = steps * (share + 1) / shares * step;
+  if (!a_transposed && !any_query(mask, a.rows, first_row)) return;
+  constexpr int64_t step = a_transposed ? tile_rows : tile_step<Kind>;
+  const int64_t steps = (a.depth + step - 1) / step, last = steps * (share + 1) / shares;
   typename Kind::Sums sums;
-  multiply_tiles<Kind, a_transposed, true>(a, first_row, b, first_column, steps * share / shares * step,
-                                           end < a.depth ? end : a.depth, shared, sums);
+  for (int64_t first = steps * share / shares, end; first < last; first = end) {
+    end = last;
+    if (a_transposed) {  // as far as the tiles count, or do not
+      const bool counts = any_query(mask, a.depth, first * step);
+      for (end = first + 1; end < last && any_query(mask, a.depth, end * step) == counts;) ++end;
+      if (!counts) continue;
+    }
+    multiply_tiles<Kind, a_transposed, true>(a, first_row, b, first_column, first * step,
+                                             end * step < a.depth ? end * step : a.depth, shared, sums);
+  }
   const int rows = in_tile(a.rows, first_row), columns = in_tile(b.rows, first_column);
   KD_UNROLL for (int r = 0; r < own_rows; ++r) {
     typename Kind::Number numbers[own_rows];
@@ -108,7 +122,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, Kind::blocks)
 }
 
 // A warp per row: the gradient of a row of features from its products, and what the temperature gets of it. No inverse norms:
-// no projection; a masked row gets 0.
+// no projection; a masked row gets 0. A product of 0 adds nothing, whatever the feature is: so do keys of masked queries alone.
 template <class A>
 KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
     finish_kernel(Features features, Features gradient, int64_t first_row, int64_t rows, const A* products, int shares,
@@ -136,25 +150,28 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
       A sum[chunk_classes] = {};
       load_neighbours(numbers + d, width - d, chunk);
       add_products(d, sum);
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) along[0] += static_cast<A>(to_arithmetic(chunk[e])) * sum[e];
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) along[0] += weighted(sum[e], static_cast<A>(to_arithmetic(chunk[e])));
     });
     team.sum(along);
     if (row >= rows) return;
     if (temperature_terms && team.rank() == 0) temperature_terms[first_row + row] = along[0];
     if (!gradient.data) return;
     const A inverse = inverse_norms ? inverse_norms[first_row + row] : A(0);
+    const bool is_short = inverse >= static_cast<A>(1 / least_norm);
+    const bool has_gradient = computed && !(is_short && short_rows_are_constant(features.dtype));
     const A factor = inverse < static_cast<A>(1 / least_norm) ? along[0] * inverse * inverse : A(0);
-    T* to = static_cast<T*>(gradient.data) + (first_row + row) * gradient.stride;
+    auto* to = static_cast<Kept<T>*>(gradient.data) + (first_row + row) * gradient.stride;
     each_chunk([&](int64_t d) {
       T chunk[chunk_classes];
+      Kept<T> kept[chunk_classes];
       A sum[chunk_classes] = {};
-      if (computed) add_products(d, sum);
+      if (has_gradient) add_products(d, sum);
       if (factor != A(0)) {
         load_neighbours(numbers + d, width - d, chunk);
         KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[e] -= static_cast<A>(to_arithmetic(chunk[e])) * factor;
       }
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) from_arithmetic(sum[e], chunk + e);
-      store_neighbours(to + d, width - d, chunk);
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) from_arithmetic(sum[e], kept + e);
+      store_neighbours(to + d, width - d, kept);
     });
   });
 }

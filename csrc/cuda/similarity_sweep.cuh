@@ -125,11 +125,13 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(tile_threads, teacher ? 1 : Kind::blocks)
   KD_SHARED(simt::Bytes16, shared, 4 * tile_bytes / 16);
   const int64_t first_row = simt::block_index() / shares * tile_rows, share = simt::block_index() % shares;
   const int64_t tiles = (student_tile.columns.rows + tile_rows - 1) / tile_rows;
-  const int64_t end = tiles * (share + 1) / shares;
+  const bool counts = by_column || any_query(problem.mask, problem.queries(), first_row);
+  const int64_t end = counts ? tiles * (share + 1) / shares : 0;
   const A inverse_temperature = problem.inverse_temperature();
   RowSweep<A> sweeps[kept_rows<Kind>];
   for (int64_t tile = tiles * share / shares; tile < end; ++tile) {
     const int64_t first_column = tile * tile_rows;
+    if (by_column && !any_query(problem.mask, problem.queries(), first_column)) continue;
     typename Kind::Sums products, teacher_products;
     multiply_tiles<Kind, false, false>(student_tile.rows, first_row, student_tile.columns, first_column, 0,
                                        student_tile.rows.depth, shared, products);

@@ -101,6 +101,18 @@ class OwnPlaces {
   const int first_row_, first_column_;
 };
 
+// Whether a tile of queries that begins with number `first` has one that counts; all of them do without a mask. For a full
+// warp, and the same for all warps of a block.
+KD_DEVICE bool any_query(const bool* mask, int64_t queries, int64_t first) {
+  if (!mask) return true;
+  bool any = false;
+  KD_UNROLL for (int i = 0; i < tile_rows / simt::warp_threads; ++i) {
+    const int64_t j = first + simt::lane_index() + i * simt::warp_threads;
+    any |= j < queries && mask[j];
+  }
+  return simt::vote_any(any);
+}
+
 // How many of `all` there are in a tile that begins with number `first`.
 KD_DEVICE int in_tile(int64_t all, int64_t first) {
   const int64_t left = all - first;

@@ -43,6 +43,7 @@ PYBIND11_MODULE(kd_emulated, m) {
   m.def("set_kernel_resources", &set_kernel_resources, py::arg("kernels"),
         "What kernels take of a GPU, by their addresses in the file of this module.");
   m.def("last_error", [] { return static_cast<int>(cudaPeekAtLastError()); }, "As the CUDA runtime numbers it; 0: none.");
+  m.def("barrier_count", &kd::simt::barrier_count, "Barriers of blocks so far in this process.");
   bind_half(m);
   bind_memory_bank(m);
   bind_peer_ensemble(m);

@@ -132,6 +132,7 @@ struct Engine {
   std::exception_ptr failure;
   Random random;
   int64_t launches = 0;
+  int64_t barriers = 0;
 };
 
 Engine engine;
@@ -354,6 +355,7 @@ void sync_cluster(Place place) {
 void sync_threads(Place place) {
   Thread& me = *engine.running;
   if (come(me.home->barrier, engine.threads, Doing::sync_threads, place)) {
+    ++engine.barriers;
     end_block_meeting(*me.home);
   } else {
     run_others(me);
@@ -451,5 +453,7 @@ void run_grid(const std::function<void()>& kernel, int64_t blocks, int cluster, 
 void set_seed(uint64_t seed) { engine.random.seed(seed); }
 
 int64_t launch_count() { return engine.launches; }
+
+int64_t barrier_count() { return engine.barriers; }
 
 }  // namespace kd::simt

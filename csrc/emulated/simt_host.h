@@ -181,6 +181,9 @@ void set_seed(uint64_t seed);
 // Launches of at least one block since the process began.
 int64_t launch_count();
 
+// Barriers that all threads of a block have come to since the process began.
+int64_t barrier_count();
+
 }  // namespace kd::simt
 
 template <class... P, class... A>

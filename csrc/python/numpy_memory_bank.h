@@ -25,7 +25,7 @@ class NumpyBank {
 
   MemoryBank problem;
 
-  NumpyBank(const BankOptions& options, const Allocate& allocate) : dtype_(options.embedding.dtype()) {
+  NumpyBank(const BankOptions& options, const Allocate& allocate) : dtype_(kept_dtype(options.embedding)) {
     const py::array &embedding = options.embedding, &bank = options.bank;
     if (embedding.ndim() != 2 || bank.ndim() != 2 || embedding.shape(1) != bank.shape(1))
       throw std::invalid_argument("embedding and bank must be matrices of one width");
@@ -49,6 +49,7 @@ class NumpyBank {
     problem.positive = allocate("positive", problem.rows() * size);
     if (!options.grad_embedding) return;
     problem.grad_embedding = problem.embedding;
+    problem.grad_embedding.dtype = dtype_of(py::array(dtype_, 0));
     problem.grad_embedding.stride = problem.width();
     problem.grad_embedding.data = allocate("grad_embedding", problem.rows() * problem.width() * dtype_.itemsize());
   }

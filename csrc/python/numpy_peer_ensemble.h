@@ -50,10 +50,10 @@ class PeerOutputs {
   explicit PeerOutputs(Allocate allocate) : allocate_(std::move(allocate)) {}
 
   // Of the dtype and shape of `like`.
-  PeerRows rows(const std::string& name, const py::array& like) {
-    const std::vector<int64_t> shape(like.shape(), like.shape() + like.ndim());
-    return rows(name, like.dtype(), shape);
-  }
+  PeerRows rows(const std::string& name, const py::array& like) { return rows(name, like.dtype(), shape_of(like)); }
+
+  // The gradient of a loss by `like`.
+  PeerRows kept_rows(const std::string& name, const py::array& like) { return rows(name, kept_dtype(like), shape_of(like)); }
 
   PeerRows rows(const std::string& name, const py::dtype& dtype, const std::vector<int64_t>& shape) {
     PeerRows rows{numbers(name, dtype, shape), dtype_of(py::array(dtype, 0)), shape.back(), 0, 1};
@@ -75,6 +75,8 @@ class PeerOutputs {
   }
 
  private:
+  static std::vector<int64_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
   struct Output {
     std::string name;
     py::dtype dtype;
@@ -132,14 +134,14 @@ class NumpyPeers {
     problem.loss = outputs_.numbers("loss", number, {1});
     problem.parts = outputs_.numbers("parts", number, {peer_parts});
     problem.sample_parts = static_cast<double*>(allocate("sample_parts", problem.samples * peer_parts * sizeof(double)));
-    if (options.grad_peers) problem.grad_peer_logits = outputs_.rows("grad_peer_logits", logits);
-    if (options.grad_leader && options.leader) problem.grad_leader = outputs_.rows("grad_leader", *options.leader);
+    if (options.grad_peers) problem.grad_peer_logits = outputs_.kept_rows("grad_peer_logits", logits);
+    if (options.grad_leader && options.leader) problem.grad_leader = outputs_.kept_rows("grad_leader", *options.leader);
     if (options.grad_features && options.query) {
-      problem.grad_query = outputs_.rows("grad_query", *options.query);
-      problem.grad_key = outputs_.rows("grad_key", *options.key);
+      problem.grad_query = outputs_.kept_rows("grad_query", *options.query);
+      problem.grad_key = outputs_.kept_rows("grad_key", *options.key);
     }
     if (options.grad_gate && options.gate) {
-      problem.grad_gate = outputs_.rows("grad_gate", *options.gate);
+      problem.grad_gate = outputs_.kept_rows("grad_gate", *options.gate);
       problem.grad_gate.peer_stride = problem.grad_gate.stride;
     }
   }

@@ -31,6 +31,11 @@ inline Dtype dtype_of(const py::array& array, const std::string& name = "logits"
                        py::str(dtype).cast<std::string>());
 }
 
+// What a loss returns the gradient of an array in.
+inline py::dtype kept_dtype(const py::array& array) {
+  return dtype_of(array) == Dtype::float16 ? py::dtype::of<float>() : array.dtype();
+}
+
 inline std::vector<int64_t> strides_of(const py::array& array) {
   return {array.strides(), array.strides() + array.ndim()};
 }

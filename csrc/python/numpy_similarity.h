@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kept_gradient.h"
 #include "python/numpy_problem.h"
 #include "similarity.h"
 
@@ -37,7 +38,6 @@ const T* per_row(const std::optional<py::array_t<T, flags>>& values, int64_t row
 
 inline void check_equal(const Features& one, const Features& other, const std::string& names) {
   if (one.width != other.width) throw std::invalid_argument(names + " must have equal widths");
-  if (one.dtype != other.dtype) throw py::type_error(names + " must have equal dtypes");
 }
 
 // A call's arguments, named as in csrc/similarity.h.
@@ -138,7 +138,8 @@ class NumpySimilarity {
   }
 
   static Features gradient(const std::string& name, const Features& of, const Allocate& allocate) {
-    return {allocate(name, of.rows * of.width * element_size(of.dtype)), of.dtype, of.rows, of.width, of.width};
+    const Dtype dtype = kd::kept_dtype(of.dtype);
+    return {allocate(name, of.rows * of.width * element_size(dtype)), dtype, of.rows, of.width, of.width};
   }
 
   py::object copied(const void* data, const std::vector<int64_t>& shape) const {
@@ -149,7 +150,7 @@ class NumpySimilarity {
 
   static py::object copied(const py::array& of, const Features& gradient) {
     if (!gradient.data) return py::none();
-    return py::array(of.dtype(), std::vector<int64_t>{gradient.rows, gradient.width}, gradient.data);
+    return py::array(kept_dtype(of), std::vector<int64_t>{gradient.rows, gradient.width}, gradient.data);
   }
 
   SimilarityOptions options_;

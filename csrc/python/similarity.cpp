@@ -8,7 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-
 // Keeps what it allocates.
 class Outputs {
  public:
@@ -23,8 +22,10 @@ class Outputs {
 py::dict similarity(const kd::python::SimilarityOptions& options) {
   Outputs outputs;
   const kd::python::NumpySimilarity numpy(options, std::ref(outputs));
-  kd::similarity_cpu(numpy.problem, kd::one_thread);
-  return numpy.results();
+  const int64_t bands = kd::similarity_cpu(numpy.problem, kd::one_thread);
+  py::dict results = numpy.results();
+  results["bands"] = bands;
+  return results;
 }
 
 py::array similarity_rank(const py::array& query, const py::array& key, const kd::python::Int64s& positive, bool normalize) {
@@ -38,8 +39,8 @@ py::array similarity_rank(const py::array& query, const py::array& key, const kd
 
 void bind_similarity(py::module_& m) {
   kd::python::def_similarity(m, &similarity,
-                             "Loss and gradients of NumPy features, by name, on one thread. Integers stand for the enums of "
-                             "csrc/similarity.h, uint16 arrays hold bfloat16.");
+                             "Loss and gradients of NumPy features, by name, on one thread, and how many bands of 64 queries were "
+                             "computed. Integers stand for the enums of csrc/similarity.h, uint16 arrays hold bfloat16.");
   kd::python::def_similarity_rank(m, &similarity_rank,
                                   "How many keys are more similar to each query than its positive, or as similar and before "
                                   "it: int64 [queries].");

@@ -40,7 +40,7 @@ def leader(function: str, value: Any, peer_logits: Tensor) -> None:
 
 
 def peer_features(function: str, query: Any, key: Any, peer_logits: Tensor) -> None:
-    """Of one dtype, each [B, P, d]."""
+    """Each [B, P, d]."""
     float_tensor(function, "query", query)
     float_tensor(function, "key", key)
     shape = query.shape
@@ -51,11 +51,6 @@ def peer_features(function: str, query: Any, key: Any, peer_logits: Tensor) -> N
         )
     if key.shape != shape:
         raise ValueError(f"{function}: query {list(shape)} and key {list(key.shape)} must have equal shapes")
-    if query.dtype is not key.dtype:
-        raise TypeError(
-            f"{function}: query and key must have one dtype, got {dtype_name(query)} and {dtype_name(key)}; "
-            "convert one of them"
-        )
     same_device(function, "query", query, peer_logits, "peer_logits")
     same_device(function, "key", key, peer_logits, "peer_logits")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import bool_mask, dtype_name, float_tensor, integer_tensor, readable, same_device
+from .common import bool_mask, float_tensor, integer_tensor, readable, same_device
 
 
 def features(function: str, name: str, tensor: Any) -> None:
@@ -18,15 +18,10 @@ def features(function: str, name: str, tensor: Any) -> None:
 
 
 def queries_and_keys(function: str, query_name: str, query: Any, key_name: str, key: Any) -> None:
-    """Features of one dtype and device, as wide as each other, and one key at least."""
+    """Features of one device, as wide as each other, and one key at least."""
     features(function, query_name, query)
     features(function, key_name, key)
     same_device(function, key_name, key, query, query_name)
-    if query.dtype is not key.dtype:
-        raise TypeError(
-            f"{function}: {query_name} and {key_name} must have one dtype, "
-            f"got {dtype_name(query)} and {dtype_name(key)}; convert one of them"
-        )
     if query.shape[1] != key.shape[1]:
         raise ValueError(
             f"{function}: {query_name} {list(query.shape)} and {key_name} {list(key.shape)} "

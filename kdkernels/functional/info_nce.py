@@ -13,7 +13,7 @@ from .similarity import run_similarity
 
 def info_nce(
     query: Tensor,  # [Q, D], any float dtype
-    key: Tensor,  # [K, D], of the dtype of query
+    key: Tensor,  # [K, D], any float dtype
     positive: Tensor | None = None,  # [Q], integers in [0, K)
     *,
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
@@ -41,20 +41,21 @@ def info_nce(
     without the matrix s: the gradients are all that is left.
 
     Arguments:
-        query, key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or float64.
-            Gradients flow to both.
+        query, key: `[Q, D]` and `[K, D]`, K >= 1, each float32, float16, bfloat16 or float64. Gradients flow to
+            both.
         positive: `[Q]`, of any integer dtype, in [0, K). None: key j is the positive of query j, with Q <= K, and
             Q = K where `symmetric`. Another number is a ValueError on the CPU; on CUDA, where asking would stall, it
             makes the loss of its query NaN.
         temperature: T, finite and > 0, or a tensor of one number, which may require grad: to learn CLIP's
             logit scale, give `1 / scale.exp()`. A tensor on CUDA is not looked at. 0.07 is MoCo's and CLIP's
             first; SSKD's head is trained at 1.
-        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
+        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products. A row of norm
+            <= 1e-8 has a gradient of 0 in float16 and bfloat16.
         symmetric: both directions, averaged. Queries that share a positive are negatives of each other there.
         logit_bias: float, broadcastable to `[Q, K]`, constant; added to `A / T`. `-inf` removes a key from a
             query: of a bool mask of the keys that stay, `torch.where(mask, 0.0, -torch.inf)`.
-        mask: bool `[Q]`. False queries are not computed and not counted, and are no negatives of others along
-            a column; keys stay.
+        mask: bool `[Q]`. False queries are not counted, and are no negatives of others along a column; keys stay.
+            Tiles of 64 queries (128 on CUDA) that are all False are not computed.
         reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
             or `"elementmean"` (sum / (counted queries * keys)).
         group: gather the keys of all processes, which have to be as many on each; with `symmetric` the
@@ -148,8 +149,10 @@ def supervised_contrastive(
             learning number the images.
         temperature: T, finite and > 0, or a constant tensor of one number; 0.07 is the paper's, which also trains at
             0.1.
-        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
-        mask: bool `[N]`. False rows are no anchors, neither computed nor counted; they stay keys of others.
+        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products. A row of norm
+            <= 1e-8 has a gradient of 0 in float16 and bfloat16.
+        mask: bool `[N]`. False rows are no anchors and not counted; they stay keys of others. Tiles of 64 rows
+            (128 on CUDA) that are all False are not computed as anchors.
         reduction: `"batchmean"` (sum over anchors / counted anchors, alias `"mean"`), `"sum"`, `"none"` (`[N]`)
             or `"elementmean"` (sum / (counted anchors * N)). An anchor without positives has the loss 0 and is not
             counted.

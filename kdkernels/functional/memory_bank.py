@@ -10,8 +10,7 @@ from .. import _backend, _checks, ops, reference
 from .._names import BANK_REDUCTIONS
 from ..reference.memory_bank import agreed_normalizer
 from ..reference.rows import arithmetic
-
-LEAST_NORM = 1e-8  # a vector of no length stays 0, as in all functions that normalise
+from ..reference.similarity import LEAST_NORM
 
 
 def memory_bank_nce(

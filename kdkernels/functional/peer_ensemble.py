@@ -15,7 +15,7 @@ def okddip_loss(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     leader_logits: Tensor | None,  # [B, C], any float dtype
     query: Tensor,  # [B, P, d], any float dtype
-    key: Tensor,  # [B, P, d], of the dtype of query
+    key: Tensor,  # [B, P, d], any float dtype
     target: Tensor,  # [B], integers in [0, C)
     *,
     temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
@@ -54,7 +54,7 @@ def okddip_loss(
         peer_logits: `[B, P, C]`, 1 <= P <= 32; float32, float16, bfloat16 or float64. Or a list of P tensors
             `[B, C]`, which costs a copy: `torch.stack(peer_logits, 1)`. `-inf` is a class of probability 0.
         leader_logits: `[B, C]`, any of those dtypes. None: all are peers, and the leader's two terms are 0.
-        query, key: `[B, P, d]`, one dtype of those; a peer attends to itself too, and there is no 1/sqrt(d).
+        query, key: `[B, P, d]`, any of those dtypes; a peer attends to itself too, and there is no 1/sqrt(d).
         target: labels of any integer dtype, `[B]` or `[B, 1]`, in [0, C). Another label is a ValueError on the CPU;
             on CUDA, where asking would stall, it makes the loss NaN.
         temperature: T, finite and > 0, or a constant tensor of one number: where that is not read (see

@@ -12,7 +12,7 @@ from .._names import PEER_MIXES
 
 def peer_attention(
     query: Tensor,  # [B, P, d], any float dtype
-    key: Tensor,  # [B, P, d], of the dtype of query
+    key: Tensor,  # [B, P, d], any float dtype
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
     mix: str = "logits",
@@ -31,7 +31,7 @@ def peer_attention(
         A @ peer_logits       or        A @ (peer_logits / T).softmax(-1)
 
     Arguments:
-        query, key: `[B, P, d]` of one dtype: float32, float16, bfloat16 or float64.
+        query, key: `[B, P, d]`, each float32, float16, bfloat16 or float64.
         peer_logits: `[B, P, C]`, 1 <= P <= 32, any of those dtypes. Or a list of P tensors `[B, C]`, which
             costs a copy: `torch.stack(peer_logits, 1)`.
         mix: `"logits"` or `"probs"`.

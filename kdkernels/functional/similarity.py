@@ -12,9 +12,9 @@ from ..reference.rows import arithmetic, reduce_rows
 
 def similarity_kl(
     student_query: Tensor,  # [Q, D], any float dtype
-    student_key: Tensor,  # [K, D], of the dtype of student_query
+    student_key: Tensor,  # [K, D], any float dtype
     teacher_query: Tensor,  # [Q, E], any float dtype
-    teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
+    teacher_key: Tensor,  # [K, E], any float dtype
     *,
     temperature: float | Tensor = 0.5,  # > 0; a tensor has no dimensions
     normalize: bool = True,
@@ -41,20 +41,22 @@ def similarity_kl(
     without any matrix `[Q, K]`: the gradients are all that is left.
 
     Arguments:
-        student_query, student_key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or
-            float64. Both may come from one tensor of features; gradients flow to both.
-        teacher_query, teacher_key: `[Q, E]` and `[K, E]`, of one dtype, any of those; on the same device.
+        student_query, student_key: `[Q, D]` and `[K, D]`, K >= 1, each float32, float16, bfloat16 or float64. Both
+            may come from one tensor of features; gradients flow to both.
+        teacher_query, teacher_key: `[Q, E]` and `[K, E]`, each of any of those dtypes; on the same device.
             Constants, even where they require grad.
         temperature: T, finite and > 0, or a constant tensor of one number; 0.5 is the one of SSKD's code.
-        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
+        normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products. A row of norm
+            <= 1e-8 has a gradient of 0 in float16 and bfloat16.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
-        mask: bool `[Q]`. False queries are not computed and not counted; keys stay.
+        mask: bool `[Q]`. False queries are not counted; keys stay. Tiles of 64 queries (128 on CUDA) that are all
+            False are not computed.
         row_weight: float `[Q]`. Multiplies a query's loss and does not change the count.
         reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
             or `"elementmean"` (sum / (counted queries * K)).
 
     Returns:
-        float32, or float64 if the student's or the teacher's features are float64: a scalar, or `[Q]`.
+        float32, or float64 if any features are float64: a scalar, or `[Q]`.
 
     Raises:
         ValueError: shapes, devices or values out of range. TypeError: dtypes or types.
@@ -114,7 +116,7 @@ def similarity_kl(
 
 def similarity_rank(
     query: Tensor,  # [Q, D], any float dtype
-    key: Tensor,  # [K, D], of the dtype of query
+    key: Tensor,  # [K, D], any float dtype
     positive: Tensor,  # [Q], integers in [0, K)
     *,
     normalize: bool = True,
@@ -129,7 +131,7 @@ def similarity_rank(
     No gradient.
 
     Arguments:
-        query, key: `[Q, D]` and `[K, D]`, K >= 1, of one dtype: float32, float16, bfloat16 or float64.
+        query, key: `[Q, D]` and `[K, D]`, K >= 1, each float32, float16, bfloat16 or float64.
         positive: `[Q]`, of any integer dtype, a key in [0, K) for each query. Another is a ValueError on the CPU; on
             CUDA, where asking would stall, its rank is 0.
         normalize: divide each row by `max(norm, 1e-8)`; otherwise `A` holds plain inner products.
@@ -157,7 +159,7 @@ def similarity_rank(
 
     try:
         return ops.similarity.similarity_rank(
-            query.detach(), key.detach(), positive, normalize, _allow_tf32(query)
+            query.detach(), key.detach(), positive, normalize, _allow_tf32(query, key)
         )
     except (RuntimeError, ValueError):
         # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
@@ -216,7 +218,7 @@ def run_similarity(
 ) -> Tensor:
     """The loss from the compiled op."""
     teacher_query, teacher_key = teacher
-    dtype = arithmetic(query) if teacher_query is None else arithmetic(query, teacher_query)
+    dtype = arithmetic(query, key, *[each for each in teacher if each is not None])
     grad = torch.is_grad_enabled()
     temperature_tensor = None
     if isinstance(temperature, Tensor):
@@ -240,7 +242,7 @@ def run_similarity(
         symmetric,
         scale_by_t2,
         own_key,
-        _allow_tf32(query),
+        _allow_tf32(query, key),
         REDUCTIONS[reduction],
         grad and query.requires_grad,
         grad and key.requires_grad,
@@ -249,9 +251,9 @@ def run_similarity(
     return loss
 
 
-def _allow_tf32(features: Tensor) -> bool:
+def _allow_tf32(query: Tensor, key: Tensor) -> bool:
     """Whether these are multiplied on tensor cores where torch would do so itself."""
-    return features.is_cuda and features.dtype is torch.float32 and _tf32_is_allowed()
+    return query.is_cuda and torch.promote_types(query.dtype, key.dtype) is torch.float32 and _tf32_is_allowed()
 
 
 def _tf32_is_allowed() -> bool:

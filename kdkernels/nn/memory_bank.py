@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import nan, sqrt
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from .. import _checks, functional
 from .._gather import gather
-from ..functional.memory_bank import LEAST_NORM, update_entries
+from ..functional.memory_bank import update_entries
+from ..reference.rows import arithmetic
+from ..reference.similarity import unit_rows
 from .loss import Loss
 
 
@@ -192,7 +193,7 @@ class CRDLoss(nn.Module):
 
 def _unit(features: Tensor) -> Tensor:
     """Rows of length 1, in float32 at least: half precision cannot hold the squares. A row of zeros stays one."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1, eps=LEAST_NORM)
+    return unit_rows(features, arithmetic(features))
 
 
 def _several_processes() -> bool:

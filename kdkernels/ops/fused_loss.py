@@ -8,6 +8,10 @@ The forward pass has already written the gradients for an upstream gradient of 1
 out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
 there is nothing to do where that is 1) and returns it: no memory, no synchronisation.
 
+The gradient of a float16 tensor may wait in float32 (`kept_dtype`): a loss scale is part of the upstream gradient,
+and the numbers that it is to save would be 0 in float16. Autograd rounds what backward returns to the dtype of the
+tensor, once.
+
 No autocast rule: the ops read half precision, compute in float32 and return a float32 loss whatever the
 mode. A cast in front of them would only cost a copy of what they read.
 
@@ -210,6 +214,11 @@ def is_plain(tensor: Tensor) -> bool:
         and not is_functorch_wrapped_tensor(tensor)
         and not is_legacy_batchedtensor(tensor)
     )
+
+
+def kept_dtype(tensor: Tensor) -> torch.dtype:
+    """What an op keeps the gradient of a tensor in, as in csrc/kept_gradient.h."""
+    return torch.float32 if tensor.dtype is torch.float16 else tensor.dtype
 
 
 def _is_one(upstream: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._names import REDUCTIONS
 from ..reference.memory_bank import memory_bank_nce as _reference
 from ..reference.rows import arithmetic
-from .fused_loss import SCALE, FusedLoss, is_plain, mapped_problems
+from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
 from .open_op import OpenOp
 
 _NONE = REDUCTIONS["none"]
@@ -32,7 +32,7 @@ class MemoryBankNCE(FusedLoss):
         return (
             embedding.new_empty(rows if reduction == _NONE else (), dtype=dtype),
             embedding.new_empty(rows, dtype=dtype),
-            embedding.new_empty(embedding.shape if grad_embedding else 0),
+            embedding.new_empty(embedding.shape if grad_embedding else 0, dtype=kept_dtype(embedding)),
         )
 
     def scaled(

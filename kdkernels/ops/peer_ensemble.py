@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import reference
 from .._names import PEER_MIXES
 from ..reference.rows import arithmetic
-from .fused_loss import FusedLoss, is_plain
+from .fused_loss import FusedLoss, is_plain, kept_dtype
 
 PARTS = 4
 NAME_OF_MIX = {code: name for name, code in PEER_MIXES.items()}
@@ -30,12 +30,13 @@ class PeerLoss(FusedLoss):
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, wanted = arguments[: self.tensors], arguments[-self.differentiable :]
         first, dtype = tensors[0], arithmetic(*[tensor for tensor in tensors if tensor is not None])
+        kept = [kept_dtype(first if tensor is None else tensor) for tensor in tensors]
         return (
             first.new_empty((), dtype=dtype),
             first.new_empty(PARTS, dtype=dtype),
             *[
-                tensor.new_empty(tensor.shape) if want else first.new_empty(0)
-                for tensor, want in zip(tensors, wanted)
+                first.new_empty(tensor.shape if want else 0, dtype=dtype)
+                for tensor, want, dtype in zip(tensors, wanted, kept)
             ],
         )
 

@@ -115,7 +115,7 @@ def _shapes(peer_logits, query, key, temperature, mix):
     if query is None:
         dtype, rows, pairs = arithmetic(peer_logits), 1, (0,)
     else:
-        dtype, rows, pairs = arithmetic(peer_logits, query), peers, (samples, peers, peers)
+        dtype, rows, pairs = arithmetic(peer_logits, query, key), peers, (samples, peers, peers)
     return peer_logits.new_empty(samples, rows, classes), peer_logits.new_empty(pairs, dtype=dtype)
 
 
@@ -123,7 +123,10 @@ def _backward_shapes(
     grad_mixture, grad_attention, peer_logits, query, key, attention, temperature, mix, grad_peers, grad_query, grad_key
 ):
     wanted = zip((peer_logits, query, key), (grad_peers, grad_query, grad_key))
-    return tuple(tensor.new_empty(tensor.shape) if want else peer_logits.new_empty(0) for tensor, want in wanted)
+    return tuple(
+        peer_logits.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape if want else 0)
+        for tensor, want in wanted
+    )
 
 
 def _vmap(info, in_dims, *arguments):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._names import KEY_TARGETS, REDUCTIONS
 from ..reference.similarity import info_nce_loss, similarity_kl, supervised_contrastive_loss
-from .fused_loss import SCALE, FusedLoss, is_plain
+from ..reference.rows import arithmetic
+from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
 
 _NONE, _SUM = REDUCTIONS["none"], REDUCTIONS["sum"]
 _NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
@@ -78,14 +79,13 @@ class SimilarityLoss(FusedLoss):
         return output[:1]
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
-        query, key, _, teacher_query, *_ = arguments
+        query, key, _, *teacher = arguments[:5]
         reduction, grad_query, grad_key, grad_temperature = arguments[-4:]
-        is_double = any(each is not None and each.dtype == torch.float64 for each in (query, teacher_query))
-        dtype = torch.float64 if is_double else torch.float32
+        dtype = arithmetic(query, key, *[each for each in teacher if each is not None])
         return (
             query.new_empty(query.shape[0] if reduction == _NONE else (), dtype=dtype),
-            query.new_empty(query.shape if grad_query else 0),
-            query.new_empty(key.shape if grad_key else 0),
+            query.new_empty(query.shape if grad_query else 0, dtype=kept_dtype(query)),
+            query.new_empty(key.shape if grad_key else 0, dtype=kept_dtype(key)),
             query.new_empty(() if grad_temperature else 0, dtype=dtype),
         )
 
@@ -144,9 +144,5 @@ def _rank_shape(query, key, positive, normalize, allow_tf32):
 
 @torch.library.register_vmap("kdkernels::similarity_rank")
 def _rank_vmap(info, in_dims, *arguments):
-    *tensors, normalize, allow_tf32 = arguments
-    problems = [
-        [tensor] * info.batch_size if at is None else tensor.unbind(at)
-        for tensor, at in zip(tensors, in_dims)
-    ]
-    return torch.stack([similarity_rank(*problem, normalize, allow_tf32) for problem in zip(*problems)]), 0
+    problems = mapped_problems(info, in_dims, arguments[:3])
+    return torch.stack([similarity_rank(*problem, *arguments[3:]) for problem in problems]), 0

@@ -27,7 +27,7 @@ def okddip_loss(
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     leader_logits: Tensor | None,  # [B, C], any float dtype
     query: Tensor,  # [B, P, d], any float dtype
-    key: Tensor,  # [B, P, d], of the dtype of query
+    key: Tensor,  # [B, P, d], any float dtype
     target: Tensor,  # [B], int64 in [0, C)
     *,
     temperature: float | Tensor = 3.0,  # > 0; a tensor has no dimensions
@@ -39,7 +39,7 @@ def okddip_loss(
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     peers = stacked(peer_logits)
     leader = peers[:, :0] if leader_logits is None else leader_logits.unsqueeze(1)  # [B, 0 or 1, C]
-    dtype = arithmetic(peers, leader, query)
+    dtype = arithmetic(peers, leader, query, key)
     peers, leader = from_largest(peers.to(dtype)), leader.to(dtype)
     ce_peers, ce_leader = (cross_entropy("okddip_loss", rows, target) for rows in (peers, leader))
     # Query and key have a gradient, 0, where no target reaches them.

@@ -12,7 +12,7 @@ from .rows import arithmetic
 
 def peer_attention(
     query: Tensor,  # [B, P, d], any float dtype
-    key: Tensor,  # [B, P, d], of the dtype of query
+    key: Tensor,  # [B, P, d], any float dtype
     peer_logits: Tensor | Sequence[Tensor],  # [B, P, C], any float dtype, or P of [B, C]
     *,
     mix: str = "logits",
@@ -20,7 +20,7 @@ def peer_attention(
     return_attention: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     peers = stacked(peer_logits)
-    dtype = arithmetic(peers, query)
+    dtype = arithmetic(peers, query, key)
     attention = attention_weights(query, key, dtype)
     mixed = mixture(attention, mixed_rows(peers.to(dtype), mix, temperature)).to(peers.dtype)
     return (mixed, attention) if return_attention else mixed

@@ -2,6 +2,8 @@
 
     A_jk = <f_j, g_k>, of rows divided by max(norm, 1e-8) where `normalize`
 
+A row of norm <= 1e-8 is divided by a constant, and in half precision is one.
+
 The definitions keep the matrix A [Q, K], which the kernels never do.
 """
 
@@ -19,13 +21,14 @@ from .rows import arithmetic, reduce_rows
 from .softened_kl import softened_kl
 
 LEAST_NORM = 1e-8
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def similarity_kl(
     student_query: Tensor,  # [Q, D], any float dtype
-    student_key: Tensor,  # [K, D], of the dtype of student_query
+    student_key: Tensor,  # [K, D], any float dtype
     teacher_query: Tensor,  # [Q, E], any float dtype
-    teacher_key: Tensor,  # [K, E], of the dtype of teacher_query
+    teacher_key: Tensor,  # [K, E], any float dtype
     *,
     temperature: float | Tensor = 0.5,  # > 0; a tensor has no dimensions
     normalize: bool = True,
@@ -34,7 +37,7 @@ def similarity_kl(
     row_weight: Tensor | None = None,  # [Q], float
     reduction: str = "batchmean",
 ) -> Tensor:
-    dtype = arithmetic(student_query, teacher_query)
+    dtype = arithmetic(student_query, student_key, teacher_query, teacher_key)
     return softened_kl(
         similarities(student_query, student_key, normalize, dtype, mask),
         similarities(teacher_query.detach(), teacher_key.detach(), normalize, dtype, mask),
@@ -48,13 +51,13 @@ def similarity_kl(
 
 def similarity_rank(
     query: Tensor,  # [Q, D], any float dtype
-    key: Tensor,  # [K, D], of the dtype of query
+    key: Tensor,  # [K, D], any float dtype
     positive: Tensor,  # [Q], int64 in [0, K)
     *,
     normalize: bool = True,
 ) -> Tensor:
     positive_range("similarity_rank", positive, key.shape[0])
-    similarity = similarities(query.detach(), key.detach(), normalize, arithmetic(query))
+    similarity = similarities(query.detach(), key.detach(), normalize, arithmetic(query, key))
     at, valid = _usable(positive, key.shape[0])
     own = similarity.gather(1, at).masked_fill(~valid.unsqueeze(1), nan)  # which nothing is larger than
     before = torch.arange(key.shape[0], device=key.device) < at
@@ -75,7 +78,7 @@ def select_trusted_rows(
 
 def info_nce(
     query: Tensor,  # [Q, D], any float dtype
-    key: Tensor,  # [K, D], of the dtype of query
+    key: Tensor,  # [K, D], any float dtype
     positive: Tensor | None = None,  # [Q], int64 in [0, K)
     *,
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
@@ -139,7 +142,7 @@ def info_nce_loss(
     positive_range("info_nce", positive, keys, mask)
     if isinstance(temperature, Tensor):
         temperature = savable(temperature)
-    logits = similarities(query, key, normalize, arithmetic(query), mask) / temperature
+    logits = similarities(query, key, normalize, arithmetic(query, key), mask) / temperature
     if logit_bias is not None:
         logits = logits + logit_bias.detach().to(logits.dtype)
     if mask is not None:
@@ -188,16 +191,20 @@ def similarities(
     query: Tensor, key: Tensor, normalize: bool, dtype: torch.dtype, mask: Tensor | None = None
 ) -> Tensor:
     """A [Q, K]. A masked query becomes a harmless row of zeros: a NaN there must not reach the gradient either."""
-    query, key = query.to(dtype), key.to(dtype)
     if mask is not None:
         query = query.masked_fill(~mask.unsqueeze(1), 0)
-    return product(_unit_rows(query), _unit_rows(key).T) if normalize else product(query, key.T)
+    if normalize:
+        return product(unit_rows(query, dtype), unit_rows(key, dtype).T)
+    return product(query.to(dtype), key.to(dtype).T)
 
 
-def _unit_rows(rows: Tensor) -> Tensor:
+def unit_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
     # A short row is divided by a constant. Its norm is kept out of the derivatives, the second of which would be NaN.
+    rows = features.to(dtype)
     squares = (rows * rows).sum(1, keepdim=True)
     short = squares <= LEAST_NORM**2
+    if features.dtype in _HALF:
+        rows = torch.where(short, rows.detach(), rows)
     return rows / torch.where(short, 1, squares).sqrt().masked_fill(short, LEAST_NORM)
 
 
@@ -256,7 +263,7 @@ def info_nce_of_group(
     if mask is not None:
         present_query = query.masked_fill(~mask.unsqueeze(1), 0)  # a NaN would be one beside the bias of -inf too
         present = gather("info_nce", "mask", mask, group)
-        absent = torch.zeros_like(present, dtype=arithmetic(query)).masked_fill(~present, -torch.inf)
+        absent = torch.zeros_like(present, dtype=arithmetic(query, key)).masked_fill(~present, -torch.inf)
     all_queries = gather("info_nce", "query", present_query, group)
     columns = loss(key[at.squeeze(1)], all_queries, own + rank * queries, logit_bias=absent, **options)
     return (rows + columns) / 2 / divisor
