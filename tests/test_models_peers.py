@@ -199,7 +199,8 @@ def test_scaled_gradient_of_any_order():
 def test_compiles_whole():
     network, peers = built("small_convnet", "branch")
     rescaled = Peers(peers.others, "branch", fork_scale=1 / 3)
-    images = torch.randn(4, *CIFAR)
+    network.double(), rescaled.double()
+    images = torch.randn(4, *CIFAR, dtype=torch.float64)
     compiled = torch.compile(lambda x: rescaled(network, x)[0], fullgraph=True, backend="aot_eager")
     first = [network.stage_modules[0][0].weight]
     expected = torch.autograd.grad(rescaled(network, images)[0].sum(), first)
@@ -228,8 +229,8 @@ def test_checkpoint(structure):
 
 
 def test_gate():
-    gate = Gate(8, 3)
-    trunk = torch.randn(16, 8, 4, 4, requires_grad=True)
+    gate = Gate(8, 3).double()
+    trunk = torch.randn(16, 8, 4, 4, dtype=torch.float64, requires_grad=True)
     shares = gate(trunk)
     scores = gate.linear(trunk.mean((2, 3)))
     scores = (scores - scores.mean(0)) / (scores.var(0, unbiased=False) + gate.norm.eps).sqrt()

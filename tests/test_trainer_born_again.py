@@ -89,7 +89,7 @@ def test_ensemble_averages_probabilities_not_logits():
 def batch():
     generator = torch.Generator().manual_seed(0)
     return Batch(
-        torch.randn(ROWS, CLASSES, generator=generator),
+        torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64),
         torch.randint(CLASSES, (ROWS,), generator=generator),
         torch.arange(ROWS),
     )
@@ -104,7 +104,7 @@ def loss_of(batch, taught, **options):
 
 @pytest.fixture
 def taught():
-    return 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1))
+    return 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def test_losses_are_the_papers(batch, taught):
@@ -130,7 +130,7 @@ def test_dkpp_permutes_all_but_the_largest(batch, taught, scope):
     torch.manual_seed(3)
     losses = {loss_of(batch, taught, loss="dkpp", scope=scope).item() for _ in range(4)}
     assert len(losses) == (1 if scope == "fixed" else 4)
-    indifferent = torch.zeros(ROWS, CLASSES).scatter(1, taught.argmax(-1, keepdim=True), 2.0)
+    indifferent = torch.zeros_like(taught).scatter(1, taught.argmax(-1, keepdim=True), 2.0)
     loss = loss_of(batch._replace(pixels=indifferent), taught, loss="dkpp", scope=scope)
     torch.testing.assert_close(loss, kd.soft_cross_entropy(indifferent, taught))
 

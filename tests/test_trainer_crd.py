@@ -106,15 +106,15 @@ def test_contrasts_need_another_class():
 
 @pytest.fixture
 def setting():
-    """A student with criterion, a teacher, contrasts, options, a batch."""
+    """A student with criterion, a teacher, contrasts, options, a batch; in float64."""
     torch.manual_seed(0)
     args = crd.Args(ce_weight=0.5, kl_weight=0.4, crd_weight=0.3, temperature=3.0, embed_dim=12, negatives=9)
-    teacher = Teacher(build_network("small_mlp", (1, 8, 8), CLASSES), 0.0, Accelerator())
+    teacher = Teacher(build_network("small_mlp", (1, 8, 8), CLASSES).double(), 0.0, Accelerator())
     network = build_network("small_convnet", (1, 8, 8), CLASSES)
-    student = crd.Student(network, teacher=teacher, images=IMAGES, args=args)
+    student = crd.Student(network, teacher=teacher, images=IMAGES, args=args).double()
     drawer = Contrasts(torch.arange(IMAGES) % CLASSES, CLASSES, args.negatives, relax=False)
     index = torch.randperm(IMAGES)[:8]
-    return student, teacher, drawer, args, Batch(torch.randn(8, 1, 8, 8), index % CLASSES, index)
+    return student, teacher, drawer, args, Batch(torch.randn(8, 1, 8, 8, dtype=torch.float64), index % CLASSES, index)
 
 
 def nce(embedding, bank, contrast, normaliser):
@@ -159,19 +159,19 @@ def test_loss_is_the_papers_and_the_banks_move(setting):
             (logits / 3).log_softmax(1), (taught / 3).log_softmax(1), log_target=True, reduction="batchmean"
         )
         expected = 0.5 * ce + 0.4 * kl + 0.3 * (of_student + of_teacher)
-        torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(parts["crd_student"].double(), of_student, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(parts["crd_teacher"].double(), of_teacher, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(parts["crd_student"], of_student)
+        torch.testing.assert_close(parts["crd_teacher"], of_teacher)
         parameters = list(student.parameters())
         gradients = torch.autograd.grad(loss, parameters)
         for ours_, theirs_ in zip(gradients, torch.autograd.grad(expected, parameters), strict=True):
-            torch.testing.assert_close(ours_, theirs_, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours_, theirs_)
 
         for name, embedding in (("student", ours), ("teacher", theirs)):
             mixed = 0.5 * banks[name][batch.index] + 0.5 * embedding.detach()
             banks[name][batch.index] = F.normalize(mixed, dim=1)
             bank = getattr(criterion, f"{name}_bank").double()
-            torch.testing.assert_close(bank, banks[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(bank, banks[name])
 
 
 def test_without_contrast_it_is_plain_distillation(smoke, tmp_path):

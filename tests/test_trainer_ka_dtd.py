@@ -54,7 +54,7 @@ def test_default_beta_keeps_temperatures_positive(smoke, tmp_path):
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    student = torch.randn(ROWS, CLASSES, generator=generator)
+    student = torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
     return Batch(student, torch.randint(CLASSES, (ROWS,), generator=generator), torch.arange(ROWS))
 
 
@@ -65,7 +65,7 @@ def loss_of(batch, taught, **options):
 
 
 def test_teacher_that_is_always_right_and_one_temperature_are_plain_distillation(batch):
-    right = torch.randn(ROWS, CLASSES).scatter(1, batch.labels.unsqueeze(1), 9.0)
+    right = torch.randn(ROWS, CLASSES, dtype=torch.float64).scatter(1, batch.labels.unsqueeze(1), 9.0)
     plain = kd.softened_kl(batch.pixels, right, temperature=4.0)
     for adjust in ("none", "ps", "lsr"):
         torch.testing.assert_close(loss_of(batch, right, adjust=adjust, temperature_mode="const")[0], plain)
@@ -73,7 +73,7 @@ def test_teacher_that_is_always_right_and_one_temperature_are_plain_distillation
 
 
 def test_options_reach_the_loss(batch):
-    taught = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1))
+    taught = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     options = {
         "adjust": "lsr",
         "temperature": 3.0,
@@ -114,7 +114,7 @@ def test_errors_of_the_teacher_are_a_share_the_same_every_time_and_follow_from_t
 
 
 def test_errors_belong_to_the_image_not_to_its_place_in_the_batch(batch):
-    taught = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1))
+    taught = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     options = {"teacher_errors": 0.5, "adjust": "none", "temperature_mode": "const"}
     loss, _ = loss_of(batch, taught, **options)
     turned = Batch(*(part.roll(3, 0) for part in batch))
@@ -124,7 +124,7 @@ def test_errors_belong_to_the_image_not_to_its_place_in_the_batch(batch):
 
 
 def test_adjustment_repairs_an_erring_teacher(batch):
-    right = torch.randn(ROWS, CLASSES).scatter(1, batch.labels.unsqueeze(1), 9.0)
+    right = torch.randn(ROWS, CLASSES, dtype=torch.float64).scatter(1, batch.labels.unsqueeze(1), 9.0)
     options = {"temperature_mode": "const", "teacher_errors": 1.0}
     plain = kd.softened_kl(batch.pixels, right, temperature=4.0)
     torch.testing.assert_close(loss_of(batch, right, adjust="ps", **options)[0], plain)
