@@ -89,6 +89,20 @@ def test_inference_tensors_in_transforms(name):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_tensors_of_a_module_with_weights(backend):
+    student, teacher, index = draw(8, 10), draw(8, 10, seed=1), torch.arange(8)
+    crd, results = kd.nn.CRDLoss(10, 10, 20, negatives=5).eval(), []
+    contrast = labels(8, 6, classes=20)
+    for from_inference in (False, True):
+        with torch.inference_mode(from_inference):
+            given = teacher.clone(), index.clone(), contrast.clone()
+        with kd.backend(backend):
+            loss = crd(student, *given)
+            results.append([loss.detach(), *torch.autograd.grad(loss, [*crd.parameters()])])
+    same(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ALL)
 def test_default_device_and_dtype(name, backend):
     given = leaves(ALL[name])

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from .. import _checks, functional
 from .._gather import gather
 from ..functional.memory_bank import update_entries
+from ..reference.modes import savable
 from ..reference.rows import arithmetic
 from ..reference.similarity import unit_rows
 from .loss import Loss
@@ -149,7 +150,7 @@ class CRDLoss(nn.Module):
             return_parts=True,
             group=distributed.group.WORLD if communicates else None,
         )
-        e_s, e_t = _unit(self.student_head(student)), _unit(self.teacher_head(teacher))
+        e_s, e_t = _unit(self.student_head(student)), _unit(self.teacher_head(savable(teacher)))
         by_student, student_parts = functional.memory_bank_nce(
             e_s, self.teacher_bank, contrast_index, normalizer=self.student_normalizer, **options
         )
