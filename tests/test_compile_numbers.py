@@ -4,6 +4,7 @@ every step."""
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_formula, draw, labels
@@ -96,6 +97,17 @@ def test_arguments_of_a_function(function):
     for step in ramps(numbers(function)):
         step = {**given, **options, **step}
         assert_same_formula(result(compiled, **step), result(function, **step))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("kind", [int, np.float32])
+def test_attributes_of_other_types(kind):
+    loss, counter = kd.nn.KDLoss(temperature=kind(1)), CompileCounterWithBackend("eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    given = dict(student=draw(8, 10), teacher=draw(8, 10, seed=1), target=labels(8, classes=10))
+    for temperature in range(1, 1 + STEPS):
+        loss.temperature = kind(temperature)
+        torch.testing.assert_close(result(compiled, **given), result(kd.kd_loss, **given, temperature=temperature))
     assert counter.frame_count == 2
 
 

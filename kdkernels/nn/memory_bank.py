@@ -13,7 +13,7 @@ from ..functional.memory_bank import update_entries
 from ..reference.modes import savable
 from ..reference.rows import arithmetic
 from ..reference.similarity import unit_rows
-from .loss import Loss
+from .loss import Loss, Scheduled
 
 
 class MemoryBankNCE(Loss):
@@ -48,7 +48,7 @@ class MemoryBankNCE(Loss):
         return functional.memory_bank_nce(embedding, bank, index, normalizer=normalizer, **self.options())
 
 
-class CRDLoss(nn.Module):
+class CRDLoss(Scheduled):
     """Contrastive representation distillation: heads, memory banks and loss.
 
     Both networks' features go through a linear head each and are normalised to `e_s`, `e_t`; with the banks
