@@ -57,7 +57,7 @@ struct MemoryBank {
     const double noise = static_cast<double>(negatives());
     return noise * std::log1p(eps * static_cast<double>(bank.rows) / noise);
   }
-  // Of a row's loss in the reduced one.
+  // The share of a row in the reduced loss.
   double row_share() const {
     return reduction == Reduction::batchmean && rows() > 0 ? 1 / static_cast<double>(rows()) : 1.0;
   }

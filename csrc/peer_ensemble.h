@@ -44,7 +44,7 @@ struct PeerRows {
   int64_t stride = 0;  // of classes or features
 };
 
-// What of the loss a sample has, and in which order it stands in `parts`.
+// The terms of a sample's loss, in the order of `parts`.
 enum PeerPart : int { ce_peers, ce_leader, kl_peers, kl_leader, peer_parts };
 
 struct PeerEnsemble {
@@ -80,12 +80,12 @@ struct PeerEnsemble {
   }
   // Rows that are taught or tested: peers, then leader or ensemble.
   KD_HOST_DEVICE int64_t rows() const { return peers + (leader.data || gate.data ? 1 : 0); }
-  // A peer without others learns from its label alone.
+  // A single peer of `others` has no target and learns from its label alone.
   KD_HOST_DEVICE bool has_targets() const { return weights != PeerWeights::others || peers > 1; }
   // Whether row r is compared with a target; an ensemble has no logits of its own.
   KD_HOST_DEVICE bool is_taught(int64_t row) const { return has_targets() && (row < peers || leader.data); }
   KD_HOST_DEVICE bool wants_features() const { return grad_query.data || grad_key.data; }
-  // Of a sample in the loss.
+  // The share of a sample in the loss.
   KD_HOST_DEVICE double sample_share() const { return samples > 0 ? 1 / static_cast<double>(samples) : 1.0; }
   // W_rb where it does not depend on the sample.
   KD_HOST_DEVICE double constant_weight(int64_t row, int64_t peer) const {

@@ -22,7 +22,7 @@ namespace kd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Of what would corrupt memory; a user has heard of it from Python before.
+// Guards memory safety only; Python has already reported user errors.
 inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("kdkernels: " + message);
 }

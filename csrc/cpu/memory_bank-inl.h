@@ -1,12 +1,12 @@
 // Memory bank NCE on the CPU, for one instruction set: a range of rows, in one visit to each bank entry.
 //
-// Entries are gathered 16 at a time: their inner products, then the 16 losses and weights as vectors, then the weighted
-// sum of the same entries, which are in the L1 cache by then. The addresses of the next 16 are known, so their cache lines
-// are fetched meanwhile: a gather from a bank beyond the L2 cache is a matter of latency, not of bandwidth. Entries of
-// whole vectors of the arithmetic type are used where they lie; others are copied and padded with zeros.
+// Entries are gathered 16 at a time: first their inner products, then the 16 losses and weights as vectors, then the weighted
+// sum of the same entries, which are in the L1 cache by then. Meanwhile the cache lines of the next 16 are prefetched, because
+// a gather from a bank larger than the L2 cache is bound by latency, not by bandwidth. Entries that are whole vectors of the
+// arithmetic type are read in place; others are copied and padded with zeros.
 //
-// What is summed over the columns of a row goes to float64 after 16 entries, the weighted sum after 256 to a total: its
-// rounding error grows with the number of parts and not of columns.
+// Sums over the columns of a row are added to a float64 after 16 entries; the weighted sum is added to a total after 256, so
+// that its rounding error grows with the number of parts, not of columns.
 // Included by cpu/memory_bank_kernel.cpp through cpu/each_isa.h.
 
 constexpr int64_t gathered = 16;      // a multiple of the lanes of every vector of every instruction set

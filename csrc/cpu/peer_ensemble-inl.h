@@ -187,7 +187,7 @@ class PeerSamples {
       for (int64_t b = 0; b < peers_; ++b) take_entropy(b);
   }
 
-  // Of peer b as a target: log t', in place of a mixture, and sum t' log t'.
+  // log t' of peer b as a target, stored in place of a mixture, and sum t' log t'.
   void take_entropy(int64_t b) {
     const int64_t classes = classes_;
     const A inverse_temperature = inverse_temperature_, inverse_sum = A(1) / soft_sum_[b], log_sum = log_soft_sum_[b];
@@ -214,7 +214,7 @@ class PeerSamples {
     return compare_with<LogTarget::of_sum>(r);
   }
 
-  // A student without a target.
+  // The gradient of a student without a target: that of its cross entropy.
   void leave_to_itself(int64_t r) {
     A *const gradient = gradient_.row(r), share = ce_scale_ / sharp_sum_[r];
     each_vector<A>(classes_, [&](int64_t i, auto) { store(gradient + i, load(gradient + i) * share); });
@@ -251,7 +251,7 @@ class PeerSamples {
     return sums[0];
   }
 
-  // Ratios become the gradients of the targets' logits.
+  // Replaces the ratios by the gradients of the targets' logits.
   void differentiate_mixed() {
     for (int64_t j = 0; j < targets_; ++j) {
       if (!through_targets_) {
@@ -282,7 +282,7 @@ class PeerSamples {
     return std::log(sums[0]) - own;
   }
 
-  // W_jb, from what was made of target j's ratios and what of peer b was mixed, but for the scale of probabilities.
+  // d loss / d W_jb = <ratios_j, mixed_b>, before the scale of probabilities.
   void differentiate_weights(int64_t j) {
     const Shelf<A>& mixed = problem_.mix == PeerMix::logits ? y_ : soft_;
     inner_products(ratio_.line(j), [&](int64_t b) { return mixed.line(b); }, peers_, classes_, by_weights_.row(j));
@@ -307,7 +307,7 @@ class PeerSamples {
     });
   }
 
-  // What a student's own terms make, and `more`.
+  // The gradient of a student's own terms, plus `more`.
   template <class More>
   void write_logits(const Line<A>& to, int64_t r, const More& more) {
     const Line<A> own = gradient_.line(r);

@@ -10,7 +10,8 @@
 //
 // Keys are taken in blocks that stay in the cache from one of these steps to the next, and sums are taken by blocks, so that
 // rounding errors grow with their number. Columns of a band beyond the last query hold rows of 0, as do those of queries
-// that do not count, whose H is set to 0 besides. After highway's pattern: no intrinsics, no #if.
+// that do not count, whose H is set to 0 too. A band without a query that counts is skipped. After highway's pattern: no
+// intrinsics, no #if.
 
 #include "cpu/gemm-inl.h"
 

@@ -7,7 +7,7 @@
 //
 // Without Z a like sweep adds exponentials first; where Z is known its blocks find that out and leave. Rows too wide for the
 // registers of a warp are summed piece by piece, by blocks that compute all scores again. No atomics: every sum has a fixed
-// order. An index that is none makes its row NaN, and the Z that is computed from it: a device cannot raise.
+// order. A device cannot raise: an index out of range makes its row NaN, and a Z that is computed from that row.
 #pragma once
 #include <type_traits>
 

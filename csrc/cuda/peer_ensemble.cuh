@@ -9,7 +9,7 @@
 // A warp has a row, as a student and as what it is taught by; mixtures and what flows back through them go across the rows of
 // a tile. Logits are taken relative to the largest of their row before they are mixed, a shift that no softmax notices: logits
 // of 1e4 keep their digits. While the largest is not known yet what was summed is moved along (`raised`). No atomics: every
-// sum has a fixed order. A label that is no class makes its sample NaN: a device cannot raise.
+// sum has a fixed order. A device cannot raise: a label out of range makes its sample NaN.
 #pragma once
 #include "cuda/chunk.cuh"
 #include "cuda/peer_sample.cuh"

@@ -9,7 +9,8 @@
 //     products        of H with the keys, and of its transpose with the queries, added band by band
 //     finish          the part of a gradient along its row is taken out, where rows are normalised
 //
-// Sums have a fixed order; there are no atomics. A positive that is none makes the loss NaN: a device cannot raise.
+// Sums have a fixed order; there are no atomics. A device cannot raise: a positive out of range makes the loss NaN. Tiles of
+// 128 queries that are all masked are not multiplied.
 #pragma once
 #include <algorithm>
 #include <array>
