@@ -74,7 +74,7 @@ def test_bug_is_an_error(name, message):
 
 
 REFUSED = {
-    "no_opt_in": "small needs 256 bytes of static and 49152 of dynamic shared memory, a block has 49152 without the opt-in",
+    "no_opt_in": "small needs 256 bytes of static and 49152 of dynamic shared memory, a block has 49152 without a larger opt-in",
     "shared_of_the_device": r"small needs 256 bytes of static and 232193 of dynamic shared memory, a block has 232448$",
     "shared_of_a_smaller_device": r"small needs 256 bytes of static and 101376 of dynamic shared memory, a block has 101376$",
     "threads_of_a_block": "a block has 1 to 1024 threads, got 1056",
@@ -95,6 +95,12 @@ def test_launches_that_a_gpu_refuses_are_refused(name):
         module.planted_launch(name, True, VALUES)
     assert (module.launch_count(), module.last_error()) == (before, 0)
     np.testing.assert_array_equal(module.planted_launch(name, False, VALUES), VALUES)
+
+
+def test_a_launch_does_not_take_the_shared_memory_of_another():
+    with pytest.raises(RuntimeError, match="256 bytes of static and 204800 of dynamic shared memory, a block has 102656 without a larger"):
+        emulated.module().planted_race(True)
+    emulated.module().planted_race(False)
 
 
 def test_a_refused_launch_leaves_no_error_behind():

@@ -92,6 +92,21 @@ py::array_t<float> planted_launch(const std::string& name, bool bug, const py::a
   return py::array_t<float>(values.size(), static_cast<float*>(result.data()));
 }
 
+// Two threads launch one kernel with different sizes, the second between the opt-in and the launch of the first. The bug: each
+// opts in to the size of its launch.
+template <bool bug>
+void planted_race() {
+  const Kernel kernel = with_resources(through_shared<bug ? 3 : 4>, "raced", 128, 32);
+  const auto opt_in = [&](size_t bytes) {
+    const auto address = reinterpret_cast<const void*>(kernel);
+    if (bug) check(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "opt-in");
+    else allow_shared_memory(address);
+  };
+  opt_in(200 * KiB);
+  opt_in(100 * KiB);
+  start({kernel, 1, 1, 64, 200 * KiB, 90, true}, nullptr, 0, nullptr);
+}
+
 // A refused launch is reported; then another library calls cudaGetLastError, as PyTorch does after its launches. The bug: the
 // error was not cleared.
 void planted_error(bool bug) {
@@ -110,5 +125,7 @@ void planted_error(bool bug) {
 void bind_planted_launches(py::module_& m) {
   m.def("planted_launch", &planted_launch, py::arg("name"), py::arg("bug"), py::arg("values"),
         "Launches a kernel as a line of csrc/emulated/planted_launches.cpp says: the one with the bug or its correct twin.");
+  m.def("planted_race", [](bool bug) { bug ? planted_race<true>() : planted_race<false>(); }, py::arg("bug"),
+        "A launch after the opt-in of another one.");
   m.def("planted_error", &planted_error, py::arg("bug"), "A refused launch, then a check of the last error.");
 }

@@ -93,7 +93,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t& how, const void* kernel) {
                 its.name + " needs " + number(its.static_shared) + " bytes of static and " + number(how.dynamicSmemBytes) +
                     " of dynamic shared memory, " +
                     (too_much ? "a block has " + number(block_shared(runtime.device))
-                              : "a block has " + number(allowed_shared(kernel)) + " without the opt-in"));
+                              : "a block has " + number(allowed_shared(kernel)) + " without a larger opt-in"));
   }
   return cudaSuccess;
 }
