@@ -23,8 +23,8 @@ self_check "$work/isolated"
 echo "== editable, as make installed it: CUDA without isolation"
 self_check
 
-# `pip install --no-build-isolation .` in two steps; in the checkout, whose objects are used again, and without CUDA, since .ci/second_torch.sh
-# installs the wheel beside a torch that has none.
+# `pip install --no-build-isolation .` in two steps. The checkout has the objects already; without CUDA, because the torch of
+# .ci/second_torch.sh has none.
 echo "== wheel without isolation and without CUDA, also for .ci/second_torch.sh"
 time KDKERNELS_CUDA=0 pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" .
 ls -l "$wheels"
