@@ -81,7 +81,8 @@ class SimilarityCall {
   }
 
   Tensor gradient(const Features& of, bool wanted) const {
-    return allocate(query_, scalar_type(kept_dtype(of.dtype)), wanted ? std::vector<int64_t>{of.rows, of.width} : std::vector<int64_t>{0});
+    const std::vector<int64_t> shape = wanted ? std::vector<int64_t>{of.rows, of.width} : std::vector<int64_t>{0};
+    return allocate(query_, scalar_type(kept_dtype(of.dtype)), shape);
   }
 
   static Features dense(const Tensor& tensor, const Features& like) {
