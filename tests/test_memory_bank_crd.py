@@ -189,6 +189,23 @@ def test_autocast():
     torch.testing.assert_close(loss, module()(student, teacher, index, contrast), rtol=0.02, atol=0)
 
 
+def test_a_loss_scale_comes_before_the_rounding():
+    """The gradient of a float16 head's output is that of the same numbers in float32, rounded once."""
+    crd = module().eval()
+    student, teacher, index, contrast = batch()
+    outputs = []
+    crd.student_head.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.autocast("cpu", torch.float16):
+        loss = crd(student, teacher, index, contrast)
+    ours = torch.autograd.grad(loss * 65536.0, outputs)[0]
+    exact = outputs[0].detach().float().requires_grad_()
+    of_student = kd.memory_bank_nce(
+        _unit(exact), crd.teacher_bank, contrast, normalizer=crd.student_normalizer, temperature=crd.temperature, eps=crd.eps
+    )
+    (of_student * 65536.0).backward()
+    assert ours.dtype is torch.float16 and torch.equal(ours, exact.grad.half())
+
+
 def test_a_step_learns():
     torch.manual_seed(0)
     crd, (student, teacher, index, contrast) = module(), batch()
