@@ -93,11 +93,6 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
             f"{function}: torch.jit.trace and what is built on it would keep the gradient of the traced batch; "
             "use torch.compile or torch.export"
         )
-    if is_sharded(tensor):
-        raise NotImplementedError(
-            f"{function}: DTensors are taken by the losses of rows alone; give tensor.full_tensor(), or "
-            "tensor.to_local() and group= where there is one"
-        )
     # Read once more for a graph outside of all levels, which is then compiled anew inside of one.
     if forward_mode() or forward_ad._current_level >= 0:
         return False

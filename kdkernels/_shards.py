@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _checks
 from ._backend import is_sharded
 from .reference.rows import arithmetic
 
@@ -71,7 +72,7 @@ class _Shards:
         self.function = function
         self.name, logits = next(iter(arguments.items()))
         self.mesh, self.shape = logits.device_mesh, logits.shape
-        self.dim = arguments["dim"] % max(logits.dim(), 1)
+        self.dim = _checks.class_dimension(function, logits, arguments["dim"])
         self.row_shape = self.shape[: self.dim] + self.shape[self.dim + 1 :]
         self.logit_placements = [each if type(each) is Shard else Replicate() for each in logits.placements]
         for each in self.logit_placements:
@@ -100,8 +101,11 @@ class _Shards:
     def counted(self, local: dict[str, Any], name: str) -> Tensor | int:
         """Number of rows of this process that count."""
         if name == "target":
-            return (local["target"].long() != local["ignore_index"]).sum(dtype=torch.float64)
+            target = _checks.labels(self.function, local["target"], local["student"], self.dim)
+            ignore_index = _checks.integer(self.function, "ignore_index", local["ignore_index"])
+            return (target != ignore_index).sum(dtype=torch.float64)
         if local["mask"] is not None:
+            _checks.row_mask(self.function, local["mask"], local["student"], self.dim)
             return local["mask"].sum(dtype=torch.float64)
         return local["student"].numel() // self.shape[self.dim]
 
@@ -137,16 +141,27 @@ class _Shards:
     def _part(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        one = value.shape != self.row_shape and value.dim() < len(self.shape)  # a temperature
+        one = "temperature" in name and value.dim() <= 1 and value.numel() == 1  # for all rows
         if not is_sharded(value):
             if one:
                 return value
             raise TypeError(f"{self.function}: {name} must be a DTensor as {self.name} is; see distribute_tensor")
         from torch.distributed.tensor import Replicate
 
+        if one:
+            return value.redistribute(self.mesh, [Replicate()] * self.mesh.ndim).to_local()
+        self._refuse_other_shapes(name, value)
         placements = self.logit_placements if value.dim() == len(self.shape) else self.row_placements
-        placements = [Replicate()] * self.mesh.ndim if one else placements
         return value.redistribute(self.mesh, placements).to_local()
+
+    def _refuse_other_shapes(self, name: str, value: Tensor) -> None:
+        """Here, on all processes alike: the parts may fit on some of them, which would wait for the others."""
+        one_class = self.shape[: self.dim] + (1,) + self.shape[self.dim + 1 :]  # of labels
+        if value.shape not in (self.shape, one_class, self.row_shape):
+            raise ValueError(
+                f"{self.function}: {name} must have the shape of {self.name}, {list(self.shape)}, or one value per row, "
+                f"{list(self.row_shape)}, got {list(value.shape)}"
+            )
 
     def _group(self) -> torch.distributed.ProcessGroup:
         """The processes over which the rows are spread."""

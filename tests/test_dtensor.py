@@ -88,7 +88,23 @@ def cases(mesh):
     several = "cwtm_loss: group must be given where rows are sharded along several"
     refused(ValueError, several, lambda: kd.cwtm_loss(student, target, teacher, dim=1))
     flat = spread(0)(draw(4, 3))
-    refused(NotImplementedError, "info_nce: DTensors are taken by", lambda: kd.info_nce(flat, flat))
+    refused(NotImplementedError, "info_nce: query is a DTensor", lambda: kd.info_nce(flat, flat))
+    plain = flat.to_local()
+    refused(NotImplementedError, "softened_kl: teacher is a DTensor", lambda: kd.softened_kl(plain, flat))
+    refused(TypeError, "kd_loss: target must be a torch.Tensor", lambda: kd.kd_loss(flat, flat, [0, 1, 2, 0]))
+    refused(TypeError, "softened_kl: dim must be an int", lambda: kd.softened_kl(flat, flat, dim="classes"))
+    # What fits the rows of one process alone is refused on both: else that one would wait for the other.
+    part = torch.ones(sharded[0].to_local().shape[0], COLUMNS)
+    own = "softened_kl: row_weight must be a DTensor as student is"
+    refused(TypeError, own, lambda: kd.softened_kl(*sharded, row_weight=part, dim=1))
+    longer = spread(0)(torch.ones(ROWS + 1, COLUMNS, dtype=torch.bool))
+    shape = r"softened_kl: mask must have the shape of student, .* or one value per row, \[5, 3\], got \[6, 3\]"
+    refused(ValueError, shape, lambda: kd.softened_kl(*sharded, mask=longer, dim=1))
+    # One row, or logits that are one row: a temperature of all rows is told from one of each.
+    for row, T in ((draw(1, 3), torch.tensor([2.0])), (draw(3), torch.tensor(2.0))):
+        spread_row = spread(None)(row)
+        ours = kd.softened_kl(spread_row, spread_row + spread_row, temperature=T).to_local()
+        torch.testing.assert_close(ours, kd.softened_kl(row, 2 * row, temperature=2.0))
 
 
 def worker(rank, folder):

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .._backend import forward_mode
+from .._backend import forward_mode, is_sharded
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _INTEGERS = frozenset(
@@ -23,6 +23,11 @@ _STRIDED = torch.strided
 def dense_tensor(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if is_sharded(value):
+        raise NotImplementedError(
+            f"{function}: {name} is a DTensor, which the losses of rows alone take, and where student is one too; use "
+            f"{name}.full_tensor(), or {name}.to_local() and group= where there is one"
+        )
     if value.layout is _STRIDED and not value.is_nested:
         return
     if value.is_nested:
