@@ -104,10 +104,11 @@ def test_arguments_of_a_function(function):
 def test_attributes_of_other_types(kind):
     loss, counter = kd.nn.KDLoss(temperature=kind(1)), CompileCounterWithBackend("eager")
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
-    given = dict(student=draw(8, 10), teacher=draw(8, 10, seed=1), target=labels(8, classes=10))
+    student, teacher = (draw(8, 10, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    given = dict(student=student, teacher=teacher, target=labels(8, classes=10))
     for temperature in range(1, 1 + STEPS):
         loss.temperature = kind(temperature)
-        torch.testing.assert_close(result(compiled, **given), result(kd.kd_loss, **given, temperature=temperature))
+        assert_same_formula(result(compiled, **given), result(kd.kd_loss, **given, temperature=temperature))
     assert counter.frame_count == 2
 
 
