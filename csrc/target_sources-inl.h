@@ -2,19 +2,18 @@
 //
 //     weight       e(t), the unnormalised probability of a class; p = e * inverse_sum
 //     log_ratio    log p - log q of a class
-//     gradient     d loss / d t, from by_log_p (see divergences-inl.h)
+//     gradient     d loss / d t, for a normalised source times T, from by_log_p (see divergences-inl.h)
 //
 // `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum;
 // `asks_label`, that a label that is none spoils the soft term too. The others deal the weights of teacher logits out anew
 // (permuted, adjusted) or need no teacher (label); how a kernel does that depends on where it keeps a row.
 // No include guard, for the reason given in divergences-inl.h; V further needs exp(x) and exp_product(x, y) = e^(x y).
 
-// A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum, log p = (x - max) / T - log_sum.
+// A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum.
 template <class A>
 struct Softmax {
   A max;
   A inverse_temperature;
-  A log_sum;
   A inverse_sum;
 
   template <class V>
@@ -35,13 +34,13 @@ struct LogitsTarget {
 
   // From the difference of the logits: where p and q are nearly equal, that of their logarithms would be all rounding.
   template <class V, class A>
-  static KD_INLINE V log_ratio(V t, const Softmax<A>& target, V z, const Softmax<A>& student, V) {
-    return ((t - target.max) - (z - student.max)) * student.inverse_temperature - (target.log_sum - student.log_sum);
+  static KD_INLINE V log_ratio(V t, const Softmax<A>& target, V z, const Softmax<A>& student, A log_sums, V) {
+    return ((t - target.max) - (z - student.max)) * student.inverse_temperature - log_sums;
   }
 
   template <class V, class A>
-  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>& c, A sum, const Softmax<A>& target) {
-    return (by_log_made - c.made * sum) * target.inverse_temperature;
+  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>& c, A sum) {
+    return by_log_made - c.made * sum;
   }
 };
 
@@ -55,11 +54,11 @@ struct LogProbsTarget {
     return exp(t);
   }
   template <class V, class A>
-  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, V log_q) {
+  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, A, V log_q) {
     return t - log_q;
   }
   template <class V, class A>
-  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>&, A, const Softmax<A>&) {
+  static KD_INLINE V gradient(V by_log_made, V, const Terms<V>&, A) {
     return by_log_made;
   }
 };
@@ -74,11 +73,11 @@ struct ProbsTarget {
     return t;
   }
   template <class V, class A>
-  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, V log_q) {
+  static KD_INLINE V log_ratio(V t, const Softmax<A>&, V, const Softmax<A>&, A, V log_q) {
     return log(t) - log_q;
   }
   template <class V, class A>
-  static KD_INLINE V gradient(V, V by_log_p, const Terms<V>& c, A, const Softmax<A>&) {
+  static KD_INLINE V gradient(V, V by_log_p, const Terms<V>& c, A) {
     return select(c.p == A(0), V{}, by_log_p / c.p);
   }
 };
@@ -103,14 +102,18 @@ template <class A, class Source>
 struct RowPair {
   Softmax<A> student;
   Softmax<A> target;  // max 0, temperature 1 and sum 1 where the source is not normalised
+  A student_log_sum;
+  // Logarithm of the ratio of the target's sum to the student's. The difference of two logarithms would have the rounding
+  // errors of both, which are those of log C and which the factor T^2 of the loss makes large.
+  A log_sums;
 
   template <class V>
   KD_INLINE Terms<V> terms(bool smoothed, V z, V student_weight, V t, V target_weight, V eps) const {
     const V q = student_weight * student.inverse_sum, made = target_weight * target.inverse_sum;
-    const V log_q = (z - student.max) * student.inverse_temperature - student.log_sum;
-    const V excess = (student_weight * ratio() - target_weight) * target.inverse_sum;
-    if (smoothed) return {made + eps, q, excess - eps, log_q, log(made + eps) - log_q, made};
-    return {made, q, excess, log_q, Source::log_ratio(t, target, z, student, log_q), made};
+    const V log_q = (z - student.max) * student.inverse_temperature - student_log_sum;
+    const V difference = excess(student_weight, target_weight);
+    if (smoothed) return {made + eps, q, difference - eps, log_q, log(made + eps) - log_q, made};
+    return {made, q, difference, log_q, Source::log_ratio(t, target, z, student, log_sums, log_q), made};
   }
 
   // The same, of a class whose weights were not kept.
@@ -119,9 +122,17 @@ struct RowPair {
     return terms(smoothed, z, student.weight(z), t, Source::weight(t, target), eps);
   }
 
-  // q - p = (student_weight * ratio - target_weight) * target.inverse_sum: 0 where the rows are equal, which a difference
-  // of two products is not once the compiler has fused one of them into it.
-  KD_INLINE A ratio() const { return student.inverse_sum / target.inverse_sum; }
+  // q - p = (student_weight * ratio - target_weight) * target.inverse_sum, or the same with the roles exchanged. It is 0
+  // where the rows are equal, which a difference of two products is not once the compiler has fused one of them into it.
+  // The row of the larger sum is the one that is scaled, so that p - q has the same bits with the other sign.
+  template <class V>
+  KD_INLINE V excess(V student_weight, V target_weight) const {
+    const bool exchanged = student.inverse_sum > target.inverse_sum;
+    const A larger = exchanged ? target.inverse_sum : student.inverse_sum;  // the inverse of the larger sum
+    const A smaller = exchanged ? student.inverse_sum : target.inverse_sum;
+    const V scaled = exchanged ? target_weight : student_weight, kept = exchanged ? student_weight : target_weight;
+    return (scaled * (larger / smaller) - kept) * (exchanged ? -smaller : smaller);
+  }
 
   // T d loss / d z; `sum`: of by_log_q over the classes.
   template <class V, class D>
@@ -137,12 +148,12 @@ struct RowPair {
     return select(c.made == A(0), V{}, by_log_p * (c.made / c.p));
   }
 
-  // d loss / d t; `sum`: of by_log_made over the classes, for normalised sources.
+  // d loss / d t, for normalised sources times T; `sum`: of by_log_made over the classes, for these.
   template <class V, class D>
   KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
-    if (D::minus_q && Source::normalised && !smoothed) return -c.excess * target.inverse_temperature;
+    if (D::minus_q && Source::normalised && !smoothed) return -c.excess;
     V by_log_p = divergence.by_log_p(c);
     if (!Source::normalised) by_log_p += D::left_out * c.p;
-    return Source::gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum, target);
+    return Source::gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum);
   }
 };

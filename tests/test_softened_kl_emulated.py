@@ -111,6 +111,17 @@ def test_every_order_of_threads_gives_the_same_bits(form, cluster):
 
 
 @pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
+def test_even_jensen_shannon_is_symmetric_to_the_bit(form):
+    student, teacher = plain_problem(700, rows=8)
+    options, how = {"divergence": "jsd", "temperature": 3.0}, (1, {"form": form, "lanes": 32, "threads": 32})
+    ours = solve(student, teacher, options, how, grad_teacher=True)
+    exchanged = solve(teacher, student, options, how, grad_teacher=True)
+    pairs = [("loss", "loss"), ("grad_student", "grad_teacher"), ("grad_teacher", "grad_student")]
+    for name, other in pairs:
+        np.testing.assert_array_equal(ours[name], exchanged[other], err_msg=name)
+
+
+@pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
 def test_rows_that_are_no_distribution_are_nan(form):
     """A row without any class, a NaN logit, a label that is none, a temperature of 0: that row, and no other."""
     student, teacher = plain_problem(50, rows=6)

@@ -230,3 +230,32 @@ def test_a_gradient_too_large_for_a_cache(machine, classes):
     whole = gradient(slice(None))
     for row in range(rows):
         assert torch.equal(whole[row : row + 1], gradient(slice(row, row + 1)))
+
+
+def softened_both_ways(backend, student, teacher, **options):
+    """(loss, gradient of the first, gradient of the second), and the same with the two exchanged."""
+    loss, first, second = run(backend, kd.softened_kl, student, teacher, **options)
+    exchanged, second_first, first_second = run(backend, kd.softened_kl, teacher, student, **options)
+    return (loss, first, second), (exchanged, first_second, second_first)
+
+
+@pytest.mark.parametrize("classes", [1, *CLASSES])
+def test_even_jensen_shannon_is_symmetric_to_the_bit(machine, classes):
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        student, teacher = (draw(64, classes, seed=seed, dtype=dtype, device=machine) for seed in (0, 1))
+        for backend in (machine, "reference"):
+            ours, exchanged = softened_both_ways(backend, student, teacher, divergence="jsd", temperature=3.0)
+            assert all(torch.equal(a, b) for a, b in zip(ours, exchanged))
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_hot_divergences_lose_no_digit_to_the_number_of_classes(machine, divergence):
+    """log(sum_t / sum_s) has the roundings of the two sums, of their quotient and its own: at temperature 50 each is one of
+    a number near 1, where log sum_t - log sum_s has two of log 30000, up to eight times as large."""
+    temperature, roundings = 50.0, 8
+    student, teacher = (draw(16, 30000, seed=seed, scale=1.0, device=machine) for seed in (0, 1))
+    options = dict(divergence=divergence, temperature=temperature, reduction="none")
+    truth, *_ = run("reference", kd.softened_kl, student.double(), teacher.double(), **options)
+    for backend in (machine, "reference"):
+        loss, *_ = run(backend, kd.softened_kl, student, teacher, **options)
+        assert (loss - truth).abs().max() <= roundings * 2.0**-24 * temperature**2

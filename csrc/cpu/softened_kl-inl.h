@@ -71,10 +71,10 @@ template <class A, class Source, bool smoothed, class D, bool permuted = false>
 KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add,
                      const D& divergence) {
   constexpr int lanes = Simd<A>::lanes;
-  const Lines<A> row = lines;  // of our own: no store below can change it, for all the compiler knows
+  const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
   const int64_t classes = problem.classes;
-  RowPair<A, Source> pair{{row.student_max, scales.inverse_temperature, A(0), A(0)}, {A(0), A(1), A(0), A(1)}};
-  if (Source::normalised) pair.target = {row.teacher_max, scales.inverse_temperature, A(0), A(0)};
+  RowPair<A, Source> pair{{row.student_max, scales.inverse_temperature, A(0)}, {A(0), A(1), A(1)}, A(0), A(0)};
+  if (Source::normalised) pair.target = {row.teacher_max, scales.inverse_temperature, A(0)};
 
   // The value is that of forward_row, whichever gradients are wanted.
   constexpr bool is_forward = std::is_same<D, ForwardKL<A>>::value && Source::normalised && !smoothed;
@@ -93,15 +93,16 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
   });
   if (permuted) permute_weights(row, classes);
   pair.student.inverse_sum = A(1) / weights[0];
-  pair.student.log_sum = std::log(weights[0]);
+  pair.student_log_sum = std::log(weights[0]);
   if (Source::normalised) {
     pair.target.inverse_sum = A(1) / weights[1];
-    pair.target.log_sum = std::log(weights[1]);
+    pair.log_sums = std::log(weights[1] / weights[0]);
   }
   // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
   const bool weighs = problem.kl_weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
+  const A teacher_scale = Source::normalised ? student_scale : scales.soft_gradient;
 
   // The padding is no class: it gets no smoothing either.
   const A eps = static_cast<A>(problem.target_eps);
@@ -137,7 +138,7 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     }
     if (for_teacher)
       store(row.grad_teacher.in(place) + i,
-            weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient : Vec<A>{});
+            weighs ? pair.gradient(smoothed, c, divergence, by_log_made_sum) * teacher_scale : Vec<A>{});
   });
   return is_forward ? forward_value(weights, scales.inverse_temperature) : value[0];
 }
@@ -341,7 +342,7 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
                          student.upcoming(next),
                          teacher.upcoming(next)};
       A hard = 0, soft = 0;
-      // A 64-bit division is dear, and one group the rule.
+      // Avoids a 64-bit division in the common case of one group.
       const RowScales<A> scales = row_scales<A>(
           problem, row.number, problem.groups == 1 ? divisor : divisors(problem, row.number / problem.group_rows()));
       written = solve_row(problem, scales, row, forward, soft_row, soft, hard);

@@ -74,7 +74,7 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
   if constexpr (is_constant_teacher<D>) {
     // Beyond the last class both weights are 0.
-    const A ratio = pair.ratio(), scale = student_scale * pair.target.inverse_sum;
+    const A ratio = pair.student.inverse_sum / pair.target.inverse_sum, scale = student_scale * pair.target.inverse_sum;
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const A student = z[e] - pair.student.max, teacher = t[e] - pair.target.max;
       const A student_weight = exp_product(student, scales.inverse_temperature);
@@ -92,7 +92,8 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
       if (problem.kl_weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
       grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
       if (problem.grad_teacher.data)
-        grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) * scales.soft_gradient;
+        grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) *
+                          (Source::normalised ? student_scale : scales.soft_gradient);
     }
   }
 }
@@ -129,7 +130,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
       teacher.add(t, inverse_temperature, false);
     } else {
       A sum[1] = {0};
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += Source::weight(t[e], Softmax<A>{A(0), A(1), A(0), A(1)});
+      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += Source::weight(t[e], Softmax<A>{A(0), A(1), A(1)});
       mass.add(sum);
     }
   });
@@ -143,9 +144,12 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   A totals[3] = {student.sums.total[0], Source::normalised ? teacher.sums.total[0] : mass.total[0],
                  student.sums.total[1]};
   team.sum(totals);
-  RowPair<A, Source> pair{{student.max, inverse_temperature, log(totals[0]), A(1) / totals[0]}, {A(0), A(1), A(0), A(1)}};
-  if (Source::normalised) pair.target = {teacher.max, inverse_temperature, log(totals[1]), A(1) / totals[1]};
-  const Softmax<A> cold{student.max, A(1), log(totals[2]), A(1) / totals[2]};
+  RowPair<A, Source> pair{{student.max, inverse_temperature, A(1) / totals[0]}, {A(0), A(1), A(1)}, log(totals[0]), A(0)};
+  if (Source::normalised) {
+    pair.target = {teacher.max, inverse_temperature, A(1) / totals[1]};
+    pair.log_sums = log(totals[1] / totals[0]);
+  }
+  const Softmax<A> cold{student.max, A(1), A(1) / totals[2]};
 
   const RowTarget<A, Source> target(problem, scales, row, position, team, storage);
 
@@ -174,7 +178,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
     by_log_made_sum = sums[1];
   }
 
-  // A label that is none spoils the terms that ask for it.
+  // An out-of-range label turns every term that uses it into NaN.
   const bool uses_label = problem.source == TargetSource::label || problem.adjustment != Adjustment::none;
   const bool soft_is_spoiled = scales.bad_label && scales.has_soft && Source::asks_label && uses_label;
   const bool is_spoiled = soft_is_spoiled || (scales.bad_label && scales.has_hard);
@@ -218,18 +222,18 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   if (!exists || team.rank() != 0) return;
   A hard = 0;
   if (scales.has_hard) {
-    hard = cold.log_sum - hard_on * losses[1];
+    hard = log(totals[2]) - hard_on * losses[1];
     if (rest != A(0)) hard -= rest * losses[2];
     if (scales.bad_label) hard = NAN;
   }
   A soft = losses[0];
   if (target.is_label()) {
-    soft = pair.student.log_sum - static_cast<A>(problem.label_entropy);
+    soft = pair.student_log_sum - static_cast<A>(problem.label_entropy);
     // A class of target 0 adds nothing, even where its logit is -inf.
     if (label_on != A(0)) soft -= label_on * losses[1] * inverse_temperature;
     if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
   } else if (is_constant_teacher<D>) {
-    soft = losses[0] * (inverse_temperature * pair.target.inverse_sum) - (pair.target.log_sum - pair.student.log_sum);
+    soft = losses[0] * (inverse_temperature * pair.target.inverse_sum) - pair.log_sums;
   }
   if (soft_is_spoiled) soft = NAN;
   A* to = static_cast<A*>(problem.row_losses);

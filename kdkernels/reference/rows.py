@@ -16,10 +16,24 @@ def arithmetic(*logits: Tensor) -> torch.dtype:
 
 
 def log_softmax(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
+    return _softened(logits, temperature, dim).log_softmax(dim)
+
+
+def log_softmax_gap(student: Tensor, teacher: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
+    """log_softmax of the student less that of the teacher. The logarithm of the ratio of their sums replaces the
+    difference of two logarithms: the rounding errors of those are as large as log C allows, and a loss times T^2
+    makes them T^2 times larger."""
+    z, t = _softened(student, temperature, dim), _softened(teacher, temperature, dim)
+    z_sum, t_sum = (logits.exp().sum(dim, keepdim=True) for logits in (z, t))
+    # The logarithm of the same quotient, whichever of the two is the student.
+    log_sums = torch.where(t_sum >= z_sum, (t_sum / z_sum).log(), -(z_sum / t_sum).log())
+    return (z - t) + log_sums
+
+
+def _softened(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
     # Shifted before the division: the difference of two large logits is exact, their quotients are not. The
     # shift is no part of the function's derivative.
-    shifted = logits - logits.amax(dim, keepdim=True).detach()
-    return (shifted / temperature).log_softmax(dim)
+    return (logits - logits.amax(dim, keepdim=True).detach()) / temperature
 
 
 def usable_labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .rows import arithmetic, hard_losses, log_softmax, reduce_rows, zero_loss
+from .rows import arithmetic, hard_losses, log_softmax, log_softmax_gap, reduce_rows, zero_loss
 
 
 def softened_kl(
@@ -47,9 +47,14 @@ def softened_kl(
         teacher = teacher.masked_fill(hidden.unsqueeze(dim), 0)
 
     along_rows = temperature.unsqueeze(dim) if isinstance(temperature, Tensor) else temperature
-    log_q = log_softmax(student.to(dtype), along_rows, dim)
-    p, log_p = _target(teacher.to(dtype), teacher_kind, along_rows, target_eps, dim)
-    losses = _class_terms(divergence, beta, p, log_p, log_q.exp(), log_q).sum(dim)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    log_q = log_softmax(student, along_rows, dim)
+    p, log_p = _target(teacher, teacher_kind, along_rows, target_eps, dim)
+    if teacher_kind == "logits" and target_eps == 0:
+        gap = log_softmax_gap(student, teacher, along_rows, dim)
+    else:
+        gap = log_q - log_p
+    losses = _class_terms(divergence, beta, p, log_q.exp(), log_q, gap).sum(dim)
 
     if scale_by_t2:
         losses = losses * temperature**2
@@ -161,15 +166,14 @@ def _log(p: Tensor) -> Tensor:
     return torch.where(absent, 1, p).log().masked_fill(absent, -inf)
 
 
-def _class_terms(divergence: str, beta: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    """What each class adds to the divergence."""
+def _class_terms(divergence: str, beta: float, p: Tensor, q: Tensor, log_q: Tensor, gap: Tensor) -> Tensor:
+    """What each class adds to the divergence; gap: log q - log p."""
     if divergence == "cross_entropy":
         return -p * log_q.masked_fill(p == 0, 0)
     if divergence == "forward":
-        return p * (log_p - log_q).masked_fill(p == 0, 0)
+        return p * (-gap).masked_fill(p == 0, 0)
     if divergence == "reverse":
-        return q * (log_q - log_p).masked_fill(q == 0, 0)
-    gap = log_q - log_p
+        return q * gap.masked_fill(q == 0, 0)
     p_to_mixture = _log_mixture(gap.masked_fill(p == 0, 0), 1 - beta)  # log(m / p)
     q_to_mixture = _log_mixture((-gap).masked_fill(q == 0, 0), beta)  # log(m / q)
     return -beta * p * p_to_mixture - (1 - beta) * q * q_to_mixture
