@@ -6,13 +6,15 @@
 STABLE_TORCH_LIBRARY(kdkernels, m) {
   // Row losses. Gradients belong to an upstream gradient of 1; a gradient not asked for is empty, and so is `parts`
   // ([2, *loss.shape]: soft and hard term, unweighted) without a target. groups = 0: the loss is a scalar (or has the row
-  // shape, for reduction "none"); groups > 0: dimension 0 is split off and the loss is [groups].
+  // shape, for reduction "none"); groups > 0: dimension 0 is split off and the loss is [groups]. A float16 gradient comes
+  // in units of its row (unit_student, unit_teacher: row shape, powers of two), which the backward pass multiplies by
+  // together with the upstream gradient; the units of other gradients are empty.
   m.def(
       "softened_kl(Tensor student, Tensor teacher, Tensor? target, Tensor? mask, Tensor? row_weight, "
       "Tensor? row_temperature, float temperature, int source, int divergence, float beta, float target_eps, "
       "bool scale_by_t2, float kl_weight, float ce_weight, float label_smoothing, int ignore_index, int reduction, "
       "int groups, int dim, bool grad_student, bool grad_teacher) "
-      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher)");
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher, Tensor unit_student, Tensor unit_teacher)");
 
   // The same rows against a target that follows from the label: `on` on it, `off` elsewhere; `relative`: the divergence
   // from it, else the cross entropy. `teacher` (logits) or `confidence` (row shape) weigh the rows, by themselves or
@@ -20,14 +22,14 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def(
       "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, float on, float off, bool relative, "
       "float temperature, float kl_weight, float ce_weight, bool normalise, int ignore_index, int reduction, int groups, "
-      "int dim, bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student)");
+      "int dim, bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64
   // scalar in host memory, where it can be drawn inside torch.compile), times temperature^2.
   m.def(
       "dkpp_loss(Tensor student, Tensor teacher, Tensor? permutation, Tensor? mask, Tensor? row_weight, float temperature, "
       "Tensor? seed, int reduction, int groups, int dim, bool grad_student) "
-      "-> (Tensor loss, Tensor parts, Tensor grad_student)");
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Divergence at a temperature of each row's own, from a teacher repaired where it mistakes the label. `mode`:
   // TEMPERATURE_MODES of kdkernels/_names.py; row_temperature, where given, goes before it.
@@ -36,7 +38,7 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "Tensor? row_temperature, float temperature, float beta, float gamma, int mode, int adjust, float smoothing, "
       "bool l1, float t_min, bool scale_by_t2, float ce_weight, bool return_parts, int ignore_index, int reduction, "
       "int groups, int dim, bool grad_student) "
-      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor row_temperature)");
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student, Tensor row_temperature)");
 
   // The number per row that the batch's mean is taken of: STATISTICS of kdkernels/_names.py. `rows`: logits of the
   // student, for confidence of the teacher.

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "half.h"
 #include "host_device.h"
 #include "softened_kl.h"
 
@@ -41,7 +42,7 @@ struct RowScales {
   A inverse_temperature;
   A soft;                 // w T^2: what the divergence is multiplied by in the row's loss
   A soft_gradient;        // what d(divergence)/d(log q, log p) is multiplied by, before the chain through the logits
-  A hard_gradient;
+  A hard_gradient;        // what d(cross entropy)/d(logits) is multiplied by
 };
 
 template <class A>
@@ -66,6 +67,20 @@ KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row, c
   scales.soft_gradient = scales.soft * static_cast<A>(problem.kl_weight / divisor.soft);
   scales.hard_gradient = static_cast<A>(problem.ce_weight / divisor.hard);
   return scales;
+}
+
+// What a float16 gradient of a row is multiplied by before it is stored, a power of two; its inverse is the row's unit.
+//
+// The gradient of a mean is small: of 256 rows of 32000 classes most entries are below 2^-24, where float16 has nothing but 0,
+// and a loss scale would arrive too late. No entry is larger than `most`, which becomes 2^12 to 2^13: entries down to
+// 2^-27 of it keep all their digits, and there is room for targets that sum to more than 1. The backward pass multiplies by
+// the upstream gradient and the unit together. 1 where `most` is no number.
+template <class A>
+KD_HOST_DEVICE A float16_factor(A most) {
+  const uint32_t exponent = float_bits(static_cast<float>(most)) >> 23;  // of a number >= 0; 255: infinity or NaN
+  if (exponent >= 255) return A(1);
+  const uint32_t inverted = 12 + 2 * 127 - exponent;
+  return static_cast<A>(float_from_bits((inverted < 227 ? inverted : 227) << 23));  // at most 2^100, for rows of zeros
 }
 
 // kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.

@@ -39,19 +39,26 @@ enum class Adjustment : int { none, exchange, label };
 // sake. Formulas: row_statistics.h.
 enum class RowStatistic : int { none, confidence, cosine, doubt, rank };
 
+// Class numbers are exact in float32, and an int counts what a GPU's threads have of a row.
+constexpr int64_t most_classes = int64_t(1) << 24;
+
 enum class Reduction : int { none, sum, batchmean, elementmean };
 
-// A tensor [outer, classes, inner] in any memory layout. Row r is (r / inner, r % inner). Strides are in elements.
+// A tensor [outer, middle, inner] of rows of classes in any memory layout: row r is (r / inner / middle, r / inner % middle,
+// r % inner). Strides are in elements. Two of the three suffice for most layouts; `middle` is there for slices such as
+// logits[:, :-1] of [batch, sequence, classes].
 struct Rows {
   void* data = nullptr;  // null: absent (a gradient nobody asked for)
   Dtype dtype = Dtype::float32;
   int64_t outer_stride = 0;
   int64_t class_stride = 0;
   int64_t inner_stride = 0;
+  int64_t middle_stride = 0;
 };
 
 struct SoftenedKL {
   int64_t outer = 0;
+  int64_t middle = 1;
   int64_t inner = 1;
   int64_t classes = 0;
   int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
@@ -104,12 +111,16 @@ struct SoftenedKL {
   // weights; null where absent.
   void* loss = nullptr;
   void* parts = nullptr;
+  // A float16 gradient comes in units of its row, powers of two (row_scales.h): [rows], Float. Null: in units of 1, as the
+  // gradients of other dtypes.
+  void* unit_student = nullptr;
+  void* unit_teacher = nullptr;
   void* row_losses = nullptr;  // workspace [2, rows], Float
   void* counts = nullptr;      // workspace [2, groups], int64: rows counted by the soft and by the hard term
 
   // The arithmetic type: double as soon as one of the two is, float otherwise.
   KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
-  KD_HOST_DEVICE int64_t rows() const { return outer * inner; }
+  KD_HOST_DEVICE int64_t rows() const { return outer * middle * inner; }
   KD_HOST_DEVICE bool is_mean() const { return reduction != Reduction::none && reduction != Reduction::sum; }
   // Whether some rows may count and others not, so that they have to be counted.
   KD_HOST_DEVICE bool has_counts() const { return is_mean() && (mask || target); }

@@ -5,7 +5,6 @@
 //     Device::row_statistics(problem, like)
 //     Device::scale_gradient(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, like)
 #pragma once
-#include <array>
 #include <cmath>
 #include <string>
 #include <tuple>
@@ -14,17 +13,16 @@
 
 namespace kd {
 
-// Strided logits are read where they lie; a layout that needs more than three strides is copied, and so is one whose
-// rows are strided both by class and by position (`keep` holds the copy).
-inline Rows readable_rows(const Tensor& logits, int64_t dim, Tensor& keep) {
-  keep = logits;
-  if (auto rows = as_rows(logits, dim)) return *rows;
-  keep = torch::stable::contiguous(logits);
-  return *as_rows(keep, dim);
+// A split (RowSpans) that suits the layouts of both tensors, that of no division first; nothing if there is none.
+inline std::optional<int64_t> common_split(const Tensor& student, const Tensor& teacher, int64_t dim) {
+  const auto suits = [&](int64_t split) {
+    return RowSpans(student, dim, split).are_uniform() && RowSpans(teacher, dim, split).are_uniform();
+  };
+  if (suits(dim)) return dim;
+  for (int64_t split = 1; split < student.dim(); ++split)
+    if (suits(split)) return split;
+  return std::nullopt;
 }
-
-// Class numbers that a float holds exactly, as the kernels that look for the largest class on a GPU need it.
-constexpr int64_t most_ranked_classes = int64_t(1) << 24;
 
 // `relative`: the divergence from that target, not the cross entropy with it.
 inline void set_label_target(SoftenedKL& problem, double on, double off, bool relative) {
@@ -38,6 +36,11 @@ inline void set_label_target(SoftenedKL& problem, double on, double off, bool re
 // One call: the problem, filled in step by step, with what has to stay alive until it is solved.
 class RowLoss {
  public:
+  // Empty where not asked for; units, where the gradient is not of float16.
+  struct Results {
+    Tensor loss, parts, grad_student, grad_teacher, unit_student, unit_teacher;
+  };
+
   SoftenedKL problem;
 
   RowLoss(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
@@ -46,12 +49,13 @@ class RowLoss {
     require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
     require(student.size(dim) >= 1, "at least one class is needed");
     require(groups >= 0 && (groups == 0 || (dim > 0 && student.size(0) % groups == 0)), "groups must divide dimension 0");
-    problem.outer = merge_dimensions(student, 0, dim).size;
-    problem.inner = merge_dimensions(student, dim + 1, student.dim()).size;
     problem.classes = student.size(dim);
+    require(problem.classes <= most_classes, "at most 2^24 classes are supported");
     problem.groups = groups > 0 ? groups : 1;
     problem.reduction = static_cast<Reduction>(reduction);
-    problem.student = readable_rows(student, dim, student_);
+    // Logits are read where they lie if three strides lead to their rows. Others are copied.
+    if (!common_split(student, student, dim)) student_ = teacher_ = torch::stable::contiguous(student);
+    lay_out();
   }
 
   // Logits, or what the source says, of the student's shape.
@@ -60,7 +64,9 @@ class RowLoss {
     require(student_.dim() == teacher.dim(), "student and teacher must have equal shapes");
     for (int64_t d = 0; d < teacher.dim(); ++d)
       require(student_.size(d) == teacher.size(d), "student and teacher must have equal shapes");
-    problem.teacher = readable_rows(teacher, dim_, teacher_);
+    teacher_ = teacher;
+    lay_out();
+    problem.teacher = *as_rows(teacher_, dim_, split_);
   }
 
   void target(const std::optional<Tensor>& target, int64_t ignore_index) {
@@ -90,7 +96,7 @@ class RowLoss {
 
   // Loss, parts and gradients, where asked for.
   template <class Device>
-  std::array<Tensor, 4> solve(bool grad_student, bool grad_teacher) {
+  Results solve(bool grad_student, bool grad_teacher) {
     std::vector<int64_t> loss_shape;
     if (problem.reduction == Reduction::none) loss_shape = row_shape();
     else if (groups_ > 0) loss_shape = {groups_};
@@ -101,21 +107,40 @@ class RowLoss {
     const Tensor loss = allocate(student_, accumulated(), loss_shape);
     const Tensor parts = allocate(student_, accumulated(), parts_shape);
     const Tensor student_gradient = gradient(student_, grad_student), teacher_gradient = gradient(teacher_, grad_teacher);
+    const Tensor student_unit = units(student_, grad_student), teacher_unit = units(teacher_, grad_teacher);
     // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
     const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
     problem.loss = loss.data_ptr();
     problem.parts = has_target_ && problem.hard ? parts.data_ptr() : nullptr;
+    problem.unit_student = has_units(student_, grad_student) ? student_unit.data_ptr() : nullptr;
+    problem.unit_teacher = has_units(teacher_, grad_teacher) ? teacher_unit.data_ptr() : nullptr;
     problem.counts = workspace.data_ptr();
     problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
-    if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_);
-    if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_);
+    if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_, split_);
+    if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_, split_);
     Device::softened_kl(problem, student_);
-    return {loss, parts, student_gradient, teacher_gradient};
+    return {loss, parts, student_gradient, teacher_gradient, student_unit, teacher_unit};
   }
 
   ScalarType accumulated() const { return problem.is_double() ? ScalarType::Double : ScalarType::Float; }
 
  private:
+  // The split that suits student and teacher; a teacher that suits none of the student's is copied. Copies and dense gradients
+  // suit every split.
+  void lay_out() {
+    auto split = common_split(student_, teacher_, dim_);
+    if (!split) {
+      teacher_ = torch::stable::contiguous(teacher_);
+      split = common_split(student_, teacher_, dim_);
+    }
+    split_ = *split;
+    const RowSpans spans(student_, dim_, split_);
+    problem.outer = spans.outer.size;
+    problem.middle = spans.middle.size;
+    problem.inner = spans.inner.size;
+    problem.student = *as_rows(student_, dim_, split_);
+  }
+
   size_t float_size() const { return problem.is_double() ? sizeof(double) : sizeof(float); }
 
   std::vector<int64_t> row_shape() const {
@@ -127,6 +152,12 @@ class RowLoss {
 
   Tensor gradient(const Tensor& logits, bool wanted) const {
     return wanted ? allocate_gradient(logits, dim_) : allocate(student_, logits.scalar_type(), {0});
+  }
+
+  static bool has_units(const Tensor& logits, bool wanted) { return wanted && logits.scalar_type() == ScalarType::Half; }
+
+  Tensor units(const Tensor& logits, bool wanted) const {
+    return allocate(student_, accumulated(), has_units(logits, wanted) ? row_shape() : std::vector<int64_t>{0});
   }
 
   template <class T>
@@ -145,13 +176,13 @@ class RowLoss {
   }
 
   Tensor student_, teacher_;  // or copies of them that can be read row by row
-  int64_t dim_, groups_;
+  int64_t dim_, groups_, split_ = 0;
   bool has_target_ = false;
   std::vector<Tensor> kept_;
 };
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> softened_kl_op(
     const Tensor& student,                         // logits, `dim` is the class dimension
     const Tensor& teacher,                         // same shape, what `source` says
     const std::optional<Tensor>& target,           // row shape, int64
@@ -177,12 +208,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softened_kl_op(
   problem.kl_weight = kl_weight;
   problem.ce_weight = ce_weight;
   problem.label_smoothing = label_smoothing;
-  const auto [loss, parts, student_gradient, teacher_gradient] = call.template solve<Device>(grad_student, grad_teacher);
-  return {loss, parts, student_gradient, teacher_gradient};
+  const auto found = call.template solve<Device>(grad_student, grad_teacher);
+  return {found.loss, found.parts, found.grad_student, found.grad_teacher, found.unit_student, found.unit_teacher};
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> label_loss_op(
+std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
     const Tensor& student,                    // logits, `dim` is the class dimension
     const Tensor& target,                     // row shape, int64
     const std::optional<Tensor>& teacher,     // logits, same shape: their confidence weighs the rows
@@ -210,12 +241,12 @@ std::tuple<Tensor, Tensor, Tensor> label_loss_op(
     problem.row_statistic = statistic->data_ptr();
     problem.normalise_statistic = normalise;
   }
-  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
-  return {loss, parts, student_gradient};
+  const auto found = call.template solve<Device>(grad_student, false);
+  return {found.loss, found.parts, found.grad_student, found.unit_student};
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> dkpp_loss_op(
+std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
     const Tensor& student,                     // logits, `dim` is the class dimension
     const Tensor& teacher,                     // logits, same shape
     const std::optional<Tensor>& permutation,  // same shape, int64
@@ -228,7 +259,6 @@ std::tuple<Tensor, Tensor, Tensor> dkpp_loss_op(
   SoftenedKL& problem = call.problem;
   require(permutation || (seed && seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1),
           "without a permutation a seed is needed, an int64 scalar on the CPU");
-  require(problem.classes <= most_ranked_classes, "at most 2^24 classes can be permuted");
   call.teacher(teacher);
   call.mask(mask);
   call.row_weight(row_weight);
@@ -237,12 +267,12 @@ std::tuple<Tensor, Tensor, Tensor> dkpp_loss_op(
   problem.divergence = Divergence::cross_entropy;
   problem.temperature = temperature;
   if (seed) problem.seed = *static_cast<const uint64_t*>(seed->data_ptr());
-  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
-  return {loss, parts, student_gradient};
+  const auto found = call.template solve<Device>(grad_student, false);
+  return {found.loss, found.parts, found.grad_student, found.unit_student};
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     const Tensor& student,                         // logits, `dim` is the class dimension
     const Tensor& teacher,                         // logits, same shape
     const Tensor& target,                          // row shape, int64
@@ -254,7 +284,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     int64_t dim, bool grad_student) {
   RowLoss call(student, dim, groups, reduction);
   SoftenedKL& problem = call.problem;
-  require(problem.classes <= most_ranked_classes, "at most 2^24 classes can be adjusted");
   call.teacher(teacher);
   call.target(target, ignore_index);
   call.mask(mask);
@@ -280,8 +309,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     problem.least_temperature = t_min;
   }
   if (row_temperature || mode != 0) call.row_temperature(temperatures);
-  const auto [loss, parts, student_gradient, none] = call.template solve<Device>(grad_student, false);
-  return {loss, parts, student_gradient, temperatures};
+  const auto found = call.template solve<Device>(grad_student, false);
+  return {found.loss, found.parts, found.grad_student, found.unit_student, temperatures};
 }
 
 template <class Device>
@@ -315,7 +344,7 @@ void scale_gradient_op(const Tensor& gradient,  // logits shape, changed in plac
   const int64_t inner = merge_dimensions(gradient, dim + 1, gradient.dim()).size;
   const bool per_row = upstream.dim() > 0;
   require(upstream.numel() == (per_row ? outer * inner : 1), "upstream must be one number or one per row");
-  const auto rows = as_rows(gradient, dim);
+  const auto rows = as_rows(gradient, dim, dim);
   require(rows.has_value(), "gradient must be dense");
   const Tensor numbers = upstream.is_contiguous() ? upstream : torch::stable::contiguous(upstream);
   Device::scale_gradient(*rows, outer, classes, inner, numbers.data_ptr(), *dtype, per_row, gradient);

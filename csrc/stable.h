@@ -82,11 +82,25 @@ inline Span merge_dimensions(const Tensor& tensor, int64_t begin, int64_t end) {
   return span;
 }
 
-// The tensor as [outer, classes, inner] around dimension `dim`; nothing if that needs more strides than three.
-inline std::optional<Rows> as_rows(const Tensor& tensor, int64_t dim) {
-  const Span outer = merge_dimensions(tensor, 0, dim), inner = merge_dimensions(tensor, dim + 1, tensor.dim());
-  if (!outer.uniform || !inner.uniform) return std::nullopt;
-  return Rows{tensor.data_ptr(), *float_dtype(tensor), outer.stride, tensor.stride(dim), inner.stride};
+// The rows of a tensor around its class dimension `dim`, [outer, middle, inner]: the dimensions before `dim` or those after it
+// are divided at `split`; at `dim` itself none are, and `middle` is 1.
+struct RowSpans {
+  Span outer, middle, inner;
+
+  RowSpans(const Tensor& tensor, int64_t dim, int64_t split)
+      : outer(merge_dimensions(tensor, 0, split < dim ? split : dim)),
+        middle(split < dim ? merge_dimensions(tensor, split, dim) : merge_dimensions(tensor, dim + 1, split)),
+        inner(merge_dimensions(tensor, split > dim ? split : dim + 1, tensor.dim())) {}
+
+  bool are_uniform() const { return outer.uniform && middle.uniform && inner.uniform; }
+};
+
+// Nothing if a stride for each of the three does not suffice.
+inline std::optional<Rows> as_rows(const Tensor& tensor, int64_t dim, int64_t split) {
+  const RowSpans spans(tensor, dim, split);
+  if (!spans.are_uniform()) return std::nullopt;
+  return Rows{tensor.data_ptr(),     *float_dtype(tensor), spans.outer.stride,
+              tensor.stride(dim), spans.inner.stride,   spans.middle.stride};
 }
 
 // An uninitialised tensor like `logits`, in the same memory order where that is dense (rows last, or channels last).

@@ -5,7 +5,7 @@ is a softened KL from the target that the kernels never build.
 import numpy as np
 import oracle
 from hypothesis import strategies as st
-from problems import CLASSES, FLOATS, PRECISION, STORED, as_rows, decode, encode, lay_out, make_logits, name_of
+from problems import CLASSES, FLOATS, PRECISION, as_rows, decode, encode, in_units_of_one, lay_out, make_logits, name_of
 
 TARGET_SOURCES = (*oracle.SOURCES, "label", "permuted", "adjusted")
 STATISTICS = ("none", "confidence", "cosine", "doubt")
@@ -208,5 +208,6 @@ def check(student, teacher, options, ours):
     # Rows of infinite loss have whatever gradient.
     rows = oracle.softened_kl(z, target, **{**rest, "reduction": "none", "kl_weight": 1.0, "ce_weight": 1.0})
     regular = np.isfinite(rows["loss"].value)[:, None]
-    gradient = np.where(regular, as_rows(decode(ours["grad_student"])), 0)
-    oracle.close(gradient, truth["grad_student"].where(regular), precision, *STORED[name_of(student)][:2], factor=factor)
+    gradient, *stored = in_units_of_one(ours, "grad_student", student)
+    gradient = np.where(regular, gradient, 0)
+    oracle.close(gradient, truth["grad_student"].where(regular), precision, *stored, factor=factor)

@@ -79,6 +79,12 @@ def layouts(device):
         "sliced rows": (draw(5, 10, 4, 6, device=device)[1:4:2], 1),
         "expanded rows": (plain[:1].expand(2, -1, -1, -1), 1),
         "expanded classes": (plain[:, :1].expand(-1, 10, -1, -1), 1),
+        "a sequence but its end": (draw(2, 11, 4, 6, device=device)[:, :-1], -1),
+        "a sequence but its beginning": (draw(2, 10, 5, 6, device=device)[:, :, 1:], -1),
+        "images but their edge": (draw(2, 10, 4, 7, device=device)[..., :-1], 1),
+        "images but their corner": (draw(2, 10, 5, 7, device=device)[:, :, :-1, :-1], 1),
+        "every dimension sliced": (draw(3, 11, 5, 6, device=device)[:2, :-1, 1:], -1),
+        "more strides than three": (draw(2, 10, 9, 13, device=device).transpose(0, 2)[1::2, :, :, 1::2].transpose(0, 2), 3),
         "offset by one element": (draw(481, device=device)[1:].view(2, 10, 4, 6), 1),
     }
 

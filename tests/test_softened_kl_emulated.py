@@ -10,7 +10,7 @@ import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems
+from problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
 
 EXAMPLES = 200 if emulated.VARIANT == "sanitized" else 800
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -108,6 +108,18 @@ def test_every_order_of_threads_gives_the_same_bits(form, cluster):
     for result in results[1:]:
         for name in ("loss", "parts", "grad_student", "grad_teacher"):
             np.testing.assert_array_equal(result[name], results[0][name], err_msg=name)
+
+
+@pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
+def test_rows_that_two_strides_lead_to(form):
+    student, teacher = plain_problem(40, rows=8)
+    options = {"target": np.arange(8), "ce_weight": 0.5}
+    how = (1, {"form": form, "lanes": 32, "threads": 32})
+    expected = solve(student, teacher, options, how, grad_teacher=True)
+    emulated.module().set_seed(1)
+    ours = emulated.module().softened_kl(sliced(student), sliced(teacher), dim=2, grad_teacher=True, **options, **how[1])
+    for name in ("loss", "grad_student", "grad_teacher"):
+        np.testing.assert_array_equal(ours[name].reshape(expected[name].shape), expected[name])
 
 
 @pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])

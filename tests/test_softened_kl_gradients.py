@@ -82,10 +82,33 @@ def test_gradient_memory_is_the_buffer_of_the_forward_pass():
     student, teacher = draw(64, 1000).requires_grad_(), draw(64, 1000, seed=1)
     with kd.backend("cpu"):
         loss = kd.softened_kl(student, teacher)
-        with torch.profiler.profile(profile_memory=True) as profile:
-            loss.backward()
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
-    assert allocated < student.numel() * 4
+        assert allocated_bytes(loss.backward) < student.numel() * 4
+
+
+def allocated_bytes(function):
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+
+def shifted(seed):
+    return draw(3, 9, 500, seed=seed)[:, :-1]
+
+
+def cropped(seed):
+    return draw(3, 500, 5, 9, seed=seed)[..., :-1]
+
+
+@pytest.mark.parametrize("layout, dim", [(shifted, -1), (cropped, 1)])
+def test_slices_are_read_in_place(layout, dim):
+    """The shift of a language model, and images without their last column: no copy of student or teacher, whether the
+    teacher is sliced too or dense."""
+    student, teacher = layout(0).requires_grad_(), layout(1)
+    gradient = student.numel() * 4
+    with kd.backend("cpu"):
+        for other in (teacher, teacher.contiguous()):
+            used = allocated_bytes(lambda: kd.softened_kl(student, other, dim=dim).backward())
+            assert gradient <= used < 1.5 * gradient
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "elementmean"])

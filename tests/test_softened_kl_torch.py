@@ -53,6 +53,7 @@ def test_opcheck(device, layout, reduction):
     for dtype, with_target, gradients in (
         (torch.float32, True, (True, True)),
         (torch.bfloat16, False, (True, False)),
+        (torch.float16, True, (True, True)),
         (torch.float64, True, (False, False)),
     ):
         student, dim = LAYOUTS[layout](device)

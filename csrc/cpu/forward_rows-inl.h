@@ -3,7 +3,8 @@
 //
 // The divergence follows from sums of the weights alone: sum p ((t - z) / T) less the difference of the log-sums.
 
-// Whether that is the soft term of a problem. A term of weight 0 may add nothing, not even NaN: that is not looked after here.
+// Whether the soft term of a problem is of that kind. One of weight 0 is not: it adds nothing, not even NaN, and these rows do
+// not check for that.
 inline bool is_forward_kl(const SoftenedKL& problem) {
   return problem.source == TargetSource::logits && problem.divergence == Divergence::forward && problem.target_eps == 0 &&
          !problem.grad_teacher.data && problem.kl_weight != 0;
@@ -103,7 +104,7 @@ KD_INLINE int squarings(A inverse_temperature) {
 template <class A, bool labelled, class Order>
 KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines,
                               const Order& order, A& soft, A& hard) {
-  const Lines<A> row = lines;  // of our own: no store below can change it, for all the compiler knows
+  const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
   const int64_t classes = problem.classes;
   const A inverse_temperature = scales.inverse_temperature;
   const Line<A> student_weight = row.student_weight(streams(row));
@@ -142,8 +143,17 @@ KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& sca
   }
   if (!row.grad_student) return false;
 
+  A soft_scale = scales.soft_gradient * inverse_temperature;
+  if (row.grad_elements.data && problem.unit_student) {
+    // |q - p| <= 1 in either term.
+    const A factor = float16_factor(std::abs(soft_scale) + (label.weighs ? std::abs(scales.hard_gradient) : A(0)));
+    static_cast<A*>(problem.unit_student)[row.number] = A(1) / factor;
+    soft_scale *= factor;
+    label.share *= factor;
+    label.off *= factor;
+  }
   // q - p = (student * ratio - teacher) / sum of the teacher's: 0 where the rows are equal.
-  const A ratio = sums[1] / sums[0], scale = scales.soft_gradient * inverse_temperature / sums[1];
+  const A ratio = sums[1] / sums[0], scale = soft_scale / sums[1];
   const A* teacher_weight = row.teacher_weight;
   const auto soft_gradient = [=](int64_t i, auto place) {
     return (load(student_weight.in(place) + i) * ratio - load(teacher_weight + i)) * scale;

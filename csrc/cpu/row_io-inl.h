@@ -62,16 +62,17 @@ KD_INLINE Vec<A> load_converted_part(const E* from, int64_t count, Vec<A> rest) 
   return select(first_lanes<A>(count), load_converted<A>(part), rest);
 }
 
-// The rows of one tensor [outer, classes, inner], for reading or for writing, a tile of them at a time: rows of one outer
-// position. Rows of neighbouring numbers of the arithmetic type are used where they lie, all but the last, partial vector;
+// The rows of one tensor (`Rows`), for reading or for writing, a tile of them at a time: neighbours in the inner dimension.
+// Rows of neighbouring numbers of the arithmetic type are used where they lie, all but the last, partial vector;
 // others are copied.
 template <class A>
 class RowAccess {
  public:
-  RowAccess(const Rows& rows, int64_t classes, int64_t inner, A absent, A* scratch)
+  RowAccess(const Rows& rows, int64_t classes, int64_t inner, A absent, A* scratch, int64_t middle = 1)
       : rows_(rows),
         classes_(classes),
         inner_(inner),
+        middle_(middle),
         absent_(absent),
         scratch_(scratch),
         padded_(padded_classes(classes)),
@@ -129,8 +130,13 @@ class RowAccess {
   static constexpr int lanes = Simd<A>::lanes;
 
   KD_INLINE int64_t start(int64_t row) const {
-    if (inner_ == 1) return row * rows_.outer_stride;
-    return row / inner_ * rows_.outer_stride + row % inner_ * rows_.inner_stride;
+    int64_t at = 0;
+    if (inner_ != 1) {  // 64-bit divisions are slow, and most layouts need none
+      at = row % inner_ * rows_.inner_stride;
+      row /= inner_;
+    }
+    if (middle_ == 1) return at + row * rows_.outer_stride;
+    return at + row % middle_ * rows_.middle_stride + row / middle_ * rows_.outer_stride;
   }
   int64_t body() const { return body_classes(classes_); }
 
@@ -152,7 +158,7 @@ class RowAccess {
   }
 
   const Rows rows_;
-  const int64_t classes_, inner_;
+  const int64_t classes_, inner_, middle_;
   const A absent_;
   A* const scratch_;
   const int64_t padded_, size_;

@@ -69,9 +69,10 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
   const bool of_teacher = kind == RowStatistic::confidence || kind == RowStatistic::cosine;
   const bool exponentials = kind == RowStatistic::confidence || kind == RowStatistic::doubt;
   const A absent = -std::numeric_limits<A>::infinity();
-  const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch);
+  const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch,
+                             problem.middle);
   const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
-                             scratch + tile * padded_classes(classes));
+                             scratch + tile * padded_classes(classes), problem.middle);
   const RowAccess<A>& softmaxed = of_student ? student : teacher;
   A* statistic = static_cast<A*>(problem.row_statistic);
   for (int64_t first = begin, count; first < end; first += count) {

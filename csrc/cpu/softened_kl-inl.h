@@ -254,6 +254,21 @@ inline int64_t scratch_numbers(const SoftenedKL& problem) {
   return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
 }
 
+// The float16 gradients of `count` rows from `first` on, before they are stored: in the units that they need.
+template <class A>
+void fit_float16(const RowAccess<A>& gradient, int64_t first, int64_t count, int64_t classes, A* units) {
+  for (int64_t r = 0; r < count; ++r) {
+    const Line<A> row = gradient.row(first, r);
+    const A most = largest_of<A>(classes, [&](int64_t i, auto place) {
+      const Vec<A> v = load(row.in(place) + i);
+      return select(v < A(0), -v, v);
+    });
+    const A factor = float16_factor(most > A(0) ? most : A(0));
+    units[first + r] = A(1) / factor;
+    each_vector<A>(classes, [&](int64_t i, auto place) { store(row.in(place) + i, load(row.in(place) + i) * factor); });
+  }
+}
+
 // Both terms of one row. Returns whether the student's gradient stands where it belongs, and not in row.grad_student.
 template <class A>
 KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool forward,
@@ -291,7 +306,7 @@ KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, 
 // scratch_numbers(problem) numbers.
 template <class A>
 void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
-  const int64_t classes = problem.classes, inner = problem.inner;
+  const int64_t classes = problem.classes, inner = problem.inner, middle = problem.middle;
   const int64_t padded = padded_classes(classes), tile = tile_rows(problem);
   const SoftRow<A> soft_row = pick_soft_row<A>(problem);
   const bool probabilities = problem.source == TargetSource::probs || problem.source == TargetSource::log_probs;
@@ -300,15 +315,16 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   const bool forward = is_forward_kl(problem), large_gradient = is_large_gradient(problem);
   const Divisors divisor = divisors(problem, 0);
   A* row_losses = static_cast<A*>(problem.row_losses);
+  A *unit_student = static_cast<A*>(problem.unit_student), *unit_teacher = static_cast<A*>(problem.unit_teacher);
 
-  const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch);
-  const RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded);
-  const RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded);
-  const RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded);
+  const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch, middle);
+  const RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded, middle);
+  const RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded, middle);
+  const RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded, middle);
   A* weights = scratch + 4 * tile * padded;
 
   for (int64_t first = begin, count; first < end; first += count) {
-    // Rows of one tile lie side by side in memory: they share the outer position.
+    // The rows of a tile lie side by side in memory: only their inner position differs.
     count = tile == 1 ? 1 : std::min({tile, end - first, inner - first % inner});
     const int64_t next = std::min(first + count, end - 1);
     A student_max = 0, teacher_max = 0;
@@ -349,7 +365,11 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
       row_losses[row.number] = soft;
       row_losses[problem.rows() + row.number] = hard;
     }
-    if (!written) grad_student.store(first, count);
+    if (!written) {
+      if (unit_student) fit_float16(grad_student, first, count, classes, unit_student);
+      grad_student.store(first, count);
+    }
+    if (unit_teacher) fit_float16(grad_teacher, first, count, classes, unit_teacher);
     grad_teacher.store(first, count);
   }
   end_streams();
@@ -364,3 +384,5 @@ void solve_rows_double(const SoftenedKL& problem, int64_t begin, int64_t end, vo
 }
 
 #include "cpu/row_statistics-inl.h"
+
+#include "cpu/scale_rows-inl.h"

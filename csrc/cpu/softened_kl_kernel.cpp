@@ -137,24 +137,12 @@ void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for)
 
 void scale_gradient_cpu(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
                         Dtype upstream_dtype, bool per_row, const ParallelFor& parallel_for) {
-  const auto factor_at = [&](int64_t row) {
-    return upstream_dtype == Dtype::float64 ? static_cast<const double*>(upstream)[row]
-                                            : static_cast<double>(static_cast<const float*>(upstream)[row]);
-  };
-  if (!per_row && factor_at(0) == 1.0) return;
+  const bool is_double = upstream_dtype == Dtype::float64;
+  if (!per_row && (is_double ? *static_cast<const double*>(upstream) == 1.0 : *static_cast<const float*>(upstream) == 1.0f))
+    return;
   const int64_t grain = std::max<int64_t>(1, grain_elements / classes);
   parallel_for(outer * inner, grain, [&](int64_t begin, int64_t end) {
-    with_dtype(gradient.dtype, [&](auto* type) {
-      for (int64_t row = begin; row < end; ++row) {
-        const auto factor = factor_at(per_row ? row : 0);
-        auto* numbers = static_cast<decltype(type)>(gradient.data) + row / inner * gradient.outer_stride +
-                        row % inner * gradient.inner_stride;
-        for (int64_t c = 0; c < classes; ++c) {
-          auto* number = numbers + c * gradient.class_stride;
-          from_arithmetic(to_arithmetic(*number) * factor, number);
-        }
-      }
-    });
+    KD_CALL_ISA(scale_rows, gradient, classes, inner, upstream, upstream_dtype, per_row, begin, end);
   });
 }
 

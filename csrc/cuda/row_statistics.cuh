@@ -58,7 +58,7 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
       sums[0] -= (largest.beside - of_label[0]) * (largest.value - of_label[1]);
     statistic = cosine_statistic(problem, sums[0], sums[1], sums[2]);
   } else if (rank) {
-    team.sum(ahead);  // exact: at most 2^24 classes
+    team.sum(ahead);  // exact: there are at most most_classes
     statistic = ranked ? ahead[0] : A(no_rank);
   } else {
     A highest[1] = {softmax.max};

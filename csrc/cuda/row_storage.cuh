@@ -11,19 +11,27 @@
 
 // Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {
-  int64_t outer, inner;
-  int classes;  // the ops refuse more than 2^24
+  int64_t outer, middle = 0, inner = 0;
+  int classes;  // at most most_classes, so that an int counts chunks and their ends
   bool neighbours;
 
   KD_DEVICE RowPosition(const SoftenedKL& problem, int64_t row)
-      : outer(problem.inner == 1 ? row : row / problem.inner),
-        inner(problem.inner == 1 ? 0 : row % problem.inner),
+      : outer(row),
         classes(static_cast<int>(problem.classes)),
-        neighbours(is_whole(problem.student, classes) && (!problem.teacher.data || is_whole(problem.teacher, classes))) {}
+        neighbours(is_whole(problem.student, classes) && (!problem.teacher.data || is_whole(problem.teacher, classes))) {
+    if (problem.inner != 1) {  // 64-bit divisions are slow, and most layouts need none
+      inner = outer % problem.inner;
+      outer /= problem.inner;
+    }
+    if (problem.middle != 1) {
+      middle = outer % problem.middle;
+      outer /= problem.middle;
+    }
+  }
 
   template <class T>
   KD_DEVICE T* begin(const Rows& rows, T*) const {
-    return static_cast<T*>(rows.data) + outer * rows.outer_stride + inner * rows.inner_stride;
+    return static_cast<T*>(rows.data) + outer * rows.outer_stride + middle * rows.middle_stride + inner * rows.inner_stride;
   }
 
   // The chunk of this thread after `count` others; none from where it begins after the last class on.

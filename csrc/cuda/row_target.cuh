@@ -32,7 +32,7 @@ struct RunningLargest {
     beside = other;
   }
 
-  // That of all threads. Class numbers are exact in A: the ops refuse more than 2^24 classes.
+  // That of all threads. Class numbers are exact in A: there are at most most_classes.
   template <class Team>
   KD_DEVICE void merge(int64_t classes, Team& team) {
     A highest[1] = {value};

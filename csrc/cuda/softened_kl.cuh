@@ -67,7 +67,7 @@ constexpr bool is_constant_teacher<ConstantTeacherKL<A>> = true;
 // The soft term of a chunk: its part of the divergence, and the gradients.
 template <class A, class Source, class D>
 KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& pair, const RowScales<A>& scales,
-                          const D& divergence, A by_log_q_sum, A by_log_made_sum, Chunk chunk,
+                          A teacher_gradient, const D& divergence, A by_log_q_sum, A by_log_made_sum, Chunk chunk,
                           const A (&z)[chunk_classes], const A (&t)[chunk_classes], A& sum,
                           A (&grad_student)[chunk_classes], A (&grad_teacher)[chunk_classes]) {
   const int classes = static_cast<int>(problem.classes);
@@ -93,9 +93,17 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
       grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
       if (problem.grad_teacher.data)
         grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) *
-                          (Source::normalised ? student_scale : scales.soft_gradient);
+                          (Source::normalised ? teacher_gradient * scales.inverse_temperature : teacher_gradient);
     }
   }
+}
+
+// No entry of a divergence's gradient by the logits is larger than this, times its scale. `sum`: that of by_log_q or by_log_made,
+// `mass`: that of p. What is negative in such a sum comes to the larger mass at most, since q log(p / q) <= p - q; so all
+// absolute values come to |sum| + 2 max(1, mass), and the chain through the softmax subtracts a share of the sum.
+template <class A>
+KD_DEVICE A gradient_bound(A sum, A mass) {
+  return A(2) * std::abs(sum) + A(3) * larger(A(1), mass);
 }
 
 // Adds (weight * inverse_sum - p) * scale to the gradient of a chunk, p being `on` at the label and `off` elsewhere.
@@ -158,8 +166,12 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   const bool smoothed = problem.target_eps > 0;
   A by_log_q_sum = -((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes));
   A by_log_made_sum = 0;
-  if (!is_constant_teacher<D> && (!D::minus_p || (problem.grad_teacher.data && Source::normalised))) {
+  constexpr bool by_probability = std::is_same_v<Source, ProbsTarget>;
+  A largest_by_made = 0;  // a derivative by a probability has no bound that is known before
+  const bool needs_made_sum = problem.grad_teacher.data && (Source::normalised || problem.unit_teacher);
+  if (!is_constant_teacher<D> && (!D::minus_p || needs_made_sum)) {
     BlockedSums<A, 2> by_log;
+    A largest[1] = {0};
     storage.for_each(problem, position, scales.has_soft, team,
                      [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
                        A part[2] = {0, 0};
@@ -168,6 +180,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
                          const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
                          part[0] += divergence.by_log_q(c);
                          part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
+                         if (by_probability && problem.unit_teacher)
+                           largest[0] = larger(largest[0], std::abs(pair.gradient(smoothed, c, divergence, A(0))));
                        }
                        by_log.add(part);
                      });
@@ -176,6 +190,10 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
     team.sum(sums);
     if (!D::minus_p) by_log_q_sum = sums[0];
     by_log_made_sum = sums[1];
+    if (by_probability && problem.unit_teacher) {
+      team.max(largest);
+      largest_by_made = largest[0];
+    }
   }
 
   // An out-of-range label turns every term that uses it into NaN.
@@ -190,6 +208,25 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   const A label_on = static_cast<A>(problem.label_on), label_off = static_cast<A>(problem.label_off);
   const bool soft_is_label = scales.has_soft && target.is_label();
   const bool wants_others = (soft_is_label && label_off != A(0)) || (scales.has_hard && rest != A(0));
+
+  // float16: the scales of the gradients, times the factors that they are stored with.
+  A student_factor = 1, teacher_factor = 1;
+  if (problem.unit_student || problem.unit_teacher) {
+    const A mass = (Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes);
+    const bool weighs = scales.has_soft && problem.kl_weight != 0;
+    const A soft_scale = weighs ? std::abs(scales.soft_gradient) * inverse_temperature : A(0);
+    const A hard_scale = scales.has_hard && problem.ce_weight != 0 ? std::abs(scales.hard_gradient) : A(0);
+    const bool is_difference = is_constant_teacher<D> || soft_is_label;  // |q - p| <= 1
+    if (problem.unit_student)
+      student_factor = float16_factor(soft_scale * (is_difference ? A(1) : gradient_bound(by_log_q_sum, mass)) + hard_scale);
+    const A teacher_scale = Source::normalised ? soft_scale : std::abs(scales.soft_gradient);
+    if (problem.unit_teacher)
+      teacher_factor = float16_factor(teacher_scale * (by_probability ? largest_by_made : gradient_bound(by_log_made_sum, mass)));
+  }
+  const A teacher_gradient = scales.soft_gradient * teacher_factor;
+  scales.soft_gradient *= student_factor;
+  scales.hard_gradient *= student_factor;
+
   BlockedSums<A, 3> row_losses;  // divergence, label's logit, sum of the other logits: these two relative to the maximum
   storage.for_each(problem, position, computed, team,
                    [&](Chunk chunk, const A(&z)[chunk_classes], const A(&raw)[chunk_classes]) {
@@ -199,7 +236,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
     if (soft_is_label && problem.kl_weight != 0)
       label_chunk(label, pair.student, label_on, label_off, scales.soft_gradient * inverse_temperature, chunk, z, grad_student);
     if (scales.has_soft && !soft_is_label)
-      soft_chunk(problem, pair, scales, divergence, by_log_q_sum, by_log_made_sum, chunk, z, t, part[0], grad_student,
+      soft_chunk(problem, pair, scales, teacher_gradient, divergence, by_log_q_sum, by_log_made_sum, chunk, z, t, part[0], grad_student,
                  grad_teacher);
     if (scales.has_hard && problem.ce_weight != 0)
       label_chunk(label, cold, hard_on, rest, scales.hard_gradient, chunk, z, grad_student);
@@ -220,6 +257,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   team.sum(losses);
 
   if (!exists || team.rank() != 0) return;
+  if (problem.unit_student) static_cast<A*>(problem.unit_student)[row] = A(1) / student_factor;
+  if (problem.unit_teacher) static_cast<A*>(problem.unit_teacher)[row] = A(1) / teacher_factor;
   A hard = 0;
   if (scales.has_hard) {
     hard = log(totals[2]) - hard_on * losses[1];
@@ -348,10 +387,21 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
   for (int64_t first = begin; first < count; first += step) {
     T numbers[chunk_classes];
     load_neighbours(gradient + first, count - first, numbers);
+    // Positions of the first number; those of its neighbours follow without a division.
+    int64_t outside = 0, inside = 0;
+    if (per_row && classes_last) {
+      outside = first / classes;
+      inside = first % classes;
+    }
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int64_t i = first + e;
-      const int64_t row = !per_row || i >= count ? 0 : classes_last ? i / classes : i / (classes * inner) * inner + i % inner;
+      int64_t row = 0;
+      if (per_row && i < count) row = classes_last ? outside : i / (classes * inner) * inner + i % inner;
       from_arithmetic(to_arithmetic(numbers[e]) * upstream[row], numbers + e);
+      if (++inside == classes) {
+        inside = 0;
+        ++outside;
+      }
     }
     store_neighbours(gradient + first, count - first, numbers);
   }

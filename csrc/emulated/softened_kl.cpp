@@ -60,10 +60,10 @@ py::dict softened_kl(const kd::python::Options& options, const std::string& form
 py::array logit_rank(const py::array& logits,  // [rows, C]
                      const py::array_t<int64_t, py::array::c_style>& target, int sm) {
   const kd::python::Layout layout(logits, 1, kd::python::strides_of(logits));
-  if (target.size() != layout.sizes[0]) throw std::invalid_argument("target must have one value per row");
+  if (target.size() != layout.outer) throw std::invalid_argument("target must have one value per row");
   kd::SoftenedKL problem;
-  problem.outer = layout.sizes[0];
-  problem.classes = layout.sizes[1];
+  problem.outer = layout.outer;
+  problem.classes = layout.classes;
   problem.student = problem.teacher = layout.rows(const_cast<void*>(logits.data()), kd::python::dtype_of(logits));
   problem.target = target.data();
   problem.source = kd::TargetSource::adjusted;
@@ -85,11 +85,11 @@ void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
   const kd::python::Layout layout(gradient, dim, kd::python::strides_of(gradient));
   const py::array numbers = py::array::ensure(upstream, py::array::c_style);
   const bool per_row = numbers.ndim() > 0;
-  if (per_row && numbers.size() != layout.sizes[0] * layout.sizes[2]) {
+  if (per_row && numbers.size() != layout.positions()) {
     throw std::invalid_argument("upstream must be one number or one per row");
   }
-  kd::scale_gradient_cuda(layout.rows(gradient.mutable_data(), kd::python::dtype_of(gradient)), layout.sizes[0], layout.sizes[1],
-                          layout.sizes[2], numbers.data(), kd::python::dtype_of(numbers), per_row, nullptr);
+  kd::scale_gradient_cuda(layout.rows(gradient.mutable_data(), kd::python::dtype_of(gradient)), layout.outer, layout.classes,
+                          layout.inner, numbers.data(), kd::python::dtype_of(numbers), per_row, nullptr);
 }
 
 }  // namespace

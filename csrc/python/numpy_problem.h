@@ -51,28 +51,42 @@ inline std::vector<int64_t> dense_strides(const py::array& array) {
   return strides;
 }
 
-// [outer,] classes [, inner] around dimension `dim`; strides in elements.
+// [outer,] classes [, inner] around dimension `dim`, and one dimension more on one of its sides: middle. Strides in elements.
 struct Layout {
-  int64_t sizes[3] = {1, 1, 1};
-  int64_t strides[3] = {0, 0, 0};
+  int64_t outer = 1, middle = 1, classes = 1, inner = 1;
 
   Layout(const py::array& array, int64_t dim, const std::vector<int64_t>& byte_strides) {
     if (dim < 0) dim += array.ndim();
-    if (dim < 0 || dim > 1 || array.ndim() - dim > 2)
-      throw std::invalid_argument("logits must have at most one dimension on each side of dim");
-    for (int64_t d = 0; d < array.ndim(); ++d) {
-      sizes[1 + d - dim] = array.shape(d);
-      strides[1 + d - dim] = byte_strides[d] / array.itemsize();
-    }
-    if (sizes[1] < 1) throw std::invalid_argument("at least 1 class is needed");
+    const int64_t before = dim, after = array.ndim() - 1 - dim;
+    if (before < 0 || after < 0 || before > 2 || after > 2 || before + after > 3)
+      throw std::invalid_argument("dim must name a dimension of logits, with one other on each side and at most one more");
+    const auto take = [&](int64_t d, int64_t& size, int64_t& stride) {
+      size = array.shape(d);
+      stride = byte_strides[d] / array.itemsize();
+    };
+    take(dim, classes, strides_.class_stride);
+    if (before > 0) take(0, outer, strides_.outer_stride);
+    if (before == 2) take(1, middle, strides_.middle_stride);
+    if (after == 2) take(dim + 1, middle, strides_.middle_stride);
+    if (after > 0) take(array.ndim() - 1, inner, strides_.inner_stride);
+    if (classes < 1) throw std::invalid_argument("at least 1 class is needed");
   }
 
-  Rows rows(void* data, Dtype dtype) const { return {data, dtype, strides[0], strides[1], strides[2]}; }
+  int64_t positions() const { return outer * middle * inner; }
+  Rows rows(void* data, Dtype dtype) const {
+    Rows rows = strides_;
+    rows.data = data;
+    rows.dtype = dtype;
+    return rows;
+  }
+
+ private:
+  Rows strides_;
 };
 
 // A call's arguments, named as in csrc/softened_kl.h.
 struct Options {
-  py::array student;  // [outer,] classes [, inner] logits
+  py::array student;  // logits in a Layout
   py::array teacher;  // the same shape
   int source, divergence, reduction;
   double temperature, beta, target_eps;
@@ -101,9 +115,10 @@ class NumpyProblem {
         !std::equal(student.shape(), student.shape() + student.ndim(), teacher.shape()))
       throw std::invalid_argument("student and teacher must have equal shapes");
     const Layout layout(student, options.dim, strides_of(student));
-    problem.outer = layout.sizes[0];
-    problem.classes = layout.sizes[1];
-    problem.inner = layout.sizes[2];
+    problem.outer = layout.outer;
+    problem.middle = layout.middle;
+    problem.classes = layout.classes;
+    problem.inner = layout.inner;
     problem.groups = options.groups;
     problem.student = layout.rows(const_cast<void*>(student.data()), dtype_of(student));
     problem.teacher = Layout(teacher, options.dim, strides_of(teacher))
@@ -136,19 +151,26 @@ class NumpyProblem {
     losses_ = problem.reduction == Reduction::none ? rows : options.groups;
     problem.loss = allocate("loss", losses_ * float_size);
     problem.parts = options.target ? allocate("parts", 2 * losses_ * float_size) : nullptr;
+    const auto units = [&](const char* name, const py::array& logits, bool wanted) {
+      return wanted && dtype_of(logits) == Dtype::float16 ? allocate(name, rows * float_size) : nullptr;
+    };
+    problem.unit_student = units("unit_student", student, options.grad_student);
+    problem.unit_teacher = units("unit_teacher", teacher, options.grad_teacher);
     problem.row_losses = allocate("row_losses", 2 * rows * float_size);
     problem.counts = allocate("counts", 2 * options.groups * sizeof(int64_t));
     if (options.grad_student) problem.grad_student = gradient(student, allocate("grad_student", student.nbytes()));
     if (options.grad_teacher) problem.grad_teacher = gradient(teacher, allocate("grad_teacher", teacher.nbytes()));
   }
 
-  // {loss, parts, grad_student, grad_teacher, row_statistic}, copied; None where there is none.
+  // {loss, parts, gradients, their units, row_statistic}, copied; None where there is none.
   py::dict results() const {
     py::dict results;
     results["loss"] = numbers(problem.loss, {losses_});
     results["parts"] = numbers(problem.parts, {2, losses_});
     results["grad_student"] = copied(options_.student, problem.grad_student);
     results["grad_teacher"] = copied(options_.teacher, problem.grad_teacher);
+    results["unit_student"] = numbers(problem.unit_student, {problem.rows()});
+    results["unit_teacher"] = numbers(problem.unit_teacher, {problem.rows()});
     results["row_statistic"] = numbers(problem.row_statistic, {problem.rows()});
     return results;
   }

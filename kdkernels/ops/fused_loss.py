@@ -59,7 +59,7 @@ class FusedLoss:
         self.names = [argument.name for argument in arguments]
         self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
         self.differentiable = differentiable
-        self.gradients = slice(first_gradient, first_gradient + differentiable)
+        self.gradients = slice(first_gradient, first_gradient + differentiable)  # and what `scaled` needs beside them
         self.constants = (None,) * (len(arguments) - differentiable)
         self._reference = reference
 
@@ -105,8 +105,17 @@ class FusedLoss:
         """The output, empty."""
         raise NotImplementedError
 
+    @property
+    def stored(self) -> int:
+        """How many tensors of the output backward begins with."""
+        return self.gradients.stop - self.gradients.start
+
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         raise NotImplementedError
+
+    def returns_as_stored(self, gradients: tuple[Tensor, ...]) -> bool:
+        """Whether those are the gradients for an upstream gradient of 1 as they are."""
+        return True
 
     def scaled(
         self,
@@ -143,10 +152,12 @@ class FusedLoss:
         ctx.gradients = output[self.gradients]
 
     def _backward(self, ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...]:
-        return (*self.input_gradients(ctx, upstream, ctx.needs_input_grad), *self.constants)
+        # Who calls the op itself has the stored gradients too: they stay as they are.
+        gradients = self.input_gradients(ctx, upstream, ctx.needs_input_grad, may_overwrite=False)
+        return (*gradients, *self.constants)
 
     def input_gradients(
-        self, ctx: Any, upstream: Tensor | None, wanted: tuple[bool, ...]
+        self, ctx: Any, upstream: Tensor | None, wanted: tuple[bool, ...], may_overwrite: bool = True
     ) -> tuple[Tensor | None, ...]:
         wanted = wanted[: self.differentiable]
         if upstream is None:
@@ -161,7 +172,7 @@ class FusedLoss:
                 _Derivative.apply(self, wanted, ctx.options, upstream, *gradients, *ctx.saved_tensors)
             )
             return tuple(next(found) if want else None for want in wanted)
-        if in_place := is_plain(upstream):
+        if in_place := may_overwrite and is_plain(upstream):
             ctx.gradients = None
         return self.scaled(gradients, wanted, upstream, ctx.options, in_place)
 
@@ -255,9 +266,15 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         gradients = ctx.gradients
-        if gradients is not None and _is_one(upstream) and not torch.is_grad_enabled() and not forward_mode():
+        if (
+            gradients is not None
+            and _is_one(upstream)
+            and not torch.is_grad_enabled()
+            and not forward_mode()
+            and ctx.loss.returns_as_stored(gradients)
+        ):
             ctx.gradients = None
-            return (None, None, None, *map(_if_any, gradients, ctx.options[-len(gradients) :]))
+            return (None, None, None, *map(_if_any, gradients, ctx.options[-ctx.loss.differentiable :]))
         return (None, None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[3:]))
 
 
@@ -291,14 +308,14 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(loss, wanted, options, upstream, *tensors):
-        gradients = tensors[: loss.differentiable]
+        gradients = tensors[: loss.stored]
         scaled = loss.scaled(gradients, wanted, upstream, options, in_place=False)
         return tuple(gradient for gradient in scaled if gradient is not None)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.loss, ctx.wanted, ctx.options, upstream, *tensors = inputs
-        ctx.save_for_backward(upstream, *tensors[ctx.loss.differentiable :])
+        ctx.save_for_backward(upstream, *tensors[ctx.loss.stored :])
 
     @staticmethod
     def backward(ctx, *second):
@@ -318,4 +335,4 @@ class _Derivative(torch.autograd.Function):
         by_upstream, *by_inputs = torch.func.vjp(first, upstream, *[tensors[at] for at in given])[1](second)
         found = dict(zip(given, by_inputs))
         by_tensors = [found.get(at) for at in range(len(tensors))]
-        return (None, None, None, by_upstream, *[None] * count, *by_tensors)
+        return (None, None, None, by_upstream, *[None] * loss.stored, *by_tensors)

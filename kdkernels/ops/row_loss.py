@@ -1,7 +1,10 @@
 """Shapes, gradients and vmap of the ops that go row by row: what all of them share.
 
 Their schemas are those of fused_loss.py, with `reduction, groups, dim` as the last options. They return loss,
-parts, the gradients, and further numbers per row.
+parts, the gradients, the units of these, and further numbers per row.
+
+A float16 gradient comes in units of its row (float16_factor in csrc/row_scales.h): a loss scale that arrived after it was
+rounded could not bring back what float16 cannot hold. It is multiplied by upstream gradient and unit in one pass.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class RowLoss(FusedLoss):
     ):
         super().__init__(name, reference, differentiable=differentiable, first_gradient=2)
         names = self.names
-        self.first_row_output = 2 + differentiable if row_outputs else None
+        self.gradients = slice(2, 2 + 2 * differentiable)  # with their units
+        self.first_row_output = self.gradients.stop if row_outputs else None
         self.target = names.index("target") if "target" in names else None
         self.teacher = names.index("teacher") if "teacher" in names else None
         self.parts = names.index("return_parts") if "return_parts" in names else None
@@ -60,6 +64,7 @@ class RowLoss(FusedLoss):
             student.new_empty(shape, dtype=dtype),
             student.new_empty((2, *shape) if self.has_parts(arguments) else (0,), dtype=dtype),
             *gradients,
+            *[student.new_empty(rows if has else 0, dtype=dtype) for has in _have_units(arguments, wanted)],
             *[student.new_empty(rows, dtype=dtype)] * (self.first_row_output is not None),
         )
 
@@ -73,9 +78,12 @@ class RowLoss(FusedLoss):
 
     # Derivatives
 
+    def returns_as_stored(self, gradients: tuple[Tensor, ...]) -> bool:
+        return not any(map(_in_units, gradients[: self.differentiable]))
+
     def scaled(
         self,
-        gradients: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],  # with their units
         wanted: tuple[bool, ...],
         upstream: Tensor,
         options: tuple,
@@ -85,8 +93,8 @@ class RowLoss(FusedLoss):
         if reduction == _NONE:  # one loss per row, those of all groups in one dimension of the rows
             groups = 0
         return tuple(
-            _scaled(gradient, upstream, groups, dim, in_place) if want else None
-            for gradient, want in zip(gradients, wanted)
+            _scaled(gradient, unit, upstream, groups, dim, in_place) if want else None
+            for gradient, unit, want in zip(gradients, gradients[self.differentiable :], wanted)
         )
 
     def reference(self, tensors: tuple, options: tuple) -> Tensor:
@@ -118,13 +126,22 @@ class RowLoss(FusedLoss):
             dim -= 1
         problems = size * max(groups, 1)
         loss, parts, *others = self.whole(*tensors, *options, reduction, problems, dim + 1, *wanted)
-        given = [*wanted, *[True] * (len(others) - len(wanted))]
+        given = [*wanted, *_have_units(arguments, wanted)]
+        given += [True] * (len(others) - len(given))
         if groups:
             loss = loss.unflatten(0, (size, groups))
             parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts
             others = [o.unflatten(0, (size, groups)) if has else o for o, has in zip(others, given)]
         out_dims = (0, 1 if self.has_parts(arguments) else None, *[0 if has else None for has in given])
         return (loss, parts, *others), out_dims
+
+
+def _in_units(gradient: Tensor) -> bool:
+    return gradient.dtype == torch.float16
+
+
+def _have_units(tensors: tuple, wanted: tuple[bool, ...]) -> list[bool]:
+    return [want and _in_units(tensor) for tensor, want in zip(tensors, wanted)]
 
 
 def _gradient_like(logits: Tensor, dim: int) -> Tensor:
@@ -154,9 +171,11 @@ def _merged(tensor: Tensor, begin: int, end: int) -> tuple[int, int, bool]:
     return size, step, uniform
 
 
-def _scaled(gradient: Tensor, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
+def _scaled(gradient: Tensor, unit: Tensor, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
     if groups:  # one number per leading index
         upstream = upstream.reshape(groups, *[1] * (gradient.dim() - 2))
+    if _in_units(gradient):
+        upstream = upstream * unit
     if in_place and is_plain(gradient):
         if upstream.dim():
             upstream = upstream.expand(gradient.shape[:dim] + gradient.shape[dim + 1 :])
@@ -164,4 +183,5 @@ def _scaled(gradient: Tensor, upstream: Tensor, groups: int, dim: int, in_place:
         return gradient
     if upstream.dim():
         upstream = upstream.unsqueeze(dim)
-    return (gradient * upstream).to(gradient.dtype)
+    # Computed in the dtype of the loss: a number of that size may be none in half precision.
+    return (gradient.to(upstream.dtype) * upstream).to(gradient.dtype)
