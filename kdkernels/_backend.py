@@ -8,7 +8,8 @@ Chosen by KDKERNELS_BACKEND at import and by `backend` afterwards. One choice fo
 threads of its own and has to see it too.
 
 Where forward-mode derivatives are taken the reference runs whatever the choice: the ops have none, and what has none
-counts as a constant there.
+counts as a constant there. So it does inside of the torch.func transforms of a compiled function, which take no op whose
+derivatives are registered.
 """
 
 import os
@@ -95,6 +96,9 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
         )
     # Read once more for a graph outside of all levels, which is then compiled anew inside of one.
     if forward_mode() or forward_ad._current_level >= 0:
+        return False
+    # torch.func inside of a graph: torch.compile knows the ops' derivatives and maps only outside of it.
+    if compiling and torch._C._are_functorch_transforms_active():
         return False
     device_type = _device_type(tensor)
     if _choice == "auto":

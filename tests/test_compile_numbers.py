@@ -205,6 +205,24 @@ def test_second_derivatives(loss):
         assert_same_formula(ours, expected)
 
 
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda x, T: torch.func.grad(lambda logits: kd.softened_kl(logits, x, temperature=T))(x.flip(0)),
+        lambda x, T: torch.func.jacrev(lambda query: kd.info_nce(query, x, temperature=T, reduction="none"))(x.flip(0)),
+        lambda x, T: torch.vmap(lambda row: kd.softened_kl(row, row.flip(0), temperature=T))(x),
+        lambda x, T: torch.vmap(torch.func.grad(lambda row: kd.softened_kl(row, x[0], temperature=T)))(x),
+    ],
+    ids=["grad", "jacrev", "vmap", "vmap of grad"],
+)
+def test_transforms_inside_a_graph(transformed):
+    logits, counter = draw(4, 5, dtype=torch.float64), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(transformed, fullgraph=True, backend=counter)
+    for temperature in (0.5, 1.5, 2.5, 3.5):
+        assert_same_formula(compiled(logits, temperature), transformed(logits, temperature))
+    assert counter.frame_count == 2
+
+
 def scalars(*numbers):
     return [torch.tensor(number, dtype=torch.float64) for number in numbers]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import assert_same_formula, draw, labels, run
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import kdkernels as kd
 
@@ -91,6 +92,19 @@ def test_registered_autograd_is_the_one_of_the_functions(device):
         loss, *_ = OP(student, teacher, None, None, None, None, *options, *flags)
         gradients = torch.autograd.grad(loss, (student, teacher))
         assert all(torch.equal(a, b) for a, b in zip((loss, *gradients), expected))
+
+
+def test_make_fx(device):
+    """A graph of values: it must look at none of them, an upstream gradient of 1 either."""
+
+    def gradient(student, teacher):
+        student = student.detach().requires_grad_()
+        return torch.autograd.grad(kd.softened_kl(student, teacher, temperature=2.0), student)
+
+    first, second = ([draw(8, 10, seed=seed + at, device=device) for at in (0, 1)] for seed in (0, 2))
+    with kd.backend(device):
+        graph = make_fx(gradient)(*first)
+        assert torch.equal(*graph(*second), *gradient(*second))
 
 
 @pytest.mark.parametrize("backend", ["library", "reference"])

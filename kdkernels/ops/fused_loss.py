@@ -239,6 +239,7 @@ def _is_one(upstream: Tensor | None) -> bool:
         and upstream.is_cpu
         and upstream.dim() == 0
         and is_plain(upstream)
+        and not torch._C._len_torch_dispatch_stack()  # make_fx, whose graph is to serve other numbers
         and upstream.item() == 1.0
     )
 
