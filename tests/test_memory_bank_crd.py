@@ -134,6 +134,16 @@ def test_a_second_backward():
             assert torch.equal(torch.autograd.grad(loss, weight)[0], first)
 
 
+def test_transforms_in_evaluation():
+    crd, (student, teacher, *indices) = module().eval().double(), batch()
+    student, others = student.double().requires_grad_(), (teacher.double(), *indices)
+    (gradient,) = torch.autograd.grad(crd(student, *others), student)
+    loss = lambda features: crd(features, *others)
+    assert_same_formula(torch.func.grad(loss)(student), gradient)
+    direction = torch.ones_like(student)
+    assert_same_formula(torch.func.jvp(loss, (student,), (direction,))[1], gradient.sum())
+
+
 def test_drawn_negatives(monkeypatch):
     seen = []
 

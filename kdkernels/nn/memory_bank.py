@@ -157,7 +157,8 @@ class CRDLoss(Scheduled):
         by_teacher, teacher_parts = functional.memory_bank_nce(
             e_t, self.student_bank, contrast_index, normalizer=self.teacher_normalizer, **options
         )
-        if communicates or not _several_processes():
+        # A torch.func transform lets no buffer be written: a training forward fails there, an evaluation keeps nothing.
+        if communicates or not (_several_processes() or torch._C._are_functorch_transforms_active()):
             self.student_normalizer.copy_(student_parts["normalizer"])
             self.teacher_normalizer.copy_(teacher_parts["normalizer"])
         if self.training:
