@@ -94,7 +94,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 @contextmanager
 def shared_jobs(processes, jobs):
     """At most `jobs` compilations at a time in all processes together: a jobserver of GNU make, which ninja supports since 1.13.
-    Each process may always run one; for each further one it takes a byte from the pipe, and puts it back."""
+    Each process may always run one; for each further one it takes a byte from the pipe, which it puts back afterwards."""
     with TemporaryDirectory() as folder:
         pipe = os.path.join(folder, "jobs")
         os.mkfifo(pipe)
@@ -117,19 +117,23 @@ class BuildEach(BuildExtension):
     after another, and a core would be idle during the last file of each."""
 
     def build_extensions(self):
-        write_if_new(build_facts, facts)
-        jobs = int(os.environ.pop("MAX_JOBS", 0) or os.cpu_count())
-        self.separate = "kdkernels._cuda" if with_cuda and jobs > 1 else None
-        self.process = None
-        with shared_jobs(2 if self.separate else 1, jobs):
+        write_if_new(facts_header, facts)
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count())
+        self.separate = self.process = None
+        if not with_cuda or jobs == 1:
+            os.environ["MAX_JOBS"] = str(jobs)
+            return super().build_extensions()
+        os.environ.pop("MAX_JOBS", None)  # which torch passes to ninja as -j: ninja would ignore the jobserver
+        self.separate = "kdkernels._cuda"
+        with shared_jobs(2, jobs):
             super().build_extensions()
-            if self.process:
-                self.process.join()
-        if self.process and self.process.exitcode:
+            self.process.join()
+        if self.process.exitcode:
             raise SystemExit("kdkernels: the CUDA library could not be built; see the compiler's messages above")
 
     def swig_sources(self, sources, extension):
-        """setuptools has sorted the sources by name. Those that take longest happen to be last: ninja starts them first."""
+        """Called with the sources that setuptools has sorted by name, before they are compiled; ninja starts them in this order.
+        The longest compilation, softened_kl_kernel.cpp, is late in the alphabet: first in line it does not run alone at the end."""
         return super().swig_sources(sources[::-1], extension)
 
     def build_extension(self, ext):
@@ -163,14 +167,15 @@ def op_library(make, name, sources, **flags):
     )
 
 
-built = {
-    "KD_BUILT_TORCH": torch.__version__,
-    "KD_BUILT_CUDA": re.search(r"release ([\d.]+)", ask_nvcc("--version"))[1] if with_cuda else "",
-    "KD_BUILT_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "",
-}
+cuda_version = re.search(r"release ([\d.]+)", ask_nvcc("--version"))[1] if with_cuda else ""
+cuda_archs = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else ""
+facts = f"""\
+#define KD_BUILT_TORCH "{torch.__version__}"
+#define KD_BUILT_CUDA "{cuda_version}"
+#define KD_BUILT_ARCHITECTURES "{cuda_archs}"
+"""
 # In a header, so that only one file is compiled again when they change.
-build_facts = Path("build", "_host", "build_facts.h").absolute()
-facts = "".join(f'#define {name} "{value}"\n' for name, value in built.items())
+facts_header = Path("build", "_host", "build_facts.h").absolute()
 
 kernels = sorted(glob("csrc/cpu/*_kernel.cpp"))
 extensions = [
@@ -178,7 +183,7 @@ extensions = [
     Extension(
         "kdkernels._host",
         glob("csrc/python/*.cpp"),
-        include_dirs=[headers, str(build_facts.parent), pybind11.get_include()],
+        include_dirs=[headers, str(facts_header.parent), pybind11.get_include()],
         # The kernels do not depend on torch: the objects of _cpu are linked, which is built before.
         extra_objects=[os.path.join("build", "_cpu", Path(kernel).with_suffix(".o")) for kernel in kernels],
         extra_compile_args=[*cxx_flags, "-std=c++17"],
