@@ -94,8 +94,8 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
             f"{function}: torch.jit.trace and what is built on it would keep the gradient of the traced batch; "
             "use torch.compile or torch.export"
         )
-    # Read once more for a graph outside of all levels, which is then compiled anew inside of one.
-    if forward_mode() or forward_ad._current_level >= 0:
+    # In a graph the level is read as well: one that was compiled outside of all levels is compiled anew inside of one.
+    if compiling and forward_mode() or forward_ad._current_level >= 0:
         return False
     # torch.func inside of a graph: torch.compile knows the ops' derivatives and maps only outside of it.
     if compiling and torch._C._are_functorch_transforms_active():

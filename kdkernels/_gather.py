@@ -36,9 +36,9 @@ def _same_everywhere(
     dtypes, *others = zip(*torch.cat(found).tolist())
     flags, sizes = others[: len(facts)], others[len(facts) :]
     everywhere = "on all processes of the group"
-    for rule, found in zip(facts, flags):
-        if len(set(found)) > 1:
-            raise ValueError(f"{function}: {rule} {everywhere} or on none, got {[bool(each) for each in found]}")
+    for rule, holds in zip(facts, flags):
+        if len(set(holds)) > 1:
+            raise ValueError(f"{function}: {rule} {everywhere} or on none, got {[bool(each) for each in holds]}")
     if any(len(set(size)) > 1 for size in sizes):
         shapes = [list(shape) for shape in zip(*sizes)]
         raise ValueError(f"{function}: {name} must have one shape {everywhere}, got {shapes}")

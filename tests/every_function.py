@@ -1,7 +1,7 @@
 """Every public function with good arguments: small ones, for tests of what all of them have in common."""
 
 import torch
-from helpers import draw, labels
+from helpers import double, draw, labels
 
 import kdkernels as kd
 
@@ -45,9 +45,6 @@ def call(function, **changed):
     return [each for part in output for each in (part.values() if isinstance(part, dict) else [part])]
 
 
-def double(arguments):
+def doubles(arguments):
     """The same in float64."""
-    return {
-        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
-        for name, value in arguments.items()
-    }
+    return {name: double(value) for name, value in arguments.items()}

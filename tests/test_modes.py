@@ -24,10 +24,8 @@ def everything(name, given, **options):
 
 
 def same(ours, expected):
-    assert len(ours) == len(expected)
-    for a, b in zip(ours, expected):
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    """Bit for bit; no result is NaN."""
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

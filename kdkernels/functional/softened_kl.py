@@ -9,7 +9,7 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 from .._shards import row_loss, row_loss_with_labels
-from ..reference.rows import reduce_rows
+from ..reference.rows import arithmetic, reduce_rows
 
 _LOGITS = TEACHER_KINDS["logits"]
 _FORWARD = DIVERGENCES["forward"]
@@ -396,11 +396,11 @@ def _run(
     """Loss and parts from the compiled op; `options`: its arguments from `source` to `reduction`, and dim."""
     row_temperature = None
     if row_weight is not None or isinstance(temperature, Tensor):
-        arithmetic = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+        dtype = arithmetic(student, teacher)
         if row_weight is not None:
-            row_weight = row_weight.to(arithmetic)
+            row_weight = row_weight.to(dtype)
         if isinstance(temperature, Tensor):
-            row_temperature, temperature = temperature.detach().to(arithmetic), 1.0
+            row_temperature, temperature = temperature.detach().to(dtype), 1.0
     grad = torch.is_grad_enabled()
     *options, dim = options
     return ops.softened_kl.softened_kl(

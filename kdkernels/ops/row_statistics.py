@@ -2,14 +2,14 @@
 
 import torch
 
+from ..reference.rows import arithmetic
 from .open_op import OpenOp
 
 row_statistics = OpenOp("row_statistics")
 
 
 def _shape(rows, teacher, target, statistic, gamma, adjust, ignore_index, dim):
-    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (rows, teacher))
-    dtype = torch.float64 if is_double else torch.float32
+    dtype = arithmetic(rows) if teacher is None else arithmetic(rows, teacher)
     return rows.new_empty(rows.shape[:dim] + rows.shape[dim + 1 :], dtype=dtype)
 
 
