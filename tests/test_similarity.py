@@ -298,6 +298,18 @@ def test_masked_queries_may_hold_anything(machine):
         assert not ours[1][~mask].any()
 
 
+def test_masked_queries_may_be_without_a_positive(machine):
+    query, key = pairs(20, 30, 8, device=machine)
+    positive, mask = labels(20, classes=30, device=machine), labels(20, classes=2, device=machine) > 0
+    for backend in (machine, "reference"):
+        for symmetric in (False, True):
+            expected, ours = (
+                run(backend, kd.info_nce, query, key, positive=place, mask=mask, symmetric=symmetric)
+                for place in (positive, positive.masked_fill(~mask, -1))
+            )
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected))
+
+
 def test_a_query_of_nan_ranks_first(machine):
     query, key = pairs(20, 30, 8, device=machine)
     query[7, 2] = nan

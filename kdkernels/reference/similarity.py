@@ -145,9 +145,10 @@ def info_nce_loss(
     logits = similarities(query, key, normalize, arithmetic(query, key), mask) / temperature
     if logit_bias is not None:
         logits = logits + logit_bias.detach().to(logits.dtype)
+    at, valid = _usable(positive, keys)
     if mask is not None:
         logits = logits.masked_fill(~mask.unsqueeze(1), 0)  # a row without a key is NaN, to its gradient too
-    at, valid = _usable(positive, keys)
+        valid = valid | ~mask  # so is the column of a positive that is none
     losses = -logits.log_softmax(1).gather(1, at).squeeze(1)
     if symmetric:
         # Of probability 0, and not NaN in a column without anything else.
