@@ -73,7 +73,7 @@ KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row, c
 //
 // The gradient of a mean is small: of 256 rows of 32000 classes most entries are below 2^-24, where float16 has nothing but 0,
 // and a loss scale would arrive too late. No entry is larger than `most`, which becomes 2^12 to 2^13: entries down to
-// 2^-27 of it keep all their digits, and there is room for targets that sum to more than 1. The backward pass multiplies by
+// 2^-26 of it keep all their digits, and there is room for targets that sum to more than 1. The backward pass multiplies by
 // the upstream gradient and the unit together. 1 where `most` is no number.
 template <class A>
 KD_HOST_DEVICE A float16_factor(A most) {

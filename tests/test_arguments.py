@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from every_function import GOOD, call, doubles
+from good_arguments import GOOD, call, doubles
 from helpers import assert_same_formula
 
 import kdkernels as kd
