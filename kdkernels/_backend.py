@@ -72,6 +72,11 @@ def forward_mode() -> bool:
 forward_mode._dynamo_marked_constant = True
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a forward-mode derivative is taken with respect to it."""
+    return forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor; asked without importing what defines them."""
     if type(tensor) is Tensor:

@@ -34,7 +34,7 @@ POSITIVE_ONES = {"row_weight", "row_temperature", "temperature", "normalizer"}
 
 
 def kl(student, teacher, row_weight, row_temperature, **o):
-    return kd.softened_kl(student, teacher, temperature=row_temperature, row_weight=row_weight, mask=MASK, **o)
+    return kd.softened_kl(student, teacher, temperature=row_temperature.detach(), row_weight=row_weight, mask=MASK, **o)
 
 
 def jsd(student, teacher, **o):
@@ -42,11 +42,11 @@ def jsd(student, teacher, **o):
 
 
 def cross_entropy(student, teacher, row_weight, row_temperature, **o):
-    return kd.soft_cross_entropy(student, teacher, temperature=row_temperature, row_weight=row_weight, **o)
+    return kd.soft_cross_entropy(student, teacher, temperature=row_temperature.detach(), row_weight=row_weight, **o)
 
 
 def hinton(student, teacher, row_weight, row_temperature, **o):
-    return kd.kd_loss(student, teacher, TARGET, temperature=row_temperature, row_weight=row_weight, mask=MASK, **o)
+    return kd.kd_loss(student, teacher, TARGET, temperature=row_temperature.detach(), row_weight=row_weight, mask=MASK, **o)
 
 
 def permuted(student, teacher, row_weight, **o):
@@ -118,7 +118,7 @@ BY_ROWS += (similarity, contrast, products, supervised, bank)
 OTHERS = (led, gated, others, attention, mean)
 ALL = {function.__name__: function for function in BY_ROWS + OTHERS}
 
-# What is a constant by contract, whether it requires grad or not.
+# What is a constant by contract, whether it requires grad or not; a temperature per row would be refused if it did.
 CONSTANT = {"row_temperature", "teacher_query", "teacher_key", "logit_bias", "confidence", "normalizer"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from all_losses import ALL, is_constant, leaves, tensors
+from good_arguments import call
 from helpers import assert_same_formula, draw
 from torch.autograd import forward_ad
 
@@ -86,6 +87,21 @@ def test_forward_over_reverse(name):
     _, back = torch.func.vjp(gradient, *given)
     for at, product in zip(places, ours):
         assert_same_formula(product, back(tuple(directions[place] for place in places))[at])  # the Hessian is symmetric
+
+
+@pytest.mark.parametrize(
+    "name", ["softened_kl", "dkpp_loss", "virtual_teacher_loss", "similarity_kl", "memory_bank_nce", "mean_probabilities"]
+)
+def test_a_temperature_that_is_constant(name):
+    """As where it requires grad: no derivative of 0 without a word."""
+
+    def loss(temperature):
+        return call(name, temperature=temperature)[0].sum()
+
+    message = f"{name}: temperature must be a constant, got a tensor with a forward-mode derivative"
+    for shape in ((), (4,)) if name == "softened_kl" else ((),):
+        with pytest.raises(ValueError, match=message):
+            torch.func.jvp(loss, (torch.ones(shape),), (torch.ones(shape),))
 
 
 @pytest.mark.parametrize("name", ["hinton", "contrast", "led", "attention"])

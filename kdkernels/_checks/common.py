@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .._backend import forward_mode, is_sharded
+from .._backend import forward_mode, has_tangent, is_sharded
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _INTEGERS = frozenset(
@@ -180,10 +180,10 @@ def one_temperature(
 
 def constant(function: str, name: str, tensor: Tensor) -> None:
     """Not where no gradient is asked of anything: there the parameters of a network may come as they are."""
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{function}: {name} must be a constant, got a tensor that requires grad; use {name}.detach()"
-        )
+    requires_grad = tensor.requires_grad and torch.is_grad_enabled()
+    if requires_grad or has_tangent(tensor):
+        got = "that requires grad" if requires_grad else "with a forward-mode derivative"
+        raise ValueError(f"{function}: {name} must be a constant, got a tensor {got}; use {name}.detach()")
 
 
 def process_group(function: str, value: Any) -> None:

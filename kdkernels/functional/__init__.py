@@ -8,7 +8,7 @@ Tensors are dense: neither nested nor sparse nor quantized. Logits have at most 
 A temperature may be a tensor of one number, of shape [] or [1]. In host memory it is read, and checked. On a device,
 in a graph being traced or inside a `torch.func` transform it is not read, since that would wait: it has to be on the
 device of the other tensors, and T <= 0 makes the loss NaN. Except for `info_nce` it is a constant: one that requires
-grad is a ValueError, unless gradients are switched off.
+grad is a ValueError, unless gradients are switched off, and so is one with a forward-mode derivative.
 """
 
 from .dkpp_loss import dkpp_loss

@@ -27,9 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
-from torch.autograd import forward_ad
 
-from .._backend import forward_mode
+from .._backend import forward_mode, has_tangent
 from ..reference.modes import savable
 from .open_op import OpenOp
 
@@ -208,9 +207,7 @@ def all_savable(arguments: tuple) -> tuple:
 
 def refuse_tangent(name: str, *upstream: Tensor | None) -> None:
     """The backward pass of an op, too, would take what it is given for a constant."""
-    if not forward_mode():
-        return
-    if any(each is not None and forward_ad.unpack_dual(each).tangent is not None for each in upstream):
+    if any(each is not None and has_tangent(each) for each in upstream):
         raise NotImplementedError(
             f"{name}: the gradient of a loss that was computed outside of forward-mode differentiation has no "
             "forward-mode derivative; compute the loss inside"
