@@ -99,11 +99,11 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
             f"{function}: torch.jit.trace and what is built on it would keep the gradient of the traced batch; "
             "use torch.compile or torch.export"
         )
-    # In a graph the level is read as well: one that was compiled outside of all levels is compiled anew inside of one.
-    if compiling and forward_mode() or forward_ad._current_level >= 0:
+    # Levels and transforms that begin inside of a graph. torch.compile takes no derivative and no map of an op there.
+    if compiling and (forward_mode() or torch._C._are_functorch_transforms_active()):
         return False
-    # torch.func inside of a graph: torch.compile knows the ops' derivatives and maps only outside of it.
-    if compiling and torch._C._are_functorch_transforms_active():
+    # A graph that has read this outside of all levels is compiled anew inside of one.
+    if forward_ad._current_level >= 0:
         return False
     device_type = _device_type(tensor)
     if _choice == "auto":

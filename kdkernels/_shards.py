@@ -85,6 +85,7 @@ class _Shards:
         self.row_placements = [
             Shard(each.dim - (each.dim > self.dim)) if each.is_shard() else each for each in self.logit_placements
         ]
+        self.everywhere = [Replicate()] * self.mesh.ndim
         self.spread = [at for at, each in enumerate(self.row_placements) if each.is_shard()]
 
     def local(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +133,11 @@ class _Shards:
 
     def sum(self, own: Tensor) -> Tensor:
         """A number of this process -> its sum over those that have rows of their own."""
-        from torch.distributed.tensor import DTensor, Partial, Replicate
+        from torch.distributed.tensor import DTensor, Partial
 
         parts = [Partial() if each.is_shard() else each for each in self.row_placements]
         spread = DTensor.from_local(own, self.mesh, parts, run_check=False)
-        return spread.redistribute(placements=[Replicate()] * self.mesh.ndim)
+        return spread.redistribute(placements=self.everywhere)
 
     def _part(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -146,10 +147,8 @@ class _Shards:
             if one:
                 return value
             raise TypeError(f"{self.function}: {name} must be a DTensor as {self.name} is; see distribute_tensor")
-        from torch.distributed.tensor import Replicate
-
         if one:
-            return value.redistribute(self.mesh, [Replicate()] * self.mesh.ndim).to_local()
+            return value.redistribute(self.mesh, self.everywhere).to_local()
         self._refuse_other_shapes(name, value)
         placements = self.logit_placements if value.dim() == len(self.shape) else self.row_placements
         return value.redistribute(self.mesh, placements).to_local()
