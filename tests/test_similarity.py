@@ -298,6 +298,15 @@ def test_masked_queries_may_hold_anything(machine):
         assert not ours[1][~mask].any()
 
 
+def test_keys_that_no_query_is_compared_with_may_hold_anything(machine):
+    query, key = pairs(20, 30, 8, device=machine)
+    key[3] = nan
+    for function, features in (*[(function, (query, key)) for function in PAIRS.values()], (supervised, (key,))):
+        mask = torch.zeros(len(features[0]), dtype=torch.bool, device=machine)
+        for backend in (machine, "reference"):
+            assert not any(x.any() for x in run(backend, function, *features, mask=mask))
+
+
 def test_masked_queries_may_be_without_a_positive(machine):
     query, key = pairs(20, 30, 8, device=machine)
     positive, mask = labels(20, classes=30, device=machine), labels(20, classes=2, device=machine) > 0

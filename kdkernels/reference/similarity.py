@@ -175,7 +175,7 @@ def supervised_contrastive_loss(
     row_weight: Tensor | None = None,  # [Q]
     reduction: str,
 ) -> Tensor:
-    logits = similarities(query, key, normalize, arithmetic(query)) / temperature
+    logits = similarities(query, key, normalize, arithmetic(query), mask) / temperature
     positive = query_labels.unsqueeze(1) == key_labels
     if own_key >= 0:
         place = torch.arange(key.shape[0], device=key.device)
@@ -191,9 +191,10 @@ def supervised_contrastive_loss(
 def similarities(
     query: Tensor, key: Tensor, normalize: bool, dtype: torch.dtype, mask: Tensor | None = None
 ) -> Tensor:
-    """A [Q, K]. A masked query becomes a harmless row of zeros: a NaN there must not reach the gradient either."""
+    """A [Q, K]. A masked query becomes a harmless row of zeros: a NaN there must not reach the gradient either. So do keys
+    that no query is compared with."""
     if mask is not None:
-        query = query.masked_fill(~mask.unsqueeze(1), 0)
+        query, key = query.masked_fill(~mask.unsqueeze(1), 0), key.masked_fill(~mask.any(), 0)
     if normalize:
         return product(unit_rows(query, dtype), unit_rows(key, dtype).T)
     return product(query.to(dtype), key.to(dtype).T)
