@@ -1,5 +1,6 @@
 """Rows spread over two processes: the loss and the gradients of one process that has all of them."""
 
+import forks
 import pytest
 import torch
 import torch.distributed as dist
@@ -119,4 +120,4 @@ def worker(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_are_one(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forks.two(worker, str(tmp_path))

@@ -4,6 +4,7 @@ import copy
 import io
 import re
 
+import forks
 import pytest
 import torch
 import torch.distributed as dist
@@ -259,7 +260,7 @@ def worker(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_are_one(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forks.two(worker, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
     whole = steps(module().double(), slice(None))

@@ -1,5 +1,6 @@
 """Statistics over a process group: two processes with half a batch each are one with the whole of it."""
 
+import forks
 import pytest
 import torch
 import torch.distributed as dist
@@ -44,7 +45,7 @@ def worker(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_are_one(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forks.two(worker, str(tmp_path))
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     whole = results(slice(None))
     for case, (loss, gradient) in whole.items():

@@ -2,6 +2,7 @@
 
 import re
 
+import forks
 import pytest
 import torch
 import torch.distributed as dist
@@ -91,7 +92,7 @@ def worker(rank, folder):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_are_one(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forks.two(worker, str(tmp_path))
     (one, messages), (other, same_messages) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for backend in ("cpu", "reference"):
         (ours, first), (theirs, second) = (found.pop((backend, "normalizer")) for found in (one, other))

@@ -1,21 +1,16 @@
-"""A trainer in a process of its own that dies on command. Forked from an interpreter that has imported everything, without
-ever having computed, so that it starts in milliseconds and no thread of OpenMP is lost in the fork."""
+"""A trainer in a process of its own that dies on command."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
 
 import torch
+from forks import FORKS
 
-from python_trainers import born_again, compare, crd, ka_dtd, kd, okddip, sskd, tf_kd  # noqa: F401: for the forks
 from python_trainers.common.data import Batches
 from python_trainers.common.run import Run
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer_process"])
 
 
 def interrupt(
