@@ -202,7 +202,7 @@ def eager_others(p):
 
 
 def eager_pairs(p):
-    T, peers = p.temperature, p.peer_logits.unbind(1)
+    peers = p.peer_logits.unbind(1)
     ce = sum(F.cross_entropy(z, p.target) for z in peers)
     pairs = [eager_kl(x, z, p) for a, z in enumerate(peers) for b, x in enumerate(peers) if a != b]
     return ce + sum(pairs) / (len(peers) - 1)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from helpers import FLOATS, assert_same_formula, double, draw, labels
+from helpers import FLOATS, assert_same_formula, draw, labels
 from student_losses import check, run
 
 import kdkernels as kd

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 import torch
-from helpers import FLOATS, assert_accurate, assert_equal, assert_same_formula, double, draw, threads
+from helpers import FLOATS, assert_accurate, assert_equal, assert_same_formula, draw, threads
 
 import kdkernels as kd
 from kdkernels.functional.memory_bank import update_entries

@@ -1,8 +1,9 @@
 """Autocast, inference_mode, default devices and dtypes: what a caller has switched on changes no result."""
 
+import all_losses
 import pytest
 import torch
-from all_losses import ALL, BY_ROWS, INDEX, LABELS, MASK, ORDER, POSITIVE, TARGET, TWINS, is_constant, leaves, tensors
+from all_losses import ALL, BY_ROWS, is_constant, leaves, tensors
 from helpers import draw, labels
 
 import kdkernels as kd
@@ -52,7 +53,7 @@ def held_from_inference(monkeypatch):
     """The integers and masks of all_losses.py, made in inference_mode."""
     with torch.inference_mode():
         for name in ("INDEX", "LABELS", "MASK", "ORDER", "POSITIVE", "TARGET", "TWINS"):
-            monkeypatch.setattr(f"all_losses.{name}", globals()[name].clone())
+            monkeypatch.setattr(all_losses, name, getattr(all_losses, name).clone())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

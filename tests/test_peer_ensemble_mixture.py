@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, assert_accurate, assert_same_formula, double, draw, threads
+from helpers import FLOATS, assert_accurate, assert_same_formula, draw, threads
 from peer_losses import problem
 
 import kdkernels as kd

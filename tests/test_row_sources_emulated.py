@@ -6,8 +6,8 @@ import emulated
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
-from problems import CLASSES, plain_problem
+from hypothesis import given, settings
+from problems import plain_problem
 from source_problems import check, numbered, source_problems
 from test_softened_kl_emulated import AT_LEISURE, launches
 

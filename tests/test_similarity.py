@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, assert_accurate, assert_same_formula, double, draw, labels, threads
+from helpers import FLOATS, assert_accurate, assert_same_formula, draw, labels, threads
 from similarity_losses import check, pairs, run
 
 import kdkernels as kd

@@ -1,7 +1,5 @@
 """`kdkernels::row_statistics` for torch: a number per row, without a gradient."""
 
-import torch
-
 from ..reference.rows import arithmetic
 from .open_op import OpenOp
 
