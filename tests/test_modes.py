@@ -48,6 +48,15 @@ def test_autocast_of_ranks(backend):
     assert all(map(torch.equal, ours, expected))
 
 
+def test_autocast_of_lists():
+    """Autocast refuses to stack tensors of a half dtype that is not its own."""
+    peers, y = [draw(6, 5, seed=seed, dtype=torch.float16) for seed in range(3)], labels(6, classes=5)
+    for function in (kd.leave_one_out_loss, kd.reference.leave_one_out_loss):
+        expected = function(peers, y)
+        with torch.autocast("cpu", torch.bfloat16):
+            same(function(peers, y), expected)
+
+
 @pytest.fixture
 def held_from_inference(monkeypatch):
     """The integers and masks of all_losses.py, made in inference_mode."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autocast import exact
 from .common import dtype_name, float_tensor, integer_tensor, not_negative, one_temperature, same_device
 from .rows import MOST_CLASSES, OF_SOFT_LABELS
 
@@ -115,4 +116,5 @@ def _stacked_peers(function: str, name: str, value: Any) -> Tensor:
                 f"got {dtype_name(value[0])} and {dtype_name(peer)}; convert one of them"
             )
         same_device(function, own, peer, value[0], f"{name}[0]")
-    return torch.stack(value, 1)
+    with exact(value[0]):
+        return torch.stack(value, 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
+
+from .._autocast import exact
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -15,12 +15,6 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         with exact(left):
             return left @ right
     return _Product.apply(left, right)
-
-
-def exact(tensor: Tensor) -> AbstractContextManager:
-    """No autocast on the device of this tensor; there is none on meta to begin with."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def savable(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._autocast import exact
 from .modes import product
 from .rows import arithmetic, hard_losses, log_softmax, zero_loss
 from .softened_kl import softened_kl
@@ -112,7 +113,10 @@ def leave_one_out_loss(
 
 def stacked(peer_logits: Tensor | Sequence[Tensor]) -> Tensor:
     """[B, P, C]."""
-    return peer_logits if isinstance(peer_logits, Tensor) else torch.stack(tuple(peer_logits), 1)
+    if isinstance(peer_logits, Tensor):
+        return peer_logits
+    with exact(peer_logits[0]):
+        return torch.stack(tuple(peer_logits), 1)
 
 
 def from_largest(peers: Tensor) -> Tensor:
