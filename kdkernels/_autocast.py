@@ -1,5 +1,5 @@
-"""Where autocast is switched off: it would round what is computed in float32, and it stacks no tensors of a half dtype that is not
-its own."""
+"""Where autocast is switched off: it would round what is computed in float32, and refuses to stack tensors of a half
+dtype that is not its own."""
 
 from __future__ import annotations
 
