@@ -1,6 +1,8 @@
 """Fixtures of all tests: the devices and, on the CPU, the instruction sets that this machine has."""
 
+import getpass
 import os
+import tempfile
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ MACHINES += ["cuda"] * torch.cuda.is_available()
 def pytest_configure():
     # For the workers of `pytest -n`: a thread that waits gives its core to another worker, rather than spin on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Inductor finds what it has compiled for another ATEN_CPU_CAPABILITY in its cache, and vectors of the wrong length in it.
+    if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+        folder = f"torchinductor_{getpass.getuser()}_{capability}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))
 
 
 @pytest.fixture(params=DEVICES)
