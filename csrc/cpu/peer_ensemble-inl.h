@@ -160,6 +160,13 @@ class PeerSamples {
           store(x + i, place ? up_to(classes, i, at(i, place), absent) : at(i, place));
         });
       });
+      for (int64_t b = 0; b < peers_; ++b) {  // what a peer rules out, the mixture does, whatever the sign of its weight
+        if (!(weights_.row(j)[b] < A(0))) continue;
+        const A* const y = y_.row(b);
+        each_vector<A>(classes, [&](int64_t i, auto) {
+          store(x + i, select(load(y + i) == absent, splat(absent), load(x + i)));
+        });
+      }
       const A max = max_classes(mixed_.line(j), classes);
       A sums[1];
       sum_classes(classes, sums, [&](int64_t i, auto, Vec<A>* part) {

@@ -71,9 +71,13 @@ class PeerBlock : PeerTiles<A> {
   KD_DEVICE A& mixed(int64_t row, int64_t c) const { return mixed_[row * plan_.tile + c]; }
   KD_DEVICE A& prob(int64_t row, int64_t c) const { return probs_[row * plan_.tile + c]; }
 
+  // What a peer rules out, a mixture does, whatever the sign of its weight.
+  KD_DEVICE static A part_of_mixture(A weight, A logit) {
+    return is_lacking(logit) && weight != A(0) ? logit : weighted(weight, logit);
+  }
   KD_DEVICE A mixed_logit(int64_t row, int64_t c) const {
     A sum = 0;
-    for (int64_t b = 0; b < peers_; ++b) sum += weighted(weight(row, b), above(b, c));
+    for (int64_t b = 0; b < peers_; ++b) sum += part_of_mixture(weight(row, b), above(b, c));
     return sum;
   }
   KD_DEVICE A mixed_prob(int64_t row, int64_t c) const {
@@ -291,7 +295,7 @@ class PeerBlock : PeerTiles<A> {
   }
   KD_DEVICE A mixed_label_logit(int64_t row) const {
     A sum = 0;
-    for (int64_t b = 0; b < peers_; ++b) sum += weighted(weight(row, b), label_logit(b) - row_number(b, row_shift));
+    for (int64_t b = 0; b < peers_; ++b) sum += part_of_mixture(weight(row, b), label_logit(b) - row_number(b, row_shift));
     return sum;
   }
 
