@@ -209,7 +209,8 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         if function.namespace == "kdkernels":
             flags = [argument.name.startswith("grad_") for argument in function._schema.arguments]
-            self.wanted.append(sum(value for value, is_flag in zip(arguments, flags) if is_flag))
+            if any(flags):  # not the scaling of gradients
+                self.wanted.append(sum(value for value, is_flag in zip(arguments, flags) if is_flag))
         return function(*arguments, **(options or {}))
 
 
