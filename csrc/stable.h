@@ -75,7 +75,7 @@ inline Span merge_dimensions(const Tensor& tensor, int64_t begin, int64_t end) {
     const int64_t size = tensor.size(d), stride = tensor.stride(d);
     if (size == 1) continue;
     if (first) span.stride = stride;
-    else if (stride != span.stride * span.size) span.uniform = false;
+    else if (stride != span.stride * span.size && tensor.numel() > 0) span.uniform = false;  // none is needed without rows
     span.size *= size;
     first = false;
   }

@@ -121,6 +121,15 @@ def test_no_rows(device, shape, dim, reduction):
     check(kd.kd_loss, student, teacher, target, dim=dim, reduction=reduction)
 
 
+def test_no_rows_of_any_layout(device):
+    """PyTorch calls every tensor without numbers contiguous, whatever its strides: no copy gives it others."""
+    student = draw(3, 5, 3, 2, device=device)[:, :, 3:]
+    teacher = draw(4, 6, 1, 3, device=device, dtype=torch.float64)[1:, 1:, 1:, 1:]
+    loss, grad_student, grad_teacher = check(kd.softened_kl, student, teacher)
+    assert loss == 0 and loss.dtype == grad_teacher.dtype == torch.float64
+    assert grad_student.shape == grad_teacher.shape == (3, 5, 0, 2)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "elementmean", "mean"])
 def test_reductions_masks_weights_temperatures(machine, reduction):
     rows = (5, 13)

@@ -165,7 +165,7 @@ def _merged(tensor: Tensor, begin: int, end: int) -> tuple[int, int, bool]:
             continue
         if size == 1:
             step = tensor.stride(d)
-        elif tensor.stride(d) != step * size:
+        elif tensor.stride(d) != step * size and tensor.numel() > 0:
             uniform = False
         size *= tensor.shape[d]
     return size, step, uniform
