@@ -54,7 +54,7 @@ KD_INLINE A load_largest(const RowAccess<A>& rows, int64_t number, int64_t class
     rows.load(number, 1);
     return max_classes(row, classes);
   }
-  A largest;
+  A largest = 0;  // the compiler cannot know that every dtype has a case
   with_dtype(from.dtype, [&](auto* type) {
     const auto* elements = static_cast<decltype(type)>(from.data);
     rows.load_tail(elements, 0);
