@@ -122,6 +122,14 @@ def test_rows_that_two_strides_lead_to(form):
         np.testing.assert_array_equal(ours[name].reshape(expected[name].shape), expected[name])
 
 
+def test_probabilities_without_a_gradient_stay_finite_in_float16():
+    """The loss is 0 there, and so is the gradient, whatever it is multiplied by and whatever its unit."""
+    student, teacher = np.float16([[-6e4, 6e4, -6e4]]), np.float16([[0, 1, 0]])
+    options = {"source": "probs", "divergence": "cross_entropy", "temperature": 1e3, "row_weight": np.float32([1e4])}
+    ours = solve(student, teacher, options, grad_teacher=True)
+    np.testing.assert_array_equal(ours["grad_teacher"], np.zeros((1, 3)))
+
+
 @pytest.mark.parametrize("form", ["held", "staged", "streamed", "strided"])
 def test_even_jensen_shannon_is_symmetric_to_the_bit(form):
     student, teacher = plain_problem(700, rows=8)

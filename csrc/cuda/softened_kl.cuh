@@ -192,7 +192,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
     by_log_made_sum = sums[1];
     if (by_probability && problem.unit_teacher) {
       team.max(largest);
-      largest_by_made = largest[0];
+      largest_by_made = larger(largest[0], A(1e-20f));  // of zeros alone: their scale times the factor of 0 may be infinite
     }
   }
 
