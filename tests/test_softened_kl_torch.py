@@ -80,6 +80,18 @@ def test_opcheck_of_scale_gradient(device):
         torch.library.opcheck(torch.ops.kdkernels.scale_gradient_.default, (gradient, upstream, 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_scale_gradient_is_the_product(machine, dtype):
+    gradient = draw(3, 17, 5, 600, dtype=dtype, device=machine)  # more than one thread takes
+    wider = torch.promote_types(dtype, torch.float32)
+    for order in (torch.contiguous_format, torch.channels_last):
+        for shape in ((), (3, 5, 600)):
+            ours, upstream = gradient.clone(memory_format=order), draw(*shape, seed=1, dtype=wider, device=machine)
+            torch.ops.kdkernels.scale_gradient_(ours, upstream, 1)
+            per_row = upstream.unsqueeze(1) if shape else upstream
+            assert torch.equal(ours, (gradient.to(wider) * per_row).to(dtype))
+
+
 def test_registered_autograd_is_the_one_of_the_functions(device):
     """Who calls the op itself, as a compiled graph does, gets the same gradients."""
     student, teacher = (draw(8, 10, seed=seed, device=device).requires_grad_() for seed in (0, 1))

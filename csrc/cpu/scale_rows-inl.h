@@ -1,23 +1,39 @@
 // Gradients times the upstream gradient of their loss, where they lie. Included by cpu/softened_kl-inl.h.
 
-// F: what the product is computed in. Two loops, so that the one over neighbours is one of vectors.
-template <class E, class F>
-KD_INLINE void scale_row(E* numbers, int64_t classes, int64_t stride, F factor) {
+// numbers[i * stride] *= factor(i). Two loops, so that the one over neighbours is one of vectors.
+template <class E, class Factor>
+KD_INLINE void scale_line(E* numbers, int64_t count, int64_t stride, const Factor& factor) {
   if (stride == 1)
-    for (int64_t c = 0; c < classes; ++c) from_arithmetic(to_arithmetic(numbers[c]) * factor, numbers + c);
+    for (int64_t i = 0; i < count; ++i) from_arithmetic(to_arithmetic(numbers[i]) * factor(i), numbers + i);
   else
-    for (int64_t c = 0; c < classes; ++c)
-      from_arithmetic(to_arithmetic(numbers[c * stride]) * factor, numbers + c * stride);
+    for (int64_t i = 0; i < count; ++i)
+      from_arithmetic(to_arithmetic(numbers[i * stride]) * factor(i), numbers + i * stride);
 }
 
+// Along the classes where they are neighbours, else along rows that differ in their inner position alone: class by class, as
+// a row whose classes lie far apart would take a line of cache for each of them.
+// F: what the product is computed in.
 template <class F>
 KD_INLINE void scale_rows_by(const Rows& gradient, int64_t classes, int64_t inner, const F* upstream, bool per_row,
                              int64_t begin, int64_t end) {
   with_dtype(gradient.dtype, [&](auto* type) {
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t row = begin, count; row < end; row += count) {
       auto* numbers = static_cast<decltype(type)>(gradient.data) + row / inner * gradient.outer_stride +
                       row % inner * gradient.inner_stride;
-      scale_row(numbers, classes, gradient.class_stride, upstream[per_row ? row : 0]);
+      const F* factors = upstream + (per_row ? row : 0);
+      const F first = *factors;
+      const auto same = [first](int64_t) { return first; };
+      if (gradient.class_stride == 1) {
+        count = 1;
+        scale_line(numbers, classes, 1, same);
+        continue;
+      }
+      count = std::min(end - row, inner - row % inner);
+      for (int64_t c = 0; c < classes; ++c) {
+        auto* line = numbers + c * gradient.class_stride;
+        if (per_row) scale_line(line, count, gradient.inner_stride, [factors](int64_t r) { return factors[r]; });
+        else scale_line(line, count, gradient.inner_stride, same);
+      }
     }
   });
 }

@@ -387,21 +387,32 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
   for (int64_t first = begin; first < count; first += step) {
     T numbers[chunk_classes];
     load_neighbours(gradient + first, count - first, numbers);
-    // Positions of the first number; those of its neighbours follow without a division.
-    int64_t outside = 0, inside = 0;
+    // Where the first number is; its neighbours follow without a division.
+    int64_t row = 0, c = 0, r = 0;  // r: in the inner dimension
     if (per_row && classes_last) {
-      outside = first / classes;
-      inside = first % classes;
+      row = first / classes;
+      c = first % classes;
+    } else if (per_row) {
+      const int64_t line = first / inner;
+      r = first % inner;
+      c = line % classes;
+      row = line / classes * inner + r;
     }
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      const int64_t i = first + e;
-      int64_t row = 0;
-      if (per_row && i < count) row = classes_last ? outside : i / (classes * inner) * inner + i % inner;
-      from_arithmetic(to_arithmetic(numbers[e]) * upstream[row], numbers + e);
-      if (++inside == classes) {
-        inside = 0;
-        ++outside;
+      from_arithmetic(to_arithmetic(numbers[e]) * upstream[per_row && first + e < count ? row : 0], numbers + e);
+      if (classes_last) {
+        if (++c < classes) continue;
+        ++row;
+      } else {
+        ++row;
+        if (++r < inner) continue;
+        r = 0;
+        if (++c < classes) {
+          row -= inner;  // the same rows once more
+          continue;
+        }
       }
+      c = 0;
     }
     store_neighbours(gradient + first, count - first, numbers);
   }
