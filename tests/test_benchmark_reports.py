@@ -121,14 +121,14 @@ def test_the_table_of_the_readme():
     facts, _, header, _, *rows = text.splitlines()
     assert facts == "A CPU, CPU threads: 2, avx2; float32, torch 2.15.0."
     assert header == "| loss | shape | kdkernels, us | over eager | over torch.compile | peak memory, MB (eager) |"
-    assert rows[0] == "| `softened_kl` | 1024 x 1000 | 5 ± 5 % | 2.0x ± 5 % | 1.5x ± 5 % | 1 (3) |" and len(rows) == 8
+    assert rows[0] == "| `softened_kl` | 256 x 1000 | 5 ± 5 % | 2.0x ± 5 % | 1.5x ± 5 % | 1 (3) |" and len(rows) == 8
     assert all(shape in LOSSES[loss].shapes["cpu"] for loss, shape in headline.ROWS.items())
 
 
 @pytest.mark.parametrize("contender", ["kdkernels", "eager", "compile"])
 def test_the_readme_shows_no_noisy_row(contender):
     headline.table([run_of_headline(**{contender: 0.15})])
-    with pytest.raises(ValueError, match=r"softened_kl \(1024, 1000\) has a spread of 16 %, at most 15 % is shown"):
+    with pytest.raises(ValueError, match=r"softened_kl \(256, 1000\) has a spread of 16 %, at most 15 % is shown"):
         headline.table([run_of_headline(**{contender: 0.16})])
 
 
