@@ -73,6 +73,12 @@ def test_bug_is_an_error(name, message):
     np.testing.assert_array_equal(run(name, False, seed=0), TRUTH[name])  # the engine is fit for the next launch
 
 
+def test_the_device_of_a_call_ends_with_it():
+    features, positive = np.eye(2, dtype=np.float32), np.arange(2)
+    emulated.module().similarity_rank(features, features, positive, True, sm=75)  # a GPU without clusters
+    np.testing.assert_array_equal(run("ended_block", False, seed=0), TRUTH["ended_block"])
+
+
 REFUSED = {
     "no_opt_in": "small needs 256 bytes of static and 49152 of dynamic shared memory, a block has 49152 without a larger opt-in",
     "shared_of_the_device": r"small needs 256 bytes of static and 232193 of dynamic shared memory, a block has 232448$",

@@ -68,13 +68,8 @@ std::map<std::string, Pair> launches() {
   };
 }
 
-struct OnDevice {
-  explicit OnDevice(int sm) { kd::emulated::set_device(sm); }
-  ~OnDevice() { kd::emulated::set_device(90); }
-};
-
 void start(const Launch& its, const float* values, int64_t count, float* result) {
-  const OnDevice device(its.sm);
+  const kd::emulated::OnDevice device(its.sm);
   if (!its.bare) return launch_clusters(its.kernel, its.blocks, its.cluster, its.threads, its.shared_bytes, nullptr, values, count, result);
   cudaLaunchConfig_t how{};
   how.gridDim = static_cast<unsigned>(its.blocks);

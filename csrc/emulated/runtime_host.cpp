@@ -47,7 +47,8 @@ void set_kernel_resources(const void* kernel, KernelResources resources) {
   runtime.kernels[kernel] = std::move(resources);
 }
 
-void set_device(int sm) { runtime.device = sm; }
+OnDevice::OnDevice(int sm) { runtime.device = sm; }
+OnDevice::~OnDevice() { runtime.device = Runtime{}.device; }
 
 size_t allowed_shared(const void* kernel) {
   const auto opt_in = runtime.dynamic_shared.find({kernel, runtime.device});

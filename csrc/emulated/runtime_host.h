@@ -62,8 +62,11 @@ struct KernelResources {
 // To be called before the first launch of the kernel.
 void set_kernel_resources(const void* kernel, KernelResources resources);
 
-// The GPU of the launches that follow, by compute capability: 90, the default, is 9.0.
-void set_device(int sm);
+// The GPU of the launches in its scope, by compute capability. Outside of any it is 90, for 9.0.
+struct OnDevice {
+  explicit OnDevice(int sm);
+  ~OnDevice();
+};
 
 // cudaSuccess, or why the GPU refuses the launch.
 cudaError_t check_launch(const cudaLaunchConfig_t& how, const void* kernel);

@@ -29,7 +29,7 @@ py::dict similarity(const kd::python::SimilarityOptions& options, int row_shares
   force(product_shares, tiles(problem.keys()), plan.product_shares);
   if (band_tiles > 0) plan.band_rows = band_tiles * kd::tile_rows;
   void* workspace = outputs.allocate("workspace", kd::workspace_bytes(problem, plan));
-  kd::emulated::set_device(sm);
+  const kd::emulated::OnDevice device(sm);
   kd::similarity_cuda(problem, plan, workspace, sm, nullptr);
   outputs.check();
   return numpy.results();
@@ -42,7 +42,7 @@ py::array similarity_rank(const py::array& query, const py::array& key, const kd
       query, key, positive, normalize,
       [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
   void* workspace = outputs.allocate("workspace", kd::workspace_bytes(numpy.problem));
-  kd::emulated::set_device(sm);
+  const kd::emulated::OnDevice device(sm);
   kd::similarity_rank_cuda(numpy.problem, workspace, sm, nullptr);
   outputs.check();
   return numpy.results();

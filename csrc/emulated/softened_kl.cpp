@@ -46,7 +46,7 @@ py::dict softened_kl(const kd::python::Options& options, const std::string& form
   const kd::RowPlan plan =
       form == "auto" ? kd::plan_problem(problem.after_statistics(), sm)
                      : forced_plan(problem, form, lanes, threads, cluster);
-  kd::emulated::set_device(sm);
+  const kd::emulated::OnDevice device(sm);
   kd::softened_kl_cuda(problem, plan, sm, nullptr);
   outputs.check();
   py::dict results = numpy.results();
@@ -71,7 +71,7 @@ py::array logit_rank(const py::array& logits,  // [rows, C]
   Outputs outputs;
   const void* ranks = problem.row_statistic =
       outputs.allocate("ranks", problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float)));
-  kd::emulated::set_device(sm);
+  const kd::emulated::OnDevice device(sm);
   kd::row_statistics_cuda(problem, sm, nullptr);
   outputs.check();
   if (problem.is_double()) return py::array_t<double>(problem.rows(), static_cast<const double*>(ranks));
