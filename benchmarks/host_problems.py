@@ -19,7 +19,7 @@ ROWS, CLASSES = 64, 1000
 
 
 def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
-    """Name -> call. Integers are those of the enums in csrc/softened_kl.h, csrc/similarity.h and csrc/peer_ensemble.h."""
+    """Name -> call. Integers are those of the enums in csrc/row_loss.h, csrc/similarity.h and csrc/peer_ensemble.h."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int, spread: float = 1.0) -> np.ndarray:
@@ -36,7 +36,7 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
     of_label = {"label_on": 0.9, "label_off": 0.1 / (CLASSES - 1)}
 
     def rows(student: np.ndarray = student, teacher: np.ndarray = teacher, **options) -> Callable[[], dict]:
-        return lambda: host.softened_kl(student, teacher, **{"temperature": 4.0, **options})
+        return lambda: host.row_loss(student, teacher, **{"temperature": 4.0, **options})
 
     def half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)

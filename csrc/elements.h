@@ -2,7 +2,7 @@
 #pragma once
 #include "half.h"
 #include "host_device.h"
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 

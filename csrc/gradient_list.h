@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 

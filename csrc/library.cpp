@@ -1,6 +1,6 @@
 // Every operator of the package, on one screen. Kernels register themselves: csrc/cpu/STEM.cpp and csrc/cuda/STEM.cu.
 //
-// Integers that stand for names (source, divergence, reduction) are the enums of csrc/softened_kl.h.
+// Integers that stand for names (source, divergence, reduction) are the enums of csrc/row_loss.h.
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(kdkernels, m) {

@@ -20,7 +20,7 @@
 
 #include "host_device.h"
 #include "similarity.h"
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 

@@ -25,7 +25,7 @@
 #include <cstdint>
 
 #include "host_device.h"
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 

@@ -4,7 +4,7 @@
 
 #include "half.h"
 #include "host_device.h"
-#include "softened_kl.h"
+#include "row_loss.h"
 
 namespace kd {
 
@@ -15,7 +15,7 @@ struct Divisors {
 };
 
 // `soft`, `hard`: rows of the group that either term counts.
-KD_HOST_DEVICE Divisors divisors_by(const SoftenedKL& problem, int64_t soft, int64_t hard) {
+KD_HOST_DEVICE Divisors divisors_by(const RowLoss& problem, int64_t soft, int64_t hard) {
   Divisors divisor;
   divisor.soft = soft > 0 ? static_cast<double>(soft) : 1.0;
   divisor.hard = hard > 0 ? static_cast<double>(hard) : 1.0;
@@ -24,12 +24,12 @@ KD_HOST_DEVICE Divisors divisors_by(const SoftenedKL& problem, int64_t soft, int
 }
 
 // From the counts in memory, where there have to be any.
-KD_HOST_DEVICE Divisors divisors(const SoftenedKL& problem, int64_t group) {
+KD_HOST_DEVICE Divisors divisors(const RowLoss& problem, int64_t group) {
   if (!problem.is_mean()) return {};
   const int64_t all = problem.group_rows();
   const int64_t* counts = static_cast<const int64_t*>(problem.counts);
   return divisors_by(problem, problem.mask || problem.source == TargetSource::label ? counts[group] : all,
-                     problem.target ? counts[problem.groups + group] : all);
+                     problem.hard.target ? counts[problem.groups + group] : all);
 }
 
 template <class A>
@@ -46,26 +46,26 @@ struct RowScales {
 };
 
 template <class A>
-KD_HOST_DEVICE RowScales<A> row_scales(const SoftenedKL& problem, int64_t row, const Divisors& divisor) {
+KD_HOST_DEVICE RowScales<A> row_scales(const RowLoss& problem, int64_t row, const Divisors& divisor) {
   RowScales<A> scales{};
   scales.has_soft = problem.counts_row(row);
-  if (problem.target) {
-    scales.label = problem.target[row];
-    scales.has_label = scales.label != problem.ignore_index;
-    scales.has_hard = scales.has_label && problem.hard;
+  if (problem.hard.target) {
+    scales.label = problem.hard.target[row];
+    scales.has_label = scales.label != problem.hard.ignore_index;
+    scales.has_hard = scales.has_label && problem.hard.wanted;
     scales.bad_label = scales.has_label && (scales.label < 0 || scales.label >= problem.classes);
   }
-  A temperature = static_cast<A>(problem.temperature);
-  if (problem.row_temperature) {
-    temperature = static_cast<const A*>(problem.row_temperature)[row];
+  A temperature = static_cast<A>(problem.soft.temperature);
+  if (problem.soft.row_temperature) {
+    temperature = static_cast<const A*>(problem.soft.row_temperature)[row];
     // A device cannot raise: a temperature that is not positive makes its row NaN.
     if (!(temperature > A(0))) temperature = static_cast<A>(__builtin_nan(""));
   }
   scales.inverse_temperature = A(1) / temperature;
-  scales.soft = problem.scale_by_t2 ? temperature * temperature : A(1);
+  scales.soft = problem.soft.scale_by_t2 ? temperature * temperature : A(1);
   if (problem.row_weight) scales.soft *= static_cast<const A*>(problem.row_weight)[row];
-  scales.soft_gradient = scales.soft * static_cast<A>(problem.kl_weight / divisor.soft);
-  scales.hard_gradient = static_cast<A>(problem.ce_weight / divisor.hard);
+  scales.soft_gradient = scales.soft * static_cast<A>(problem.soft.weight / divisor.soft);
+  scales.hard_gradient = static_cast<A>(problem.hard.weight / divisor.hard);
   return scales;
 }
 
@@ -84,9 +84,9 @@ KD_HOST_DEVICE A float16_factor(A most) {
 }
 
 // kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.
-KD_HOST_DEVICE double weighted_loss(const SoftenedKL& problem, double soft, double hard) {
-  return (problem.kl_weight == 0 ? 0.0 : problem.kl_weight * soft) +
-         (problem.ce_weight == 0 ? 0.0 : problem.ce_weight * hard);
+KD_HOST_DEVICE double weighted_loss(const RowLoss& problem, double soft, double hard) {
+  return (problem.soft.weight == 0 ? 0.0 : problem.soft.weight * soft) +
+         (problem.hard.weight == 0 ? 0.0 : problem.hard.weight * hard);
 }
 
 }  // namespace kd

@@ -12,7 +12,7 @@
 #include <cmath>
 
 #include "host_device.h"
-#include "softened_kl.h"
+#include "row_loss.h"
 
 namespace kd {
 
@@ -28,11 +28,11 @@ constexpr int no_rank = -1;
 
 // The inner product and the squares are those of the whole rows.
 template <class A>
-KD_HOST_DEVICE A cosine_statistic(const SoftenedKL& problem, A product, A student_square, A teacher_square) {
+KD_HOST_DEVICE A cosine_statistic(const RowLoss& problem, A product, A student_square, A teacher_square) {
   const A small = A(1e-4);  // keeps a row of zeros from being divided by 0
   const A cosine = product / ((std::sqrt(student_square) + small) * (std::sqrt(teacher_square) + small));
   const A base = cosine < A(1) ? A(1) - cosine : A(0) * cosine;  // rounding may pass 1; NaN stays NaN
-  return problem.statistic_power == 1 ? base : std::pow(base, static_cast<A>(problem.statistic_power));
+  return problem.first.power == 1 ? base : std::pow(base, static_cast<A>(problem.first.power));
 }
 
 // `sum_of_exp`: of exp(z - max z).
@@ -43,16 +43,16 @@ KD_HOST_DEVICE A doubt_statistic(A sum_of_exp) {
 
 // A row's weight or temperature from its statistic and those of its group. A row that does not count has the weight 0 and
 // the temperature of the batch.
-KD_HOST_DEVICE double applied_statistic(const SoftenedKL& problem, bool counted, double statistic, double sum,
+KD_HOST_DEVICE double applied_statistic(const RowLoss& problem, bool counted, double statistic, double sum,
                                         double count) {
-  if (problem.statistic == RowStatistic::confidence) {
+  if (problem.first.statistic == RowStatistic::confidence) {
     if (!counted) return 0;
-    return problem.normalise_statistic && sum > 0 ? statistic * (count / sum) : statistic;
+    return problem.first.normalize && sum > 0 ? statistic * (count / sum) : statistic;
   }
-  if (!counted) return problem.temperature;
-  const double unit = problem.normalise_statistic && sum > 0 ? sum : 1.0;
-  const double temperature = problem.temperature + (sum / count - statistic) / unit * problem.temperature_slope;
-  return temperature < problem.least_temperature ? problem.least_temperature : temperature;
+  if (!counted) return problem.soft.temperature;
+  const double unit = problem.first.normalize && sum > 0 ? sum : 1.0;
+  const double temperature = problem.soft.temperature + (sum / count - statistic) / unit * problem.first.slope;
+  return temperature < problem.first.least_temperature ? problem.first.least_temperature : temperature;
 }
 
 }  // namespace kd

@@ -21,7 +21,7 @@
 #include <cstdint>
 
 #include "host_device.h"
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 
@@ -32,15 +32,6 @@ constexpr double least_norm = 1e-8;
 KD_HOST_DEVICE constexpr bool short_rows_are_constant(Dtype dtype) {
   return dtype == Dtype::float16 || dtype == Dtype::bfloat16;
 }
-
-// A matrix of features [rows, width]; the features of a row are neighbours.
-struct Features {
-  void* data = nullptr;  // null: absent
-  Dtype dtype = Dtype::float32;
-  int64_t rows = 0;
-  int64_t width = 0;
-  int64_t stride = 0;  // between rows, in elements
-};
 
 enum class KeyTarget : int { positive, labels, teacher };
 

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "softened_kl.h"
+#include "types.h"
 
 namespace kd {
 

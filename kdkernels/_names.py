@@ -1,4 +1,4 @@
-"""Names of options and their integers in the compiled ops: the enums of csrc/softened_kl.h and csrc/similarity.h."""
+"""Names of options and their integers in the compiled ops: the enums of csrc/row_loss.h and csrc/similarity.h."""
 
 TEACHER_KINDS = {"logits": 0, "log_probs": 1, "probs": 2}
 DIVERGENCES = {"forward": 0, "reverse": 1, "jsd": 2, "cross_entropy": 3}

@@ -2,14 +2,14 @@
 double: logarithms of ratios near 1, of which thousands are added, would leave float64 too few digits to check it with;
 problems drawn by hypothesis, and the comparison of a kernel's results with the formulas.
 
-Beside each value stands its rounding scale, as in oracle.py.
+Beside each value stands its rounding scale, as in row_oracle.py.
 """
 
 import emulated
 import numpy as np
 from hypothesis import strategies as st
-from oracle import REDUCTIONS, UNDERFLOW, Estimate, close
-from problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
+from row_oracle import REDUCTIONS, UNDERFLOW, Estimate, close
+from row_problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
 
 # One feature, around one chunk of 8, the last that 32 lanes hold in one chunk each and in four, and beyond.
 WIDTHS = [1, 7, 8, 9, 16, 64, 100, 128, 256, 257]
@@ -93,7 +93,7 @@ def aside(rows, front):
 
 
 def numbered(options):
-    """Options with the integers of csrc/softened_kl.h instead of names."""
+    """Options with the integers of csrc/row_loss.h instead of names."""
     return {**options, "reduction": REDUCTIONS.index(options.get("reduction", "batchmean"))}
 
 

@@ -2,7 +2,7 @@
 same dtype. numerics_tables.py prints the tables of docs/numerics.md, test_numerics.py asserts its bounds.
 
 Errors are counted in roundings: what one rounding of the arithmetic type, made in every logarithm and every product of a
-term, can move the result by (the scales of oracle.py). Where terms are huge that may be more than the whole gradient, so its
+term, can move the result by (the scales of row_oracle.py). Where terms are huge that may be more than the whole gradient, so its
 errors are counted in roundings of its largest number too. What is lost by storing a gradient in its dtype is not counted.
 """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import oracle
+import row_oracle
 import torch
 import torch.nn.functional as F
 from helpers import draw, labels
@@ -108,7 +108,7 @@ def divergence(name: str, eager: Callable) -> Loss:
         return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
 
     def truth(p):
-        return oracle.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
+        return row_oracle.row_loss(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
 
     def plain(p):
         log_p, log_q = F.log_softmax(p.teacher / p.temperature, -1), F.log_softmax(p.student / p.temperature, -1)
@@ -129,7 +129,7 @@ def of_teacher(divergence: str, kind: str) -> Loss:
         return own.sum(-1) * p.temperature**2
 
     def truth(p):
-        return oracle.softened_kl(p.student, p.teacher, temperature=p.temperature, source=kind, **how)
+        return row_oracle.row_loss(p.student, p.teacher, temperature=p.temperature, source=kind, **how)
 
     return Loss(ours, eager, truth, ("student", "teacher"))
 
@@ -183,7 +183,7 @@ def dynamic(adjust: str, **how) -> Loss:
         return F.kl_div(F.log_softmax(p.student / T, -1), soft, reduction="none").sum(-1) * T[:, 0] ** 2
 
     def truth(p):
-        return oracle.dynamic_temperature_kl(p.student, p.teacher, p.target, row_temperature=p.row_temperature, **how)
+        return row_oracle.dynamic_temperature_kl(p.student, p.teacher, p.target, row_temperature=p.row_temperature, **how)
 
     return Loss(ours, eager, truth, ("student",), complete)
 
@@ -199,7 +199,7 @@ def virtual_truth(p):
     classes, correct = p.student.shape[1], VIRTUAL["correct_prob"]
     others = np.exp(((1 - correct) / (classes - 1) - correct) / VIRTUAL["temperature"])
     on = 1 / (1 + (classes - 1) * others)
-    return oracle.label_loss(p.student, p.target, on=on, off=on * others, ce_weight=1.0, reduction="none")
+    return row_oracle.label_loss(p.student, p.target, on=on, off=on * others, ce_weight=1.0, reduction="none")
 
 
 def eager_cwtm(p):
@@ -209,7 +209,7 @@ def eager_cwtm(p):
 
 def smoothed_truth(p):
     off = SMOOTHING / p.student.shape[1]
-    return oracle.label_loss(p.student, p.target, on=1 - SMOOTHING + off, off=off, relative=False, reduction="none")
+    return row_oracle.label_loss(p.student, p.target, on=1 - SMOOTHING + off, off=off, relative=False, reduction="none")
 
 
 LOSSES = {
@@ -222,7 +222,7 @@ LOSSES = {
     "kd_loss": Loss(
         lambda p: kd.kd_loss(p.student, p.teacher, p.target, temperature=p.temperature, reduction="none"),
         eager_kd,
-        lambda p: oracle.softened_kl(
+        lambda p: row_oracle.row_loss(
             p.student, p.teacher, target=p.target, temperature=p.temperature, ce_weight=1.0, reduction="none"
         ),
         ("student", "teacher"),
@@ -236,7 +236,7 @@ LOSSES = {
             reduction="none",
         ),
         eager_dkpp,
-        lambda p: oracle.dkpp_loss(
+        lambda p: row_oracle.dkpp_loss(
             p.student, p.teacher, permutation(p.student.shape).numpy(), temperature=p.temperature, reduction="none"
         ),
         ("student",),
@@ -257,7 +257,7 @@ LOSSES = {
     "cwtm_loss": Loss(
         lambda p: kd.cwtm_loss(p.student, p.target, p.teacher, reduction="none"),
         eager_cwtm,
-        lambda p: oracle.label_loss(
+        lambda p: row_oracle.label_loss(
             p.student, p.target, teacher=p.teacher, relative=False, normalize=True, reduction="none"
         ),
         ("student",),

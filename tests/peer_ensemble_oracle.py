@@ -2,15 +2,15 @@
 papers and not from any kernel: chain rule step by step, in long double. Problems drawn by hypothesis, and the comparison
 of a kernel's results with the formulas.
 
-Beside each value stands its rounding scale, as in oracle.py: here every product and sum adds its own roundings to those of
+Beside each value stands its rounding scale, as in row_oracle.py: here every product and sum adds its own roundings to those of
 what it is made of. Axes: n samples, a rows that learn (peers, then the leader), b peers, c classes, d features.
 """
 
 import emulated
 import numpy as np
 from hypothesis import strategies as st
-from oracle import UNDERFLOW, Estimate, close
-from problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
+from row_oracle import UNDERFLOW, Estimate, close
+from row_problems import FLOATS, PRECISION, STORED, decode, encode, kept, lay_out, name_of
 
 WEIGHTS = ("attention", "gate", "others")
 MIXES = ("logits", "probs", "divergences")

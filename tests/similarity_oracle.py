@@ -1,9 +1,9 @@
 """The mathematics of the similarity losses (csrc/similarity.h) in float64 NumPy, written from the formulas and not from any
-kernel. Values come with their rounding scales, as in oracle.py.
+kernel. Values come with their rounding scales, as in row_oracle.py.
 """
 
 import numpy as np
-from oracle import UNDERFLOW, Estimate, log_softmax, times, total
+from row_oracle import UNDERFLOW, Estimate, log_softmax, times, total
 
 TARGETS = ("positive", "labels", "teacher")
 LEAST_NORM = 1e-8

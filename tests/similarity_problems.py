@@ -3,16 +3,16 @@ the CPU kernels of kdkernels._host and for the CUDA kernels, emulated.
 """
 
 import numpy as np
-import oracle
+import row_oracle
 import similarity_oracle
 from hypothesis import strategies as st
-from problems import FLOATS, PRECISION, STORED, decode, encode, kept, name_of
+from row_problems import FLOATS, PRECISION, STORED, decode, encode, kept, name_of
 
 # None, one, around a vector, a tile of the matrix product, a band of 64, and more than one of them.
 QUERIES = st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65, 130, 192]) | st.integers(0, 100)
 KEYS = st.sampled_from([1, 2, 5, 6, 7, 64, 65, 126, 127, 200, 300]) | st.integers(1, 100)
 WIDTHS = st.sampled_from([1, 2, 3, 16, 17, 63, 64, 65, 128, 129, 257, 300]) | st.integers(1, 100)
-REDUCTIONS = st.sampled_from(oracle.REDUCTIONS)
+REDUCTIONS = st.sampled_from(row_oracle.REDUCTIONS)
 # The arguments of lay_out; plain ones half of the time.
 GAPS = st.integers(0, 9)
 # Of queries and keys; one for both more often than not.
@@ -120,7 +120,7 @@ def check(query, key, options, ours, factor=4, product_precision=None):
     decoded = {name: decode(x) if name.startswith("teacher") else x for name, x in options.items()}
     constant = [name_of(features) in ("float16", "bfloat16") for features in (query, key)]
     truth = similarity_oracle.similarity(decode(query), decode(key), short_rows_are_constant=constant, **decoded)
-    oracle.close(ours["loss"].astype(np.float64), truth["loss"], precision, precision, factor=factor)
+    row_oracle.close(ours["loss"].astype(np.float64), truth["loss"], precision, precision, factor=factor)
     finite = np.isfinite(truth["rows"].value)
     for name, features, regular in (("grad_query", query, finite[:, None]), ("grad_key", key, finite.all())):
         if ours[name] is None:
@@ -130,15 +130,15 @@ def check(query, key, options, ours, factor=4, product_precision=None):
         largest = np.abs(truth[name].value) + factor * (product_precision or precision) * truth[name].scale
         regular = regular & ~(largest >= 0.99 * stored[2])
         ours_here = np.where(regular, decode(ours[name]), 0)
-        oracle.close(ours_here, truth[name].where(regular), product_precision or precision, *stored[:2], factor=factor)
+        row_oracle.close(ours_here, truth[name].where(regular), product_precision or precision, *stored[:2], factor=factor)
     if ours["grad_temperature"] is not None and finite.all():
         by_temperature = ours["grad_temperature"].astype(np.float64)
-        oracle.close(by_temperature, truth["grad_temperature"], product_precision or precision, precision, factor=factor)
+        row_oracle.close(by_temperature, truth["grad_temperature"], product_precision or precision, precision, factor=factor)
 
 
 def numbered(options):
     """Options with the integers of csrc/similarity.h instead of names."""
-    names = {"target": similarity_oracle.TARGETS, "reduction": oracle.REDUCTIONS}
+    names = {"target": similarity_oracle.TARGETS, "reduction": row_oracle.REDUCTIONS}
     return {name: names[name].index(value) if name in names else value for name, value in options.items()}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import FLOATS, draw, labels, threads
-from problems import numbered, plain_problem
+from row_problems import numbered, plain_problem
 
 import kdkernels as kd
 

@@ -1,4 +1,4 @@
-"""kdkernels._host: the CPU kernels on NumPy arrays with every instruction set, against the float64 formulas of oracle.py, and
+"""kdkernels._host: the CPU kernels on NumPy arrays with every instruction set, against the float64 formulas of row_oracle.py, and
 the launch plans of the CUDA kernels. No torch tensor is made.
 """
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from host_isa import host, isa  # noqa: F401  a fixture
-from problems import FLOATS, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
+from row_problems import FLOATS, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
 
 
 def valid_labels(options, classes):
@@ -22,14 +22,14 @@ def valid_labels(options, classes):
 def test_matches_the_formulas(isa, problem, gradients):
     student, teacher, options = problem
     options = valid_labels(options, student.shape[1])
-    check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options), **gradients))
+    check(student, teacher, options, host.row_loss(student, teacher, dim=1, **numbered(options), **gradients))
 
 
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 1000, 32000, 262144])
 def test_long_and_ragged_rows(isa, classes):
     student, teacher = plain_problem(classes, rows=2)
     options = {"target": np.array([0, classes - 1]), "ce_weight": 1.0, "label_smoothing": 0.1}
-    check(student, teacher, options, host.softened_kl(student, teacher, dim=1, grad_teacher=True, **options))
+    check(student, teacher, options, host.row_loss(student, teacher, dim=1, grad_teacher=True, **options))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -47,20 +47,20 @@ def test_the_commonest_loss(isa, classes, dtype):
     cases += [{**labels, "temperature": temperature} for temperature in (1.0, 2.0, 3.0)]  # with and without powers
     for options in cases:
         options = {"temperature": 4.0, "reduction": "none", **options}
-        check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options)))
+        check(student, teacher, options, host.row_loss(student, teacher, dim=1, **numbered(options)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_that_two_strides_lead_to(isa, dtype):
     student, teacher = plain_problem(37, rows=8, dtype=dtype)
     options = {"target": np.arange(8), "ce_weight": 0.5, "grad_teacher": True}
-    expected = host.softened_kl(student, teacher, dim=1, **options)
-    ours = host.softened_kl(sliced(student), sliced(teacher), dim=2, **options)
+    expected = host.row_loss(student, teacher, dim=1, **options)
+    ours = host.row_loss(sliced(student), sliced(teacher), dim=2, **options)
     for name in ("loss", "grad_student", "grad_teacher"):
         np.testing.assert_array_equal(ours[name].reshape(expected[name].shape), expected[name])
     # Positions after the classes: [1, C, 2, 4].
     behind = [sliced(logits).transpose(2, 0, 1)[None] for logits in (student, teacher)]
-    ours = host.softened_kl(*behind, dim=1, **options)
+    ours = host.row_loss(*behind, dim=1, **options)
     np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-6)
 
 
@@ -87,17 +87,17 @@ def test_instruction_sets_have_names():
 def test_bad_arguments(arguments, rule):
     logits = np.zeros((2, 5), np.float32)
     with pytest.raises(ValueError, match=rule):
-        host.softened_kl(logits, logits, **arguments)
+        host.row_loss(logits, logits, **arguments)
 
 
 def test_other_shapes_and_dtypes_are_refused():
     logits = np.zeros((2, 5), np.float32)
     with pytest.raises(ValueError, match="equal shapes"):
-        host.softened_kl(logits, logits[:, :4])
+        host.row_loss(logits, logits[:, :4])
     with pytest.raises(ValueError, match="at least 1 class"):
-        host.softened_kl(logits[:, :0], logits[:, :0])
+        host.row_loss(logits[:, :0], logits[:, :0])
     with pytest.raises(TypeError, match="logits must be float32, .* got int64"):
-        host.softened_kl(logits.astype(np.int64), logits)
+        host.row_loss(logits.astype(np.int64), logits)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_other_shapes_and_dtypes_are_refused():
     ],
 )
 def test_launch_plans(classes, dtype, sm, form, lanes, cluster):
-    plan = host.launch_plan("softened_kl", 8192, classes, dtype, sm)
+    plan = host.launch_plan("row_loss", 8192, classes, dtype, sm)
     assert (plan["form"], plan["lanes"], plan["cluster"]) == (form, lanes, cluster)
     assert plan["blocks"] * plan["threads"] // plan["lanes"] >= 8192
     assert plan["threads"] % 32 == 0 and plan["shared_bytes"] <= 225 * 1024
@@ -151,7 +151,7 @@ def test_a_thousand_classes_of_eight_peers_stay_in_shared_memory():
 
 
 def test_launch_plans_of_nothing_known():
-    with pytest.raises(ValueError, match="family must be softened_kl, similarity or peer_ensemble, got kl"):
+    with pytest.raises(ValueError, match="family must be row_loss, similarity or peer_ensemble, got kl"):
         host.launch_plan("kl", 1, 1)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
-        host.launch_plan("softened_kl", 1, 1, "int8")
+        host.launch_plan("row_loss", 1, 1, "int8")

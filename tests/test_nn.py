@@ -14,7 +14,7 @@ import kdkernels as kd
 pytestmark = pytest.mark.numeric
 
 PAIRS = {
-    kd.nn.SoftenedKL: kd.softened_kl,
+    kd.nn.RowLoss: kd.softened_kl,
     kd.nn.SoftCrossEntropy: kd.soft_cross_entropy,
     kd.nn.KDLoss: kd.kd_loss,
     kd.nn.VirtualTeacherLoss: kd.virtual_teacher_loss,
@@ -152,7 +152,7 @@ def test_same_result(module, function):
 
 
 def test_numpy_scalars_in_a_graph():
-    loss = kd.nn.SoftenedKL(temperature=np.float32(2.0), scale_by_t2=np.bool_(False))
+    loss = kd.nn.RowLoss(temperature=np.float32(2.0), scale_by_t2=np.bool_(False))
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     student, teacher = draw(4, 3), draw(4, 3, seed=1)
     for loss.temperature in np.linspace(1, 2, 2):

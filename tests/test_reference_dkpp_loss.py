@@ -4,7 +4,7 @@ import itertools
 import math
 
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def test_every_class_finds_its_place_by_itself(classes):
     """Bit for bit what Python's unlimited integers give for one class after the other."""
     kept = labels(4, classes=classes)
     for seed in SEEDS:
-        expected = torch.from_numpy(oracle.random_permutation(kept.tolist(), classes, seed))
+        expected = torch.from_numpy(row_oracle.random_permutation(kept.tolist(), classes, seed))
         assert torch.equal(random_permutation(kept, classes, seed), expected)
         assert torch.equal(random_permutation(kept, classes, torch.tensor(seed)), expected)
 
@@ -162,7 +162,7 @@ def test_generator_decides():
     assert reference.dkpp_loss(student, teacher) == first != second
 
 
-@pytest.mark.parametrize("reduction", oracle.REDUCTIONS)
+@pytest.mark.parametrize("reduction", row_oracle.REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_formulas(reduction, dtype):
     student, teacher = (draw(12, 9, seed=seed, dtype=dtype).requires_grad_() for seed in (0, 1))
@@ -174,7 +174,7 @@ def test_formulas(reduction, dtype):
     loss = reference.dkpp_loss(student, teacher, permutation=order, mask=mask, row_weight=weight, **options)
     loss.sum().backward()
     assert teacher.grad is None  # a constant
-    truth = oracle.dkpp_loss(
+    truth = row_oracle.dkpp_loss(
         student.detach().double().numpy(),
         teacher.detach().double().numpy(),
         order.numpy(),
@@ -184,8 +184,8 @@ def test_formulas(reduction, dtype):
     )
     precision = 2.0**-24 if dtype is torch.float32 else 2.0**-53
     for mine, name in ((loss.detach(), "loss"), (student.grad, "grad_student")):
-        estimate = truth[name] if mine.dim() else oracle.Estimate(*(x[0] for x in truth[name]))
-        oracle.close(mine.double().numpy(), oracle.Estimate(*map(np.asarray, estimate)), precision)
+        estimate = truth[name] if mine.dim() else row_oracle.Estimate(*(x[0] for x in truth[name]))
+        row_oracle.close(mine.double().numpy(), row_oracle.Estimate(*map(np.asarray, estimate)), precision)
 
 
 def test_hidden_rows_and_no_rows():

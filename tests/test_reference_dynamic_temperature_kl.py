@@ -1,11 +1,11 @@
-"""The twin of dynamic_temperature_kl against torch's own functions and the float64 formulas of oracle.py."""
+"""The twin of dynamic_temperature_kl against torch's own functions and the float64 formulas of row_oracle.py."""
 
 import functools
 import itertools
 import math
 
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,7 +220,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reduction", oracle.REDUCTIONS)
+@pytest.mark.parametrize("reduction", row_oracle.REDUCTIONS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_formulas(options, reduction, dtype):
     student, teacher, target = problem(dtype=dtype)
@@ -240,17 +240,17 @@ def test_formulas(options, reduction, dtype):
     loss.sum().backward()
     tensors = (student.detach().double().numpy(), teacher.double().numpy(), target.numpy())
     rows = dict(mask=mask.numpy(), row_weight=weight.double().numpy())
-    expected = oracle.dynamic_temperature_kl(*tensors, l1=options.get("l1", False), **rows, **shared)
+    expected = row_oracle.dynamic_temperature_kl(*tensors, l1=options.get("l1", False), **rows, **shared)
     found = parts["temperature"].double().numpy()
     np.testing.assert_allclose(found, expected["row_temperature"], rtol=64 * PRECISION[dtype])
     # A rounding error of a temperature is none of the loss at that temperature.
-    truth = oracle.dynamic_temperature_kl(*tensors, row_temperature=found, **rows, **shared)
+    truth = row_oracle.dynamic_temperature_kl(*tensors, row_temperature=found, **rows, **shared)
     both = torch.stack((parts["kl"], parts["ce"]))
     for mine, name in ((loss.detach(), "loss"), (both, "parts"), (student.grad, "grad_student")):
         estimate = truth[name]
         if reduction != "none" and name != "grad_student":
-            estimate = oracle.Estimate(*(x[..., 0] for x in estimate))
-        oracle.close(mine.double().numpy(), oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
+            estimate = row_oracle.Estimate(*(x[..., 0] for x in estimate))
+        row_oracle.close(mine.double().numpy(), row_oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
 
 
 # Edges

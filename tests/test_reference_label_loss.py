@@ -1,9 +1,9 @@
-"""The twins of the losses on labels against torch's own functions and the float64 formulas of oracle.py."""
+"""The twins of the losses on labels against torch's own functions and the float64 formulas of row_oracle.py."""
 
 import math
 
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,7 @@ def test_cwtm_without_any_confidence_is_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reduction", oracle.REDUCTIONS)
+@pytest.mark.parametrize("reduction", row_oracle.REDUCTIONS)
 @pytest.mark.parametrize("relative", [True, False])
 def test_formulas(relative, reduction, dtype):
     cases = [
@@ -152,7 +152,7 @@ def test_formulas(relative, reduction, dtype):
             **settings,
         )
         numpy = lambda tensor: None if tensor is None else tensor.double().numpy()  # noqa: E731
-        truth = oracle.label_loss(
+        truth = row_oracle.label_loss(
             numpy(student),
             target.numpy(),
             teacher=numpy(teacher),
@@ -165,8 +165,8 @@ def test_formulas(relative, reduction, dtype):
         for mine, name in zip(ours, ("loss", "grad_student")):
             estimate = truth[name]
             if mine.dim() == 0:
-                estimate = oracle.Estimate(estimate.value[0], estimate.scale[0])
-            oracle.close(mine.double().numpy(), oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
+                estimate = row_oracle.Estimate(estimate.value[0], estimate.scale[0])
+            row_oracle.close(mine.double().numpy(), row_oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
 
 
 LOSSES = {
@@ -183,7 +183,7 @@ LOSSES = {
 def test_ignored_rows_are_harmless(loss):
     student, target = draw(4, 5, dtype=torch.float64), torch.tensor([1, 7, 2, 7])
     student[1] = nan
-    for reduction in oracle.REDUCTIONS:
+    for reduction in row_oracle.REDUCTIONS:
         ours, grad = gradient(loss, student, target, ignore_index=7, reduction=reduction)
         expected, expected_grad = gradient(loss, student[::2], target[::2], reduction=reduction)
         assert_same_formula(ours[::2] if reduction == "none" else ours, expected)

@@ -1,9 +1,9 @@
-"""The reference twin against torch's own functions and against the float64 NumPy formulas of oracle.py."""
+"""The reference twin against torch's own functions and against the float64 NumPy formulas of row_oracle.py."""
 
 import math
 
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,9 +73,9 @@ def test_kd_loss_is_the_sum_of_two_terms(smoothing):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reduction", oracle.REDUCTIONS)
-@pytest.mark.parametrize("source", oracle.SOURCES)
-@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+@pytest.mark.parametrize("reduction", row_oracle.REDUCTIONS)
+@pytest.mark.parametrize("source", row_oracle.SOURCES)
+@pytest.mark.parametrize("divergence", row_oracle.DIVERGENCES)
 def test_formulas(divergence, source, reduction, dtype):
     for seed, (eps, beta) in enumerate([(0.0, 0.5), (1e-3, 0.2)]):
         student, teacher = draw(12, 9, seed=seed, dtype=dtype), draw(12, 9, seed=seed + 10, dtype=dtype)
@@ -106,7 +106,7 @@ def test_formulas(divergence, source, reduction, dtype):
             row_weight=weight,
             **options,
         )
-        truth = oracle.softened_kl(
+        truth = row_oracle.row_loss(
             student.numpy(),
             teacher.numpy(),
             source=source,
@@ -118,8 +118,8 @@ def test_formulas(divergence, source, reduction, dtype):
         for mine, name in zip(ours, ("loss", "grad_student", "grad_teacher")):
             estimate = truth[name]
             if mine.dim() == 0:
-                estimate = oracle.Estimate(estimate.value[0], estimate.scale[0])
-            oracle.close(mine.double().numpy(), oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
+                estimate = row_oracle.Estimate(estimate.value[0], estimate.scale[0])
+            row_oracle.close(mine.double().numpy(), row_oracle.Estimate(*map(np.asarray, estimate)), PRECISION[dtype])
 
 
 def test_impossible_classes():
@@ -149,7 +149,7 @@ def test_one_hot_probabilities():
 
 
 @pytest.mark.parametrize("bad", [[nan, 0.0, 1.0], [inf, 0.0, 1.0], [-inf, -inf, -inf]], ids=str)
-@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+@pytest.mark.parametrize("divergence", row_oracle.DIVERGENCES)
 def test_broken_rows(divergence, bad):
     good, broken = draw(2, 3), draw(2, 3, seed=1)
     broken[1] = torch.tensor(bad)
@@ -222,7 +222,7 @@ def test_large_logits_are_exact():
         assert all(torch.equal(a, b) for a, b in zip(shifted, expected))
 
 
-@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+@pytest.mark.parametrize("divergence", row_oracle.DIVERGENCES)
 def test_derivatives_of_any_order(divergence):
     student, teacher = (
         draw(3, 4, scale=1.0, dtype=torch.float64),

@@ -1,15 +1,15 @@
 """The CUDA kernels of the sources label, permuted and adjusted, emulated (docs/emulation.md), against the float64 formulas of
-oracle.py: in every launch form, dtype and memory layout, under a random order of threads.
+row_oracle.py: in every launch form, dtype and memory layout, under a random order of threads.
 """
 
 import emulated
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 from hypothesis import given, settings
-from problems import plain_problem
-from source_problems import check, numbered, source_problems
-from test_softened_kl_emulated import AT_LEISURE, launches
+from row_problems import plain_problem
+from row_source_problems import check, numbered, source_problems
+from test_row_loss_emulated import AT_LEISURE, launches
 
 EXAMPLES = 150 if emulated.VARIANT == "sanitized" else 500
 
@@ -17,7 +17,7 @@ EXAMPLES = 150 if emulated.VARIANT == "sanitized" else 500
 def solve(student, teacher, options, how=(0, {})):
     seed, how = how
     emulated.module().set_seed(seed)
-    return emulated.module().softened_kl(student, teacher, dim=1, **numbered(options), **how)
+    return emulated.module().row_loss(student, teacher, dim=1, **numbered(options), **how)
 
 
 def matches_the_formulas(problem, launch):
@@ -91,7 +91,7 @@ def test_the_largest_class_stays_and_all_others_are_there_once(classes):
     gradient = solve(np.zeros_like(teacher), teacher, options)["grad_student"][..., 0]
     teacher = teacher[..., 0]
     kept = teacher.argmax(1)
-    for row, order in enumerate(oracle.random_permutation(kept, classes, 2**40 + 7)):
+    for row, order in enumerate(row_oracle.random_permutation(kept, classes, 2**40 + 7)):
         assert sorted(order) == list(range(classes)) and order[kept[row]] == kept[row]
         p = np.exp(teacher[row] - teacher[row].max())
         np.testing.assert_allclose(1 / classes - gradient[row], (p / p.sum())[order], atol=1e-6)

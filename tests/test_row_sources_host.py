@@ -1,19 +1,19 @@
 """kdkernels._host on the sources label, permuted and adjusted, with every instruction set, against the float64 formulas of
-oracle.py.
+row_oracle.py.
 """
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from host_isa import host, isa  # noqa: F401  a fixture
-from source_problems import check, numbered, source_problems
+from row_source_problems import check, numbered, source_problems
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(source_problems())
 def test_matches_the_formulas(isa, problem):
     student, teacher, options = problem
-    check(student, teacher, options, host.softened_kl(student, teacher, dim=1, **numbered(options)))
+    check(student, teacher, options, host.row_loss(student, teacher, dim=1, **numbered(options)))
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_what_is_no_permutation_is_refused(row, rule):
     logits = np.zeros((2, 5), np.float32)
     options = {"permutation": np.array([[4, 3, 2, 1, 0], row])}
     with pytest.raises(ValueError, match=r"each class 0\.\.4 once in every row, but " + rule):
-        host.softened_kl(logits, logits, source=4, divergence=3, source_options=options)
+        host.row_loss(logits, logits, source=4, divergence=3, source_options=options)

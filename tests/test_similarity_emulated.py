@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import encode
+from row_problems import encode
 from similarity_problems import check, check_ranks, dtypes_of, gradients, numbered, rank_problems, similarity_problems
 
 EXAMPLES = 20 if emulated.VARIANT == "sanitized" else 150

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from host_isa import host, isa  # noqa: F401  a fixture
-from problems import FLOATS, encode
+from row_problems import FLOATS, encode
 from similarity_problems import check, check_ranks, gradients, numbered, rank_problems, similarity_problems
 
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}

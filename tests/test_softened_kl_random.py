@@ -1,9 +1,9 @@
-"""The compiled op on problems drawn by hypothesis, against the float64 NumPy formulas of oracle.py."""
+"""The compiled op on problems drawn by hypothesis, against the float64 NumPy formulas of row_oracle.py."""
 
 import math
 
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 import torch
 from helpers import FLOATS, draw, labels, run
@@ -34,7 +34,7 @@ def problems(draw_from):
     shape = draw_from(st.lists(st.integers(1, 5), min_size=0, max_size=3))
     dim = draw_from(st.integers(0, len(shape)))
     shape.insert(dim, draw_from(st.one_of(st.integers(1, 40), st.sampled_from((100, 257, 1000)))))
-    divergence = choose(*oracle.DIVERGENCES)
+    divergence = choose(*row_oracle.DIVERGENCES)
     return dict(
         shape=tuple(shape),
         dim=choose(dim, dim - len(shape)),
@@ -46,12 +46,12 @@ def problems(draw_from):
         seed=draw_from(st.integers(0, 1000)),
         options=dict(
             divergence=divergence,
-            teacher_kind=choose(*oracle.SOURCES),
+            teacher_kind=choose(*row_oracle.SOURCES),
             temperature=choose(1.0, 0.7, 4.0),
             beta=choose(0.5, 0.1, 0.9),
             target_eps=choose(0.0, 1e-3),
             scale_by_t2=draw_from(st.booleans()),
-            reduction=choose(*oracle.REDUCTIONS),
+            reduction=choose(*row_oracle.REDUCTIONS),
         ),
     )
 
@@ -96,7 +96,7 @@ def expectation(student, teacher, options, **more):
             options[name] = value.cpu().numpy().reshape(-1)
             if name not in ("mask", "target"):
                 options[name] = options[name].astype(np.float64)
-    return oracle.softened_kl(as_rows(student, dim), as_rows(teacher, dim), **options)
+    return row_oracle.row_loss(as_rows(student, dim), as_rows(teacher, dim), **options)
 
 
 def compare(results, truth, dim):
@@ -104,11 +104,11 @@ def compare(results, truth, dim):
     # An exponential (2 ulp: four roundings), the sum, the quotient, the product; in float64 the formulas of
     # the oracle round as often themselves.
     arithmetic, factor = ARITHMETIC[loss.dtype], 16 if loss.dtype is torch.float64 else 8
-    oracle.close(
+    row_oracle.close(
         loss.double().cpu().numpy().reshape(-1), truth["loss"], arithmetic, *STORED[loss.dtype], factor
     )
     for gradient, name in zip(gradients, ("grad_student", "grad_teacher")):
-        oracle.close(as_rows(gradient, dim), truth[name], arithmetic, *STORED[gradient.dtype], factor)
+        row_oracle.close(as_rows(gradient, dim), truth[name], arithmetic, *STORED[gradient.dtype], factor)
 
 
 @SETTINGS

@@ -15,7 +15,7 @@
 #include "permutation.h"
 #include "row_scales.h"
 #include "row_statistics.h"
-#include "softened_kl.h"
+#include "row_loss.h"
 
 #define KD_INLINE inline __attribute__((always_inline))
 

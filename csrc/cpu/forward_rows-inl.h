@@ -1,13 +1,13 @@
 // Forward KL of two softmaxes to a constant teacher, the commonest of all, with the hard label's term where there is one: a
-// sweep for the exponentials of all terms and one for the gradient. Included by cpu/softened_kl-inl.h.
+// sweep for the exponentials of all terms and one for the gradient. Included by cpu/row_loss-inl.h.
 //
 // The divergence follows from sums of the weights alone: sum p ((t - z) / T) less the difference of the log-sums.
 
 // Whether the soft term of a problem is of that kind. One of weight 0 is not: it adds nothing, not even NaN, and these rows do
 // not check for that.
-inline bool is_forward_kl(const SoftenedKL& problem) {
-  return problem.source == TargetSource::logits && problem.divergence == Divergence::forward && problem.target_eps == 0 &&
-         !problem.grad_teacher.data && problem.kl_weight != 0;
+inline bool is_forward_kl(const RowLoss& problem) {
+  return problem.source == TargetSource::logits && problem.soft.divergence == Divergence::forward && problem.soft.target_eps == 0 &&
+         !problem.grad_teacher.data && problem.soft.weight != 0;
 }
 
 // The sum with what a class adds to it, and the divergence; `sums`: of the weights of student and teacher, and that one.
@@ -60,7 +60,7 @@ KD_INLINE bool streams(const Lines<A>& row) {
 // gradient(i, place) for the vector of classes at each i, to where the row's gradient belongs. Returns whether that was not
 // row.grad_student.
 template <class A, class Gradient>
-KD_INLINE bool write_gradient(const SoftenedKL& problem, const Lines<A>& row, const Gradient gradient) {
+KD_INLINE bool write_gradient(const RowLoss& problem, const Lines<A>& row, const Gradient gradient) {
   constexpr int lanes = Simd<A>::lanes;
   const int64_t classes = problem.classes, split = body_classes(classes);
   if (!row.grad_elements.data) {
@@ -102,7 +102,7 @@ KD_INLINE int squarings(A inverse_temperature) {
 }
 
 template <class A, bool labelled, class Order>
-KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines,
+KD_INLINE bool forward_row_of(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines,
                               const Order& order, A& soft, A& hard) {
   const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
   const int64_t classes = problem.classes;
@@ -167,7 +167,7 @@ KD_INLINE bool forward_row_of(const SoftenedKL& problem, const RowScales<A>& sca
 
 // Both terms of a row, the hard one where it is wanted. Returns what write_gradient does.
 template <class A, class Order>
-KD_INLINE bool forward_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, const Order& order,
+KD_INLINE bool forward_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, const Order& order,
                            A& soft, A& hard) {
   return scales.has_hard ? forward_row_of<A, true>(problem, scales, row, order, soft, hard)
                          : forward_row_of<A, false>(problem, scales, row, order, soft, hard);

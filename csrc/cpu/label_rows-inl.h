@@ -1,7 +1,7 @@
 // Terms whose target knows nothing but the label: the hard label of every loss, virtual teachers, smoothed labels.
 //
 // With `on` on the label and `off` on each of the others, sum p = 1, the cross entropy of softmax(z / T) needs three numbers
-// of a row: log sum exp(z / T), z_label and the sum of the other z. No target is built. Included by cpu/softened_kl-inl.h.
+// of a row: log sum exp(z / T), z_label and the sum of the other z. No target is built. Included by cpu/row_loss-inl.h.
 
 // A target of that kind and what its gradient is multiplied by; !weighs: nothing, not even NaN, comes of it.
 template <class A>
@@ -54,7 +54,7 @@ KD_INLINE LabelGradient<A> solve_label(const LabelTerm<A> (&terms)[count], const
 
 // The cross entropy of each term at one temperature; the gradients go to row.grad_student, added to it where `add`.
 template <class A, int count>
-KD_INLINE void label_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row,
+KD_INLINE void label_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row,
                          A inverse_temperature, const LabelTerm<A> (&terms)[count], bool add, A (&cross_entropy)[count]) {
   const int64_t classes = problem.classes;
   const Line<A> student_weight = row.student_weight(add);
@@ -84,13 +84,13 @@ KD_INLINE void label_row(const SoftenedKL& problem, const RowScales<A>& scales, 
 
 // The label of the data, at temperature 1, smoothed as in torch.nn.functional.cross_entropy.
 template <class A>
-KD_INLINE LabelTerm<A> hard_term(const SoftenedKL& problem, const RowScales<A>& scales) {
-  const A off = static_cast<A>(problem.label_smoothing / static_cast<double>(problem.classes));
-  return {A(1) - static_cast<A>(problem.label_smoothing) + off, off, scales.hard_gradient, problem.ce_weight != 0};
+KD_INLINE LabelTerm<A> hard_term(const RowLoss& problem, const RowScales<A>& scales) {
+  const A off = static_cast<A>(problem.hard.smoothing / static_cast<double>(problem.classes));
+  return {A(1) - static_cast<A>(problem.hard.smoothing) + off, off, scales.hard_gradient, problem.hard.weight != 0};
 }
 
 // Source label, and rows of source adjusted that are replaced by it.
 template <class A>
-KD_INLINE LabelTerm<A> soft_term(const SoftenedKL& problem, const RowScales<A>& scales) {
-  return {static_cast<A>(problem.label_on), static_cast<A>(problem.label_off), scales.soft_gradient, problem.kl_weight != 0};
+KD_INLINE LabelTerm<A> soft_term(const RowLoss& problem, const RowScales<A>& scales) {
+  return {static_cast<A>(problem.label.on), static_cast<A>(problem.label.off), scales.soft_gradient, problem.soft.weight != 0};
 }

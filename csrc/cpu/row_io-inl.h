@@ -1,5 +1,5 @@
 // Rows between tensors of any dtype and layout and scratch rows of the arithmetic type A, `padded` numbers each.
-// Included by cpu/softened_kl-inl.h and cpu/peer_sample-inl.h, once per instruction set; the loops vectorise by themselves.
+// Included by cpu/row_loss-inl.h and cpu/peer_sample-inl.h, once per instruction set; the loops vectorise by themselves.
 
 // A multiple of the lanes of every vector of every instruction set.
 constexpr int64_t vector_classes = 16;

@@ -1,4 +1,4 @@
-// The first pass on the CPU: the statistic of each row (row_statistics.h). Included by cpu/softened_kl-inl.h.
+// The first pass on the CPU: the statistic of each row (row_statistics.h). Included by cpu/row_loss-inl.h.
 
 // sum exp(x - largest).
 template <class A>
@@ -12,7 +12,7 @@ KD_INLINE A sum_of_exp(const Line<A>& row, A largest, const Upcoming& next, int6
 }
 
 template <class A>
-KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line<A>& student, const Line<A>& teacher,
+KD_INLINE A cosine_of_rows(const RowLoss& problem, int64_t number, const Line<A>& student, const Line<A>& teacher,
                            const Upcoming& next_student, const Upcoming& next_teacher) {
   const int64_t classes = problem.classes;
   A sums[3];
@@ -32,7 +32,7 @@ KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line
     sums[2] += t * t;
   }
   if (problem.adjustment == Adjustment::exchange && problem.has_label(number)) {
-    const int64_t largest = largest_class(teacher, classes), label = problem.target[number];
+    const int64_t largest = largest_class(teacher, classes), label = problem.hard.target[number];
     if (largest != label)
       sums[0] -= (*class_at(student, largest, classes) - *class_at(student, label, classes)) *
                  (*class_at(teacher, largest, classes) - *class_at(teacher, label, classes));
@@ -42,10 +42,10 @@ KD_INLINE A cosine_of_rows(const SoftenedKL& problem, int64_t number, const Line
 
 // Whole vectors before and after the one that holds the label, one by one the rest: the padding of the tail is no class.
 template <class A>
-KD_INLINE A rank_of_label(const SoftenedKL& problem, int64_t number, const Line<A>& row) {
+KD_INLINE A rank_of_label(const RowLoss& problem, int64_t number, const Line<A>& row) {
   if (!problem.has_label(number)) return A(no_rank);
   constexpr int64_t lanes = Simd<A>::lanes;
-  const int64_t classes = problem.classes, label = problem.target[number];
+  const int64_t classes = problem.classes, label = problem.hard.target[number];
   const A own = *class_at(row, label, classes);
   const int64_t split = body_classes(classes), begin = std::min(label / lanes * lanes, split);
   const int64_t end = std::min(begin + lanes, split);
@@ -60,11 +60,11 @@ KD_INLINE A rank_of_label(const SoftenedKL& problem, int64_t number, const Line<
   return static_cast<A>(rank);
 }
 
-// Rows [begin, end) to problem.row_statistic; 0 where a row does not count. `scratch` as for solve_rows.
+// Rows [begin, end) to problem.first.numbers; 0 where a row does not count. `scratch` as for solve_rows.
 template <class A>
-void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
+void row_statistics(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) {
   const int64_t classes = problem.classes, tile = tile_rows(problem);
-  const RowStatistic kind = problem.statistic;
+  const RowStatistic kind = problem.first.statistic;
   const bool of_student = kind != RowStatistic::confidence;
   const bool of_teacher = kind == RowStatistic::confidence || kind == RowStatistic::cosine;
   const bool exponentials = kind == RowStatistic::confidence || kind == RowStatistic::doubt;
@@ -74,7 +74,7 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
   const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
                              scratch + tile * padded_classes(classes), problem.middle);
   const RowAccess<A>& softmaxed = of_student ? student : teacher;
-  A* statistic = static_cast<A*>(problem.row_statistic);
+  A* statistic = static_cast<A*>(problem.first.numbers);
   for (int64_t first = begin, count; first < end; first += count) {
     count = tile == 1 ? 1 : std::min({tile, end - first, problem.inner - first % problem.inner});
     const int64_t next = std::min(first + count, end - 1);
@@ -104,10 +104,10 @@ void row_statistics(const SoftenedKL& problem, int64_t begin, int64_t end, A* sc
   }
 }
 
-void row_statistics_float(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+void row_statistics_float(const RowLoss& problem, int64_t begin, int64_t end, void* scratch) {
   row_statistics(problem, begin, end, static_cast<float*>(scratch));
 }
 
-void row_statistics_double(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+void row_statistics_double(const RowLoss& problem, int64_t begin, int64_t end, void* scratch) {
   row_statistics(problem, begin, end, static_cast<double*>(scratch));
 }

@@ -1,4 +1,4 @@
-// Gradients times the upstream gradient of their loss, where they lie. Included by cpu/softened_kl-inl.h.
+// Gradients times the upstream gradient of their loss, where they lie. Included by cpu/row_loss-inl.h.
 
 // numbers[i * stride] *= factor(i). Two loops, so that the one over neighbours is one of vectors.
 template <class E, class Factor>

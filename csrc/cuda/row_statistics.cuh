@@ -1,11 +1,11 @@
 // The first pass on the GPU: the statistic of each row (row_statistics.h), and what the batch makes of it. Included by
-// cuda/softened_kl.cuh.
+// cuda/row_loss.cuh.
 
 template <class A, class Team>
-KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team& team) {
+KD_DEVICE void row_statistic(const RowLoss& problem, int64_t row, const Team& team) {
   const bool exists = row < problem.rows(), counted = exists && problem.counts_row(row);
-  const bool of_student = problem.statistic != RowStatistic::confidence;
-  const bool cosine = problem.statistic == RowStatistic::cosine, rank = problem.statistic == RowStatistic::rank;
+  const bool of_student = problem.first.statistic != RowStatistic::confidence;
+  const bool cosine = problem.first.statistic == RowStatistic::cosine, rank = problem.first.statistic == RowStatistic::rank;
   const RowPosition position(problem, exists ? row : 0);
 
   RunningSoftmax<A> softmax;      // of the only tensor that is read
@@ -13,7 +13,7 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
   RunningLargest<A> largest;      // of the teacher
   A of_label[2] = {0, 0};         // cosine: z and t of the label
   A ahead[1] = {0};               // rank
-  const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.target[row] : -1;
+  const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.hard.target[row] : -1;
   const bool ranked = rank && label >= 0 && label < problem.classes;
   const A own = ranked ? read_class<A>(problem.student, position, label) : A(0);
   for (int k = 0; counted && position.chunk(team, k).first < position.classes; ++k) {
@@ -69,27 +69,27 @@ KD_DEVICE void row_statistic(const SoftenedKL& problem, int64_t row, const Team&
     team.sum(total);
     statistic = of_student ? doubt_statistic(total[0]) : A(1) / total[0];
   }
-  if (exists && team.rank() == 0) static_cast<A*>(problem.row_statistic)[row] = counted ? statistic : A(0);
+  if (exists && team.rank() == 0) static_cast<A*>(problem.first.numbers)[row] = counted ? statistic : A(0);
 }
 
 template <class A>
-KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_statistics_kernel(SoftenedKL problem, int lanes) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(small_block) lane_statistics_kernel(RowLoss problem, int lanes) {
   const LaneTeam team(lanes);
   row_statistic<A>(problem, team.row(), team);
 }
 
 template <class A>
-KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) block_statistics_kernel(SoftenedKL problem) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block) block_statistics_kernel(RowLoss problem) {
   const BlockTeam<A> team;
   row_statistic<A>(problem, simt::block_index(), team);
 }
 
 // Statistics to weights or temperatures of rows, summed in float64 in a fixed order. A block per group.
 template <class A>
-KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) apply_statistics_kernel(SoftenedKL problem) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) apply_statistics_kernel(RowLoss problem) {
   const BlockTeam<double> team;
   const int64_t begin = simt::block_index() * problem.group_rows();
-  A* statistic = static_cast<A*>(problem.row_statistic);
+  A* statistic = static_cast<A*>(problem.first.numbers);
   double sums[2] = {0, 0};
   for (int64_t i = team.rank(); i < problem.group_rows(); i += team.size()) {
     if (!problem.counts_row(begin + i)) continue;
@@ -105,7 +105,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) apply_statistics_kernel(Softened
 }
 
 template <class A>
-void launch_statistics(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+void launch_statistics(const RowLoss& problem, const RowPlan& plan, void* stream) {
   if (plan.lanes <= simt::warp_threads)
     simt::launch(lane_statistics_kernel<A>, plan.blocks, plan.threads, 0, stream, problem, plan.lanes);
   else

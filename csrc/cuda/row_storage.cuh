@@ -7,7 +7,7 @@
 // accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which
 // thread has which class follows from the number of classes and the dtypes alone, so a row is summed in the same order
 // wherever it stands. What is no class reads as a logit of -inf or a probability of 0, and so does all of a teacher that is
-// absent. With `computed` false no memory is read. Included by cuda/softened_kl.cuh.
+// absent. With `computed` false no memory is read. Included by cuda/row_loss.cuh.
 
 // Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {
@@ -15,7 +15,7 @@ struct RowPosition {
   int classes;  // at most most_classes, so that an int counts chunks and their ends
   bool neighbours;
 
-  KD_DEVICE RowPosition(const SoftenedKL& problem, int64_t row)
+  KD_DEVICE RowPosition(const RowLoss& problem, int64_t row)
       : outer(row),
         classes(static_cast<int>(problem.classes)),
         neighbours(is_whole(problem.student, classes) && (!problem.teacher.data || is_whole(problem.teacher, classes))) {
@@ -91,13 +91,13 @@ struct Held {
   A teacher[count][chunk_classes];
 
   template <class Source, class Team>
-  KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
+  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team) {
     load_tensor(problem.student, position, computed, team, -HUGE_VALF, student);
     load_tensor(problem.teacher, position, computed && problem.teacher.data, team, Source::absent, teacher);
   }
 
   template <class Team, class Body>
-  KD_DEVICE void for_each(const SoftenedKL&, const RowPosition& position, bool, const Team& team, const Body& body) {
+  KD_DEVICE void for_each(const RowLoss&, const RowPosition& position, bool, const Team& team, const Body& body) {
     KD_UNROLL for (int k = 0; k < count; ++k) {
       const Chunk chunk = position.chunk(team, k);
       if (chunk.first < position.classes) body(chunk, student[k], teacher[k]);
@@ -122,12 +122,12 @@ struct Streamed {
   float absent;
 
   template <class Source, class Team>
-  KD_DEVICE void load(const SoftenedKL&, const RowPosition&, bool, const Team&) {
+  KD_DEVICE void load(const RowLoss&, const RowPosition&, bool, const Team&) {
     absent = Source::absent;
   }
 
   template <class Team, class Body>
-  KD_DEVICE void for_each(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team,
+  KD_DEVICE void for_each(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team,
                           const Body& body) {
     for (int k = 0;; ++k) {
       const Chunk chunk = position.chunk(team, k);
@@ -145,7 +145,7 @@ struct Streamed {
 template <class A>
 struct Staged {
   template <class Source, class Team>
-  KD_DEVICE void load(const SoftenedKL& problem, const RowPosition& position, bool computed, const Team& team) {
+  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team) {
     slots_ = staged_chunks(position.classes, team.size()) * simt::block_threads();
     const int half = slots_ * chunk_classes * 2;
     student_ = simt::dynamic_shared<unsigned char>();
@@ -156,7 +156,7 @@ struct Staged {
   }
 
   template <class Team, class Body>
-  KD_DEVICE void for_each(const SoftenedKL& problem, const RowPosition& position, bool, const Team& team,
+  KD_DEVICE void for_each(const RowLoss& problem, const RowPosition& position, bool, const Team& team,
                           const Body& body) {
     for (int k = 0;; ++k) {
       const Chunk chunk = position.chunk(team, k);

@@ -1,4 +1,4 @@
-// What a row's teacher becomes before it is compared with the student. Included by cuda/softened_kl.cuh.
+// What a row's teacher becomes before it is compared with the student. Included by cuda/row_loss.cuh.
 //
 //     is_label()            the row's target follows from its label alone
 //     read(chunk, raw, t)   a chunk's logits as the source deals them out, from those of the teacher
@@ -9,7 +9,7 @@
 template <class A, class Source>
 struct RowTarget {
   template <class Team, class Storage>
-  KD_DEVICE RowTarget(const SoftenedKL&, const RowScales<A>&, int64_t, const RowPosition&, Team&, Storage&) {}
+  KD_DEVICE RowTarget(const RowLoss&, const RowScales<A>&, int64_t, const RowPosition&, Team&, Storage&) {}
 
   static KD_DEVICE bool is_label() { return std::is_same_v<Source, LabelTarget>; }
 
@@ -50,7 +50,7 @@ struct RunningLargest {
 
 // The teacher's largest class, and the logit of the label (0 for none). All threads take part.
 template <class A, class Team, class Storage>
-KD_DEVICE RunningLargest<A> largest_class(const SoftenedKL& problem, bool computed, int64_t label,
+KD_DEVICE RunningLargest<A> largest_class(const RowLoss& problem, bool computed, int64_t label,
                                           const RowPosition& position, Team& team, Storage& storage,
                                           A* label_logit) {
   RunningLargest<A> largest;
@@ -77,7 +77,7 @@ struct RowTarget<A, AdjustedTarget> {
   bool replaced = false;
 
   template <class Team, class Storage>
-  KD_DEVICE RowTarget(const SoftenedKL& problem, const RowScales<A>& scales, int64_t, const RowPosition& position,
+  KD_DEVICE RowTarget(const RowLoss& problem, const RowScales<A>& scales, int64_t, const RowPosition& position,
                       Team& team, Storage& storage) {
     if (problem.adjustment == Adjustment::none) return;
     const bool repairs = scales.has_soft && scales.has_label && !scales.bad_label;
@@ -101,18 +101,18 @@ struct RowTarget<A, AdjustedTarget> {
 
 template <class A>
 struct RowTarget<A, PermutedTarget> {
-  const SoftenedKL& problem;
+  const RowLoss& problem;
   const RowPosition& position;
   int64_t row;
   bool computed;
   int64_t kept = 0;
 
   template <class Team, class Storage>
-  KD_DEVICE RowTarget(const SoftenedKL& problem, const RowScales<A>& scales, int64_t row, const RowPosition& position,
+  KD_DEVICE RowTarget(const RowLoss& problem, const RowScales<A>& scales, int64_t row, const RowPosition& position,
                       Team& team, Storage& storage)
       : problem(problem), position(position), row(row), computed(scales.has_soft) {
     A no_label;
-    if (!problem.permutation) kept = largest_class<A>(problem, computed, -1, position, team, storage, &no_label).index;
+    if (!problem.permutation.of_rows) kept = largest_class<A>(problem, computed, -1, position, team, storage, &no_label).index;
   }
 
   static KD_DEVICE bool is_label() { return false; }
@@ -120,7 +120,7 @@ struct RowTarget<A, PermutedTarget> {
   // Gathered from global memory, where the row has just been read.
   KD_DEVICE void read(Chunk chunk, const A (&)[chunk_classes], A (&t)[chunk_classes]) const {
     int64_t from[chunk_classes];
-    if (problem.permutation) given(chunk, from);
+    if (problem.permutation.of_rows) given(chunk, from);
     else drawn(chunk, from);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       t[e] = NAN;  // a number that is no class makes its row NaN: a device cannot raise
@@ -133,12 +133,12 @@ struct RowTarget<A, PermutedTarget> {
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int c = chunk.of(e);
       from[e] = -1;
-      if (computed && c < position.classes) from[e] = problem.permutation[row * problem.classes + c];
+      if (computed && c < position.classes) from[e] = problem.permutation.of_rows[row * problem.classes + c];
     }
   }
 
   KD_DEVICE void drawn(Chunk chunk, int64_t (&from)[chunk_classes]) const {
-    const Shuffle shuffle(problem.seed, static_cast<uint64_t>(row), problem.classes - 1);
+    const Shuffle shuffle(problem.permutation.seed, static_cast<uint64_t>(row), problem.classes - 1);
     uint32_t ranks[chunk_classes];
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int c = chunk.of(e);

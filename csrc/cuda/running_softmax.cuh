@@ -1,4 +1,4 @@
-// What one thread adds up of a row, chunk by chunk. Included by cuda/softened_kl.cuh.
+// What one thread adds up of a row, chunk by chunk. Included by cuda/row_loss.cuh.
 
 // Sums of one thread, added chunk by chunk in blocks of 64 chunks: a thread alone with a long row would otherwise add
 // thousands of numbers one after another, and as many rounding errors.

@@ -18,7 +18,7 @@ void bind_peer_ensemble(py::module_& m);
 void bind_planted(py::module_& m);
 void bind_planted_launches(py::module_& m);
 void bind_similarity(py::module_& m);
-void bind_softened_kl(py::module_& m);
+void bind_row_loss(py::module_& m);
 
 namespace {
 
@@ -50,5 +50,5 @@ PYBIND11_MODULE(kd_emulated, m) {
   bind_planted(m);
   bind_planted_launches(m);
   bind_similarity(m);
-  bind_softened_kl(m);
+  bind_row_loss(m);
 }

@@ -30,5 +30,5 @@ py::dict memory_bank_nce(const kd::python::BankOptions& options) {
 void bind_memory_bank(py::module_& m) {
   kd::python::def_memory_bank(m, &memory_bank_nce,
                               "Loss, normalizer, positives and gradient, by name. `reduction` stands for the enum of "
-                              "csrc/softened_kl.h.");
+                              "csrc/row_loss.h.");
 }

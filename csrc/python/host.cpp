@@ -12,7 +12,7 @@ void bind_launch_plan(py::module_& m);
 void bind_memory_bank(py::module_& m);
 void bind_peer_ensemble(py::module_& m);
 void bind_similarity(py::module_& m);
-void bind_softened_kl(py::module_& m);
+void bind_row_loss(py::module_& m);
 
 namespace {
 
@@ -54,6 +54,6 @@ PYBIND11_MODULE(_host, m) {
   bind_memory_bank(m);
   bind_peer_ensemble(m);
   bind_similarity(m);
-  bind_softened_kl(m);
+  bind_row_loss(m);
   m.def("set_isa", &kd::set_isa, py::arg("name"), "Chooses the instruction set of the functions of this module.");
 }

@@ -61,10 +61,10 @@ py::dict plan_peers(int64_t samples, int64_t peers, int64_t classes, const std::
 
 py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, const std::string& dtype, int sm, int64_t width,
                      int64_t peers) {
-  if (family == "softened_kl") return plan_rows(rows, columns, dtype, sm);
+  if (family == "row_loss") return plan_rows(rows, columns, dtype, sm);
   if (family == "similarity") return plan_similarity(rows, columns, width, dtype);
   if (family == "peer_ensemble") return plan_peers(rows, peers, columns, dtype, sm);
-  throw std::invalid_argument("family must be softened_kl, similarity or peer_ensemble, got " + family);
+  throw std::invalid_argument("family must be row_loss, similarity or peer_ensemble, got " + family);
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, c
 void bind_launch_plan(py::module_& m) {
   m.def("launch_plan", &launch_plan, py::arg("family"), py::arg("rows"), py::arg("classes"), py::arg("dtype") = "float32",
         py::arg("sm") = 90, py::arg("width") = 128, py::arg("peers") = 3,
-        "How the CUDA kernels of a family would be launched. softened_kl: for rows x classes; form, lanes, threads, blocks, "
+        "How the CUDA kernels of a family would be launched. row_loss: for rows x classes; form, lanes, threads, blocks, "
         "shared_bytes, cluster. similarity: for queries (rows) x keys (classes) of `width` features; row_shares, column_shares, "
         "band_rows, band_bytes, product_shares. peer_ensemble: for samples (rows) of `peers` and a leader; tile (classes), "
         "teams, parts, threads, blocks, shared_bytes (csrc/cuda/launch.h).");

@@ -25,5 +25,5 @@ py::dict memory_bank_nce(const kd::python::BankOptions& options) {
 void bind_memory_bank(py::module_& m) {
   kd::python::def_memory_bank(m, &memory_bank_nce,
                               "Loss, normalizer, positives and gradient of NumPy features, by name, on one thread. "
-                              "`reduction` stands for the enum of csrc/softened_kl.h, uint16 arrays hold bfloat16.");
+                              "`reduction` stands for the enum of csrc/row_loss.h, uint16 arrays hold bfloat16.");
 }

@@ -2,7 +2,7 @@
 // and, for the emulated CUDA kernels, by the tests' kd_emulated.
 #pragma once
 #include "memory_bank.h"
-#include "python/numpy_problem.h"
+#include "python/numpy_row_loss.h"
 
 namespace kd::python {
 

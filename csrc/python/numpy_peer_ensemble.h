@@ -2,7 +2,7 @@
 // kdkernels._host and, for the emulated CUDA kernels, by the tests' kd_emulated.
 #pragma once
 #include "peer_ensemble.h"
-#include "python/numpy_problem.h"
+#include "python/numpy_row_loss.h"
 
 namespace kd::python {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kept_gradient.h"
-#include "python/numpy_problem.h"
+#include "python/numpy_row_loss.h"
 #include "similarity.h"
 
 namespace kd::python {

@@ -10,7 +10,7 @@ from .row_losses import (
     KDLoss,
     LabelSmoothingLoss,
     SoftCrossEntropy,
-    SoftenedKL,
+    RowLoss,
     VirtualTeacherLoss,
 )
 from .similarity import InfoNCE, SelectTrustedRows, SimilarityKL, SimilarityRank, SupervisedContrastive
@@ -34,7 +34,7 @@ __all__ = [
     "SimilarityKL",
     "SimilarityRank",
     "SoftCrossEntropy",
-    "SoftenedKL",
+    "RowLoss",
     "SupervisedContrastive",
     "VirtualTeacherLoss",
 ]

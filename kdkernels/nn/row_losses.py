@@ -9,11 +9,11 @@ from .. import _checks, functional
 from .loss import Loss
 
 
-class SoftenedKL(Loss):
+class RowLoss(Loss):
     """`kdkernels.softened_kl` with its options held.
 
     >>> import torch
-    >>> SoftenedKL(temperature=4.0)(torch.zeros(2, 3), torch.zeros(2, 3))
+    >>> RowLoss(temperature=4.0)(torch.zeros(2, 3), torch.zeros(2, 3))
     tensor(0.)
     """
 

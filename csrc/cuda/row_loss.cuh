@@ -28,7 +28,7 @@
 #include "permutation.h"
 #include "row_scales.h"
 #include "row_statistics.h"
-#include "softened_kl.h"
+#include "row_loss.h"
 
 namespace kd {
 namespace {
@@ -66,7 +66,7 @@ constexpr bool is_constant_teacher<ConstantTeacherKL<A>> = true;
 
 // The soft term of a chunk: its part of the divergence, and the gradients.
 template <class A, class Source, class D>
-KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& pair, const RowScales<A>& scales,
+KD_DEVICE void soft_chunk(const RowLoss& problem, const RowPair<A, Source>& pair, const RowScales<A>& scales,
                           A teacher_gradient, const D& divergence, A by_log_q_sum, A by_log_made_sum, Chunk chunk,
                           const A (&z)[chunk_classes], const A (&t)[chunk_classes], A& sum,
                           A (&grad_student)[chunk_classes], A (&grad_teacher)[chunk_classes]) {
@@ -83,13 +83,13 @@ KD_DEVICE void soft_chunk(const SoftenedKL& problem, const RowPair<A, Source>& p
       grad_student[e] = (student_weight * ratio - teacher_weight) * scale;
     }
   } else {
-    const A eps = static_cast<A>(problem.target_eps);
-    const bool smoothed = problem.target_eps > 0;
+    const A eps = static_cast<A>(problem.soft.target_eps);
+    const bool smoothed = problem.soft.target_eps > 0;
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       if (chunk.of(e) >= classes) continue;
       const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
       sum += divergence.value(c);
-      if (problem.kl_weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
+      if (problem.soft.weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
       grad_student[e] = pair.student_gradient(c, divergence, by_log_q_sum) * student_scale;
       if (problem.grad_teacher.data)
         grad_teacher[e] = pair.gradient(smoothed, c, divergence, by_log_made_sum) *
@@ -118,7 +118,7 @@ KD_DEVICE void label_chunk(int label, const Softmax<A>& student, A on, A off, A 
 }
 
 template <class A, class Source, class D, class Team, class Storage>
-KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors& divisor, Team& team, Storage& storage,
+KD_DEVICE void solve_row(const RowLoss& problem, int64_t row, const Divisors& divisor, Team& team, Storage& storage,
                          const D& divergence) {
   const int64_t classes = problem.classes;
   const bool exists = row < problem.rows();
@@ -162,8 +162,8 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   const RowTarget<A, Source> target(problem, scales, row, position, team, storage);
 
   // Sweep 2.
-  const A eps = static_cast<A>(problem.target_eps);
-  const bool smoothed = problem.target_eps > 0;
+  const A eps = static_cast<A>(problem.soft.target_eps);
+  const bool smoothed = problem.soft.target_eps > 0;
   A by_log_q_sum = -((Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes));
   A by_log_made_sum = 0;
   constexpr bool by_probability = std::is_same_v<Source, ProbsTarget>;
@@ -203,9 +203,9 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
 
   // Sweep 3.
   const int label = scales.has_label && !scales.bad_label ? static_cast<int>(scales.label) : -1;
-  const A rest = static_cast<A>(problem.label_smoothing) / static_cast<A>(classes);
-  const A hard_on = A(1) - static_cast<A>(problem.label_smoothing) + rest;
-  const A label_on = static_cast<A>(problem.label_on), label_off = static_cast<A>(problem.label_off);
+  const A rest = static_cast<A>(problem.hard.smoothing) / static_cast<A>(classes);
+  const A hard_on = A(1) - static_cast<A>(problem.hard.smoothing) + rest;
+  const A label_on = static_cast<A>(problem.label.on), label_off = static_cast<A>(problem.label.off);
   const bool soft_is_label = scales.has_soft && target.is_label();
   const bool wants_others = (soft_is_label && label_off != A(0)) || (scales.has_hard && rest != A(0));
 
@@ -213,9 +213,9 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   A student_factor = 1, teacher_factor = 1;
   if (problem.unit_student || problem.unit_teacher) {
     const A mass = (Source::normalised ? A(1) : totals[1]) + eps * static_cast<A>(classes);
-    const bool weighs = scales.has_soft && problem.kl_weight != 0;
+    const bool weighs = scales.has_soft && problem.soft.weight != 0;
     const A soft_scale = weighs ? std::abs(scales.soft_gradient) * inverse_temperature : A(0);
-    const A hard_scale = scales.has_hard && problem.ce_weight != 0 ? std::abs(scales.hard_gradient) : A(0);
+    const A hard_scale = scales.has_hard && problem.hard.weight != 0 ? std::abs(scales.hard_gradient) : A(0);
     const bool is_difference = is_constant_teacher<D> || soft_is_label;  // |q - p| <= 1
     if (problem.unit_student)
       student_factor = float16_factor(soft_scale * (is_difference ? A(1) : gradient_bound(by_log_q_sum, mass)) + hard_scale);
@@ -233,12 +233,12 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
     A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, part[3] = {0, 0, 0}, t[chunk_classes];
     target.read(chunk, raw, t);
     // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
-    if (soft_is_label && problem.kl_weight != 0)
+    if (soft_is_label && problem.soft.weight != 0)
       label_chunk(label, pair.student, label_on, label_off, scales.soft_gradient * inverse_temperature, chunk, z, grad_student);
     if (scales.has_soft && !soft_is_label)
       soft_chunk(problem, pair, scales, teacher_gradient, divergence, by_log_q_sum, by_log_made_sum, chunk, z, t, part[0], grad_student,
                  grad_teacher);
-    if (scales.has_hard && problem.ce_weight != 0)
+    if (scales.has_hard && problem.hard.weight != 0)
       label_chunk(label, cold, hard_on, rest, scales.hard_gradient, chunk, z, grad_student);
     if (soft_is_label || scales.has_hard)
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
@@ -267,7 +267,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
   }
   A soft = losses[0];
   if (target.is_label()) {
-    soft = pair.student_log_sum - static_cast<A>(problem.label_entropy);
+    soft = pair.student_log_sum - static_cast<A>(problem.label.entropy);
     // A class of target 0 adds nothing, even where its logit is -inf.
     if (label_on != A(0)) soft -= label_on * losses[1] * inverse_temperature;
     if (label_off != A(0)) soft -= label_off * losses[2] * inverse_temperature;
@@ -284,7 +284,7 @@ KD_DEVICE void solve_row(const SoftenedKL& problem, int64_t row, const Divisors&
 
 // Rows of a group that the soft and the hard term count, by a block.
 template <class A>
-KD_DEVICE void count_group(const SoftenedKL& problem, int64_t group, A (&counts)[2]) {
+KD_DEVICE void count_group(const RowLoss& problem, int64_t group, A (&counts)[2]) {
   const BlockTeam<A> block;
   const int64_t group_rows = problem.group_rows();
   counts[0] = counts[1] = 0;
@@ -298,7 +298,7 @@ KD_DEVICE void count_group(const SoftenedKL& problem, int64_t group, A (&counts)
 
 // What the rows of a group are divided by. Where there is no memory for counts, the block counts few rows itself.
 template <class A>
-KD_DEVICE Divisors group_divisors(const SoftenedKL& problem, int64_t group) {
+KD_DEVICE Divisors group_divisors(const RowLoss& problem, int64_t group) {
   if (!problem.has_counts() || problem.counts) return divisors(problem, group);
   A counts[2];
   count_group(problem, group, counts);
@@ -307,7 +307,7 @@ KD_DEVICE Divisors group_divisors(const SoftenedKL& problem, int64_t group) {
 
 // That of a row, which may not exist.
 template <class A>
-KD_DEVICE Divisors row_divisors(const SoftenedKL& problem, int64_t row) {
+KD_DEVICE Divisors row_divisors(const RowLoss& problem, int64_t row) {
   const bool grouped = problem.groups > 1 && row < problem.rows();
   return group_divisors<A>(problem, grouped ? row / problem.group_rows() : 0);
 }
@@ -315,14 +315,14 @@ KD_DEVICE Divisors row_divisors(const SoftenedKL& problem, int64_t row) {
 // Of the commonest problem four blocks are on a multiprocessor. The others take the registers they need.
 template <class A, class Source, class D, class Storage>
 KD_KERNEL void KD_LAUNCH_BOUNDS(small_block, is_constant_teacher<D> ? 4 : 1)
-    lane_rows_kernel(SoftenedKL problem, D divergence, int lanes) {
+    lane_rows_kernel(RowLoss problem, D divergence, int lanes) {
   LaneTeam team(lanes);
   Storage storage;
   solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
 }
 
 template <class A, class Source, class D, class Storage>
-KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block, 1) cluster_rows_kernel(SoftenedKL problem, D divergence) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block, 1) cluster_rows_kernel(RowLoss problem, D divergence) {
   ClusterTeam team;
   Storage storage;
   solve_row<A, Source>(problem, team.row(), row_divisors<A>(problem, team.row()), team, storage, divergence);
@@ -330,7 +330,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block, 1) cluster_rows_kernel(SoftenedKL
 }
 
 // counts[0, g], counts[1, g]: rows of group g that the soft and the hard term count. A block per group.
-KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL problem) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(RowLoss problem) {
   const int64_t group = simt::block_index();
   double counts[2];  // exact up to 2^53 rows
   count_group(problem, group, counts);
@@ -342,7 +342,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) count_rows_kernel(SoftenedKL pro
 
 // Row losses to one number per group, summed in float64 in a fixed order. A block per group.
 template <class A>
-KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL problem) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(RowLoss problem) {
   const BlockTeam<double> team;
   const int64_t group = simt::block_index(), rows = problem.rows(), group_rows = problem.group_rows();
   const A* row_losses = static_cast<const A*>(problem.row_losses);
@@ -350,7 +350,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL pr
   for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
     const int64_t row = group * group_rows + i;
     sums[0] += static_cast<double>(row_losses[row]);
-    if (problem.target) sums[1] += static_cast<double>(row_losses[rows + row]);
+    if (problem.hard.target) sums[1] += static_cast<double>(row_losses[rows + row]);
   }
   team.sum(sums);
   const Divisors divisor = group_divisors<double>(problem, group);
@@ -364,11 +364,11 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(SoftenedKL pr
 
 // Reduction::none: a thread per row.
 template <class A>
-KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) weigh_rows_kernel(SoftenedKL problem) {
+KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) weigh_rows_kernel(RowLoss problem) {
   const int64_t row = simt::block_index() * simt::block_threads() + simt::thread_index(), rows = problem.rows();
   if (row >= rows) return;
   const A* row_losses = static_cast<const A*>(problem.row_losses);
-  const A soft = row_losses[row], hard = problem.target ? row_losses[rows + row] : A(0);
+  const A soft = row_losses[row], hard = problem.hard.target ? row_losses[rows + row] : A(0);
   static_cast<A*>(problem.loss)[row] = static_cast<A>(weighted_loss(problem, soft, hard));
   if (!problem.parts) return;
   static_cast<A*>(problem.parts)[row] = soft;
@@ -421,7 +421,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
 // --- Launchers ---------------------------------------------------------------------------------------------------------
 
 template <class A, class Source, class D>
-void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, const D& divergence) {
+void launch_rows(const RowLoss& problem, const RowPlan& plan, void* stream, const D& divergence) {
   const auto lanes = [&](auto kernel) {
     simt::launch(kernel, plan.blocks, plan.threads, 0, stream, problem, divergence, plan.lanes);
   };
@@ -440,22 +440,22 @@ void launch_rows(const SoftenedKL& problem, const RowPlan& plan, void* stream, c
 }
 
 template <class A, class Source>
-void launch_divergence(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+void launch_divergence(const RowLoss& problem, const RowPlan& plan, void* stream) {
   if constexpr (std::is_same_v<Source, LogitsTarget>)
-    if (problem.divergence == Divergence::forward && !problem.grad_teacher.data && problem.target_eps == 0 && problem.kl_weight != 0)
+    if (problem.soft.divergence == Divergence::forward && !problem.grad_teacher.data && problem.soft.target_eps == 0 && problem.soft.weight != 0)
       return launch_rows<A, Source>(problem, plan, stream, ConstantTeacherKL<A>{});
-  switch (problem.divergence) {
+  switch (problem.soft.divergence) {
     case Divergence::forward: return launch_rows<A, Source>(problem, plan, stream, ForwardKL<A>{});
     case Divergence::reverse: return launch_rows<A, Source>(problem, plan, stream, ReverseKL<A>{});
     case Divergence::jsd:
-      return launch_rows<A, Source>(problem, plan, stream, JensenShannon<A>{static_cast<A>(problem.beta)});
+      return launch_rows<A, Source>(problem, plan, stream, JensenShannon<A>{static_cast<A>(problem.soft.beta)});
     case Divergence::cross_entropy: return launch_rows<A, Source>(problem, plan, stream, CrossEntropy<A>{});
   }
 }
 
 // Sources with one divergence, or with those that differ by a constant.
 template <class A>
-void launch_source(const SoftenedKL& problem, const RowPlan& plan, void* stream) {
+void launch_source(const RowLoss& problem, const RowPlan& plan, void* stream) {
   switch (problem.source) {
     case TargetSource::logits: return launch_divergence<A, LogitsTarget>(problem, plan, stream);
     case TargetSource::log_probs: return launch_divergence<A, LogProbsTarget>(problem, plan, stream);
@@ -467,7 +467,7 @@ void launch_source(const SoftenedKL& problem, const RowPlan& plan, void* stream)
 }
 
 template <class A>
-void launch_problem(SoftenedKL problem, const RowPlan& plan, void* stream) {
+void launch_problem(RowLoss problem, const RowPlan& plan, void* stream) {
   if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;
   else if (problem.has_counts()) simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
   launch_source<A>(problem, plan, stream);
@@ -477,7 +477,7 @@ void launch_problem(SoftenedKL problem, const RowPlan& plan, void* stream) {
     simt::launch(reduce_rows_kernel<A>, problem.groups, reduce_threads, 0, stream, problem);
 }
 
-inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
+inline RowPlan plan_problem(const RowLoss& problem, int sm) {
   const bool teacher_is_unit = !problem.teacher.data || problem.teacher.class_stride == 1;
   const bool unit_stride = problem.student.class_stride == 1 && teacher_is_unit;
   return plan_rows(problem.rows(), problem.classes, element_size(problem.student.dtype),
@@ -485,16 +485,16 @@ inline RowPlan plan_problem(const SoftenedKL& problem, int sm) {
 }
 
 // The first pass alone: the statistic of every row, as it is before the batch is known.
-inline void row_statistics_cuda(const SoftenedKL& problem, int sm, void* stream) {
+inline void row_statistics_cuda(const RowLoss& problem, int sm, void* stream) {
   const RowPlan plan = plan_problem(problem, sm);
   if (problem.is_double()) launch_statistics<double>(problem, plan, stream);
   else launch_statistics<float>(problem, plan, stream);
 }
 
 // `plan`: of the rows once the statistics are known.
-inline void softened_kl_cuda(const SoftenedKL& problem, const RowPlan& plan, int sm, void* stream) {
-  const SoftenedKL rest = problem.after_statistics();
-  if (problem.statistic != RowStatistic::none) {
+inline void row_loss_cuda(const RowLoss& problem, const RowPlan& plan, int sm, void* stream) {
+  const RowLoss rest = problem.after_statistics();
+  if (problem.first.statistic != RowStatistic::none) {
     if (!problem.has_statistics()) row_statistics_cuda(problem, sm, stream);
     const auto apply = problem.is_double() ? apply_statistics_kernel<double> : apply_statistics_kernel<float>;
     simt::launch(apply, problem.groups, reduce_threads, 0, stream, problem);

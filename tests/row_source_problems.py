@@ -3,18 +3,18 @@ is a softened KL from the target that the kernels never build.
 """
 
 import numpy as np
-import oracle
+import row_oracle
 from hypothesis import strategies as st
-from problems import CLASSES, FLOATS, PRECISION, as_rows, decode, encode, in_units_of_one, lay_out, make_logits, name_of
+from row_problems import CLASSES, FLOATS, PRECISION, as_rows, decode, encode, in_units_of_one, lay_out, make_logits, name_of
 
-TARGET_SOURCES = (*oracle.SOURCES, "label", "permuted", "adjusted")
+TARGET_SOURCES = (*row_oracle.SOURCES, "label", "permuted", "adjusted")
 STATISTICS = ("none", "confidence", "cosine", "doubt")
 ADJUSTMENTS = ("none", "exchange", "label")
 
 
 @st.composite
 def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
-    """(student, teacher, options): logits [outer, C, inner]; options as in csrc/softened_kl.h, by name."""
+    """(student, teacher, options): logits [outer, C, inner]; options as in csrc/row_loss.h, by name."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     source = draw(st.sampled_from(["label", "permuted", "adjusted"]))
     outer, inner = draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 1, 2, 5]))
@@ -27,7 +27,7 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
     student, teacher = (make_logits(rng, shape, spread, absent) for _ in range(2))
     options = {
         "source": source,
-        "reduction": draw(st.sampled_from(oracle.REDUCTIONS)),
+        "reduction": draw(st.sampled_from(row_oracle.REDUCTIONS)),
         "temperature": draw(st.sampled_from([1.0, 4.0, 0.5])),
         "kl_weight": draw(st.sampled_from([1.0, 0.3])),
         "groups": groups,
@@ -89,8 +89,8 @@ def entropy(on, off, count):
 
 
 def numbered(options):
-    """Options with the integers of csrc/softened_kl.h instead of names."""
-    names = {"source": TARGET_SOURCES, "divergence": oracle.DIVERGENCES, "reduction": oracle.REDUCTIONS}
+    """Options with the integers of csrc/row_loss.h instead of names."""
+    names = {"source": TARGET_SOURCES, "divergence": row_oracle.DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
     names.update(statistic=STATISTICS, adjustment=ADJUSTMENTS)
 
     def number(name, value):
@@ -110,9 +110,9 @@ def statistics(student, teacher, options, precision):
     with np.errstate(all="ignore"):
         if extra["statistic"] == "confidence":
             found = extra.get("confidence")
-            found = np.exp(oracle.log_softmax(teacher)).max(1) if found is None else found.astype(np.float64)
+            found = np.exp(row_oracle.log_softmax(teacher)).max(1) if found is None else found.astype(np.float64)
         elif extra["statistic"] == "doubt":
-            found = 1 / (np.exp(oracle.log_softmax(student)).max(1) + 1e-3)
+            found = 1 / (np.exp(row_oracle.log_softmax(student)).max(1) + 1e-3)
         else:
             if extra["adjustment"] == "exchange":
                 teacher = exchanged(teacher, options)
@@ -173,14 +173,14 @@ def expectation(student, teacher, options, row_statistic):
     if options["source"] == "permuted":
         order = extra.get("permutation")
         if order is None:
-            order = oracle.random_permutation(teacher.argmax(1), count, extra["seed"])
+            order = row_oracle.random_permutation(teacher.argmax(1), count, extra["seed"])
         return np.take_along_axis(teacher, order, 1), {**rest, "source": "logits"}
     wrong = mistaken(teacher, options)
     if extra["adjustment"] == "exchange":
         teacher = exchanged(teacher, options)
     temperature = np.broadcast_to(rest.get("row_temperature", rest["temperature"]), len(student))[:, None]
     with np.errstate(all="ignore"):
-        log_p = oracle.log_softmax(teacher / temperature)
+        log_p = row_oracle.log_softmax(teacher / temperature)
         if extra["adjustment"] == "label":
             smoothed = np.full(student.shape, np.log(extra["label_off"]))
             labels = np.where(wrong, options["target"], 0)
@@ -201,13 +201,13 @@ def check(student, teacher, options, ours):
     target, rest = expectation(z, t, options, ours["row_statistic"])
     # Beside the roundings of one class, those of sums over the classes, which grow as a random walk does.
     factor = (16 if ours.get("form") == "strided" else 8) + np.sqrt(z.shape[1])
-    truth = oracle.softened_kl(z, target, **rest)
+    truth = row_oracle.row_loss(z, target, **rest)
     for name in ("loss", "parts"):
         if truth[name] is not None:
-            oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
+            row_oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
     # Rows of infinite loss have whatever gradient.
-    rows = oracle.softened_kl(z, target, **{**rest, "reduction": "none", "kl_weight": 1.0, "ce_weight": 1.0})
+    rows = row_oracle.row_loss(z, target, **{**rest, "reduction": "none", "kl_weight": 1.0, "ce_weight": 1.0})
     regular = np.isfinite(rows["loss"].value)[:, None]
     gradient, *stored = in_units_of_one(ours, "grad_student", student)
     gradient = np.where(regular, gradient, 0)
-    oracle.close(gradient, truth["grad_student"].where(regular), precision, *stored, factor=factor)
+    row_oracle.close(gradient, truth["grad_student"].where(regular), precision, *stored, factor=factor)

@@ -1,4 +1,4 @@
-// NumPy arrays to the plain problem of softened_kl.h, read where they lie: any strides, any address. uint16 holds bfloat16.
+// NumPy arrays to the plain problem of row_loss.h, read where they lie: any strides, any address. uint16 holds bfloat16.
 // Used by kdkernels._host and, for the emulated CUDA kernels, by the tests' kd_emulated.
 #pragma once
 #include <pybind11/numpy.h>
@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "softened_kl.h"
+#include "row_loss.h"
 
 namespace kd::python {
 
@@ -84,7 +84,7 @@ struct Layout {
   Rows strides_;
 };
 
-// A call's arguments, named as in csrc/softened_kl.h.
+// A call's arguments, named as in csrc/row_loss.h.
 struct Options {
   py::array student;  // logits in a Layout
   py::array teacher;  // the same shape
@@ -107,7 +107,7 @@ class NumpyProblem {
  public:
   using Allocate = std::function<void*(const std::string& name, size_t bytes)>;
 
-  SoftenedKL problem;
+  RowLoss problem;
 
   NumpyProblem(const Options& options, const Allocate& allocate) : options_(options) {
     const py::array &student = options.student, &teacher = options.teacher;
@@ -129,21 +129,21 @@ class NumpyProblem {
     if (options.target && options.target->size() != rows)
       throw std::invalid_argument("target must have one value per row");
     if (options.mask && options.mask->size() != rows) throw std::invalid_argument("mask must have one value per row");
-    problem.target = options.target ? options.target->data() : nullptr;
+    problem.hard.target = options.target ? options.target->data() : nullptr;
     problem.mask = options.mask ? options.mask->data() : nullptr;
     problem.row_weight = per_row(options.row_weight, "row_weight");
-    problem.row_temperature = per_row(options.row_temperature, "row_temperature");
+    problem.soft.row_temperature = per_row(options.row_temperature, "row_temperature");
     problem.source = static_cast<TargetSource>(options.source);
-    problem.divergence = static_cast<Divergence>(options.divergence);
+    problem.soft.divergence = static_cast<Divergence>(options.divergence);
     problem.reduction = static_cast<Reduction>(options.reduction);
-    problem.temperature = options.temperature;
-    problem.beta = options.beta;
-    problem.target_eps = options.target_eps;
-    problem.scale_by_t2 = options.scale_by_t2;
-    problem.kl_weight = options.kl_weight;
-    problem.ce_weight = options.ce_weight;
-    problem.label_smoothing = options.label_smoothing;
-    problem.ignore_index = options.ignore_index;
+    problem.soft.temperature = options.temperature;
+    problem.soft.beta = options.beta;
+    problem.soft.target_eps = options.target_eps;
+    problem.soft.scale_by_t2 = options.scale_by_t2;
+    problem.soft.weight = options.kl_weight;
+    problem.hard.weight = options.ce_weight;
+    problem.hard.smoothing = options.label_smoothing;
+    problem.hard.ignore_index = options.ignore_index;
 
     read_source_options(options.source_options, allocate);
 
@@ -171,7 +171,7 @@ class NumpyProblem {
     results["grad_teacher"] = copied(options_.teacher, problem.grad_teacher);
     results["unit_student"] = numbers(problem.unit_student, {problem.rows()});
     results["unit_teacher"] = numbers(problem.unit_teacher, {problem.rows()});
-    results["row_statistic"] = numbers(problem.row_statistic, {problem.rows()});
+    results["row_statistic"] = numbers(problem.first.numbers, {problem.rows()});
     return results;
   }
 
@@ -181,16 +181,16 @@ class NumpyProblem {
     const auto take = [&](const char* name, auto value) {
       return rest.contains(name) ? rest.attr("pop")(name).template cast<decltype(value)>() : value;
     };
-    problem.label_on = take("label_on", problem.label_on);
-    problem.label_off = take("label_off", problem.label_off);
-    problem.label_entropy = take("label_entropy", problem.label_entropy);
+    problem.label.on = take("label_on", problem.label.on);
+    problem.label.off = take("label_off", problem.label.off);
+    problem.label.entropy = take("label_entropy", problem.label.entropy);
     problem.adjustment = static_cast<Adjustment>(take("adjustment", 0));
-    problem.seed = take("seed", problem.seed);
-    problem.statistic = static_cast<RowStatistic>(take("statistic", 0));
-    problem.normalise_statistic = take("normalise_statistic", problem.normalise_statistic);
-    problem.statistic_power = take("statistic_power", problem.statistic_power);
-    problem.temperature_slope = take("temperature_slope", problem.temperature_slope);
-    problem.least_temperature = take("least_temperature", problem.least_temperature);
+    problem.permutation.seed = take("seed", problem.permutation.seed);
+    problem.first.statistic = static_cast<RowStatistic>(take("statistic", 0));
+    problem.first.normalize = take("normalise_statistic", problem.first.normalize);
+    problem.first.power = take("statistic_power", problem.first.power);
+    problem.first.slope = take("temperature_slope", problem.first.slope);
+    problem.first.least_temperature = take("least_temperature", problem.first.least_temperature);
     const py::object none = py::none(), permutation = take("permutation", none), confidence = take("confidence", none);
     if (py::len(rest)) throw std::invalid_argument("unknown source options: " + py::str(rest).cast<std::string>());
 
@@ -199,17 +199,17 @@ class NumpyProblem {
       if (array.size() != problem.rows() * problem.classes)
         throw std::invalid_argument("permutation must be [rows, classes]");
       kept_.push_back(array);
-      problem.permutation = array.data();
+      problem.permutation.of_rows = array.data();
     }
-    if (problem.statistic == RowStatistic::none) return;
+    if (problem.first.statistic == RowStatistic::none) return;
     const size_t bytes = problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float));
-    problem.row_statistic = allocate("row_statistic", bytes);
+    problem.first.numbers = allocate("row_statistic", bytes);
     if (!confidence.is_none()) {
-      std::memcpy(problem.row_statistic, per_row(confidence, "confidence"), bytes);
+      std::memcpy(problem.first.numbers, per_row(confidence, "confidence"), bytes);
       problem.teacher.data = nullptr;
     }
-    if (problem.statistic == RowStatistic::confidence) problem.row_weight = problem.row_statistic;
-    else problem.row_temperature = problem.row_statistic;
+    if (problem.first.statistic == RowStatistic::confidence) problem.row_weight = problem.first.numbers;
+    else problem.soft.row_temperature = problem.first.numbers;
   }
 
   // Per-row numbers in the arithmetic type, kept alive here.
@@ -244,9 +244,9 @@ class NumpyProblem {
   int64_t losses_ = 0;
 };
 
-// Defines m.softened_kl(student, teacher, *, options, extra) to call solve(Options, extra).
+// Defines m.row_loss(student, teacher, *, options, extra) to call solve(Options, extra).
 template <class... Extra, class... Names>
-void def_softened_kl(py::module_& m, py::dict (*solve)(const Options&, Extra...), const char* doc, Names... extra) {
+void def_row_loss(py::module_& m, py::dict (*solve)(const Options&, Extra...), const char* doc, Names... extra) {
   using namespace py::literals;
   using Target = std::optional<py::array_t<int64_t, py::array::c_style>>;
   using Mask = std::optional<py::array_t<bool, py::array::c_style>>;
@@ -262,7 +262,7 @@ void def_softened_kl(py::module_& m, py::dict (*solve)(const Options&, Extra...)
                  more...);
   };
   const py::none none;
-  m.def("softened_kl", function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0,
+  m.def("row_loss", function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0,
         "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true,
         "kl_weight"_a = 1.0, "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100,
         "target"_a = none, "mask"_a = none, "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1,

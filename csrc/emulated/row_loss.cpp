@@ -1,10 +1,10 @@
-// kd_emulated.softened_kl and scale_gradient: the kernels of cuda/softened_kl.cuh on NumPy arrays.
+// kd_emulated.row_loss and scale_gradient: the kernels of cuda/row_loss.cuh on NumPy arrays.
 //
 // Outputs and workspaces start as NaN between guard zones; what the kernels wrote is copied out afterwards.
-#include "cuda/softened_kl.cuh"
+#include "cuda/row_loss.cuh"
 
 #include "emulated/guarded.h"
-#include "python/numpy_problem.h"
+#include "python/numpy_row_loss.h"
 
 namespace py = pybind11;
 
@@ -14,7 +14,7 @@ using kd::emulated::Outputs;
 
 // The plan of a launch form that plan_rows() might not choose for the problem: `lanes` per row at least in the held
 // form, exactly in the strided one, `threads` per block, `cluster` blocks per staged row.
-kd::RowPlan forced_plan(const kd::SoftenedKL& problem, const std::string& name, int lanes, int threads, int cluster) {
+kd::RowPlan forced_plan(const kd::RowLoss& problem, const std::string& name, int lanes, int threads, int cluster) {
   const auto found = std::find(std::begin(kd::form_names), std::end(kd::form_names), name);
   if (found == std::end(kd::form_names)) throw std::invalid_argument("no launch form is called " + name);
   kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(kd::form_names)), threads, threads, 0, 0, 1};
@@ -37,17 +37,17 @@ kd::RowPlan forced_plan(const kd::SoftenedKL& problem, const std::string& name, 
   return plan;
 }
 
-py::dict softened_kl(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
+py::dict row_loss(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
                      int sm) {
   Outputs outputs;
   const kd::python::NumpyProblem numpy(
       options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
-  const kd::SoftenedKL& problem = numpy.problem;
+  const kd::RowLoss& problem = numpy.problem;
   const kd::RowPlan plan =
       form == "auto" ? kd::plan_problem(problem.after_statistics(), sm)
                      : forced_plan(problem, form, lanes, threads, cluster);
   const kd::emulated::OnDevice device(sm);
-  kd::softened_kl_cuda(problem, plan, sm, nullptr);
+  kd::row_loss_cuda(problem, plan, sm, nullptr);
   outputs.check();
   py::dict results = numpy.results();
   results["form"] = kd::form_names[static_cast<int>(plan.form)];
@@ -61,15 +61,15 @@ py::array logit_rank(const py::array& logits,  // [rows, C]
                      const py::array_t<int64_t, py::array::c_style>& target, int sm) {
   const kd::python::Layout layout(logits, 1, kd::python::strides_of(logits));
   if (target.size() != layout.outer) throw std::invalid_argument("target must have one value per row");
-  kd::SoftenedKL problem;
+  kd::RowLoss problem;
   problem.outer = layout.outer;
   problem.classes = layout.classes;
   problem.student = problem.teacher = layout.rows(const_cast<void*>(logits.data()), kd::python::dtype_of(logits));
-  problem.target = target.data();
+  problem.hard.target = target.data();
   problem.source = kd::TargetSource::adjusted;
-  problem.statistic = kd::RowStatistic::rank;
+  problem.first.statistic = kd::RowStatistic::rank;
   Outputs outputs;
-  const void* ranks = problem.row_statistic =
+  const void* ranks = problem.first.numbers =
       outputs.allocate("ranks", problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float)));
   const kd::emulated::OnDevice device(sm);
   kd::row_statistics_cuda(problem, sm, nullptr);
@@ -94,11 +94,11 @@ void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
 
 }  // namespace
 
-void bind_softened_kl(py::module_& m) {
+void bind_row_loss(py::module_& m) {
   using namespace py::literals;
-  kd::python::def_softened_kl<const std::string&, int, int, int, int>(
-      m, &softened_kl,
-      "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/softened_kl.h; `form` "
+  kd::python::def_row_loss<const std::string&, int, int, int, int>(
+      m, &row_loss,
+      "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/row_loss.h; `form` "
       "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row.",
       "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90);
   m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);

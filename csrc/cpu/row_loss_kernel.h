@@ -1,16 +1,16 @@
 // The CPU kernels of the family, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
 #pragma once
 #include "cpu/threads.h"
-#include "softened_kl.h"
+#include "row_loss.h"
 
 namespace kd {
 
 // Solves the problem; std::invalid_argument for a label that is none and a permutation that is none. The result does not
 // depend on how rows are split.
-void softened_kl_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for);
+void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
 // The first pass alone: the statistic of every row, as it is before the batch is known.
-void row_statistics_cpu(const SoftenedKL& problem, const ParallelFor& parallel_for);
+void row_statistics_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
 // gradient *= upstream, one number for all rows or (`per_row`) one for each; A is the type of upstream.
 void scale_gradient_cpu(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,

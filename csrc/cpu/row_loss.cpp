@@ -1,22 +1,22 @@
 // The ops of the family on CPU tensors.
-#include "cpu/softened_kl_kernel.h"
+#include "cpu/row_loss_kernel.h"
 
 #include "cpu/isa.h"
 #include "cpu/pages.h"
 #include "cpu/torch_threads.h"
-#include "softened_kl_op.h"
+#include "row_loss_op.h"
 
 namespace kd {
 namespace {
 
 struct Cpu {
-  static void softened_kl(const SoftenedKL& problem, const Tensor&) {
+  static void row_loss(const RowLoss& problem, const Tensor&) {
     for (const Rows& gradient : {problem.grad_student, problem.grad_teacher})
       if (gradient.data) prefer_huge_pages(gradient.data, problem.rows() * problem.classes * element_size(gradient.dtype));
-    softened_kl_cpu(problem, torch_threads);
+    row_loss_cpu(problem, torch_threads);
   }
 
-  static void row_statistics(const SoftenedKL& problem, const Tensor&) { row_statistics_cpu(problem, torch_threads); }
+  static void row_statistics(const RowLoss& problem, const Tensor&) { row_statistics_cpu(problem, torch_threads); }
 
   static void scale_gradient(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
                              Dtype upstream_dtype, bool per_row, const Tensor&) {

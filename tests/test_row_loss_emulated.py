@@ -1,4 +1,4 @@
-"""The CUDA kernels of softened KL, emulated (docs/emulation.md), against the float64 formulas of oracle.py: problems drawn
+"""The CUDA kernels of softened KL, emulated (docs/emulation.md), against the float64 formulas of row_oracle.py: problems drawn
 by hypothesis in every launch form, dtype, memory layout and option, under a random order of threads.
 
 In three sizes: in this process, in one with AddressSanitizer and UBSan (test_sanitized), and twenty times as long (-m long).
@@ -6,11 +6,11 @@ In three sizes: in this process, in one with AddressSanitizer and UBSan (test_sa
 
 import emulated
 import numpy as np
-import oracle
+import row_oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
+from row_problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
 
 EXAMPLES = 200 if emulated.VARIANT == "sanitized" else 800
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -33,7 +33,7 @@ def solve(student, teacher, options, how=(0, {}), **more):
     """The emulated kernels' results."""
     seed, how = how
     emulated.module().set_seed(seed)
-    return emulated.module().softened_kl(student, teacher, dim=1, **numbered(options), **how, **more)
+    return emulated.module().row_loss(student, teacher, dim=1, **numbered(options), **how, **more)
 
 
 def matches_the_formulas(problem, launch, gradients):
@@ -58,7 +58,7 @@ def test_matches_the_formulas_at_length(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
 
 
-@pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
+@pytest.mark.parametrize("divergence", row_oracle.DIVERGENCES)
 @pytest.mark.parametrize(
     "classes, dtype, sm, form, cluster",
     [
@@ -117,7 +117,7 @@ def test_rows_that_two_strides_lead_to(form):
     how = (1, {"form": form, "lanes": 32, "threads": 32})
     expected = solve(student, teacher, options, how, grad_teacher=True)
     emulated.module().set_seed(1)
-    ours = emulated.module().softened_kl(sliced(student), sliced(teacher), dim=2, grad_teacher=True, **options, **how[1])
+    ours = emulated.module().row_loss(sliced(student), sliced(teacher), dim=2, grad_teacher=True, **options, **how[1])
     for name in ("loss", "grad_student", "grad_teacher"):
         np.testing.assert_array_equal(ours[name].reshape(expected[name].shape), expected[name])
 
@@ -165,7 +165,7 @@ def test_rows_that_are_no_distribution_are_nan(form):
 def test_extreme_logits_are_exact():
     student = np.array([1e4, -1e4, 0, 1e4, 5, -3], np.float32).reshape(2, 3, 1)
     teacher = np.array([1e4, 1e4, 0, 0, 1e4, 3], np.float32).reshape(2, 3, 1)
-    for divergence in oracle.DIVERGENCES:
+    for divergence in row_oracle.DIVERGENCES:
         options = {"divergence": divergence, "reduction": "none"}
         check(student, teacher, options, solve(student, teacher, options, grad_teacher=True))
 
@@ -210,9 +210,9 @@ def test_scale_gradient(data):
     emulated.module().scale_gradient(gradient, upstream, dim=1)
 
     per_row = upstream.reshape(shape[0], 1, shape[2]) if upstream.ndim else upstream
-    truth = oracle.Estimate(before * per_row, np.abs(before * per_row))
+    truth = row_oracle.Estimate(before * per_row, np.abs(before * per_row))
     precision = PRECISION["float64" if dtype == "float64" else "float32"]
-    oracle.close(decode(gradient), truth, precision, *STORED[dtype][:2])
+    row_oracle.close(decode(gradient), truth, precision, *STORED[dtype][:2])
 
 
 @pytest.mark.skipif(emulated.VARIANT == "sanitized", reason="starts the process it would run in")

@@ -1,20 +1,20 @@
 // The ops of the family on CUDA tensors.
-#include "cuda/softened_kl.cuh"
+#include "cuda/row_loss.cuh"
 
 #include "cuda/device.h"
-#include "softened_kl_op.h"
+#include "row_loss_op.h"
 
 namespace kd {
 namespace {
 
 struct Cuda {
-  static void softened_kl(const SoftenedKL& problem, const Tensor& like) {
+  static void row_loss(const RowLoss& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     const int sm = compute_capability(like);
-    softened_kl_cuda(problem, plan_problem(problem.after_statistics(), sm), sm, current_stream(like));
+    row_loss_cuda(problem, plan_problem(problem.after_statistics(), sm), sm, current_stream(like));
   }
 
-  static void row_statistics(const SoftenedKL& problem, const Tensor& like) {
+  static void row_statistics(const RowLoss& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     row_statistics_cuda(problem, compute_capability(like), current_stream(like));
   }

@@ -1,4 +1,4 @@
-"""The mathematics of the row losses (csrc/softened_kl.h) in float64 NumPy, written from the formulas and not from any kernel.
+"""The mathematics of the row losses (csrc/row_loss.h) in float64 NumPy, written from the formulas and not from any kernel.
 
 Classes are the last axis. Beside each value stands its rounding scale: what one rounding error of the arithmetic type,
 made in every logarithm and every product, can move it by. A kernel in float32 is right if it stays within a small number
@@ -111,7 +111,7 @@ def rowwise(estimate, factor, included):
 
 
 @np.errstate(all="ignore")
-def softened_kl(
+def row_loss(
     student,  # [rows, C]
     teacher,  # [rows, C]
     *,
@@ -206,7 +206,7 @@ def label_loss(
     reduction="batchmean",
     groups=1,
 ):
-    """As softened_kl, without the gradient of a teacher."""
+    """As row_loss, without the gradient of a teacher."""
     student = np.asarray(student, np.float64)
     u, counted, weight = label_target(target, student.shape[1], on, off, ignore_index)
     if teacher is not None:
@@ -218,7 +218,7 @@ def label_loss(
             mean = by_group[1].sum(1) / np.maximum(by_group[0].sum(1), 1)
             confidence = confidence / np.repeat(np.where(mean > 0, mean, 1), len(target) // groups)
         weight = weight * confidence
-    return softened_kl(
+    return row_loss(
         student,
         u,
         source="probs",
@@ -264,12 +264,12 @@ def random_permutation(kept, classes, seed):
 
 
 def dkpp_loss(student, teacher, permutation=None, seed=0, **options):
-    """As softened_kl, its gradient of the teacher not being one."""
+    """As row_loss, its gradient of the teacher not being one."""
     teacher = np.asarray(teacher, np.float64)
     if permutation is None:
         permutation = random_permutation(teacher.argmax(-1), teacher.shape[1], seed)
     shuffled = np.take_along_axis(teacher, permutation, -1)
-    return softened_kl(student, shuffled, divergence="cross_entropy", **options)
+    return row_loss(student, shuffled, divergence="cross_entropy", **options)
 
 
 @np.errstate(all="ignore")
@@ -290,9 +290,9 @@ def dynamic_temperature_kl(
     row_temperature=None,  # [rows]: in place of the computed ones
     ignore_index=-100,
     groups=1,
-    **options,  # of softened_kl
+    **options,  # of row_loss
 ):
-    """As softened_kl, without the gradient of the teacher and with the temperatures: row_temperature [rows]."""
+    """As row_loss, without the gradient of the teacher and with the temperatures: row_temperature [rows]."""
     student, teacher = np.asarray(student, np.float64), np.array(teacher, np.float64)
     rows, classes = student.shape
     counted = np.ones(rows, bool) if mask is None else mask
@@ -322,7 +322,7 @@ def dynamic_temperature_kl(
         off = smoothing / classes
         u, _, _ = label_target(target, classes, 1 - smoothing + off, off)
         log_target[wrong] = np.log(u[wrong])
-    found = softened_kl(
+    found = row_loss(
         student,
         log_target,
         source="log_probs",

@@ -1,7 +1,7 @@
-// The ops of the family, from tensors to the plain problem of softened_kl.h: checks of what would corrupt memory,
+// The ops of the family, from tensors to the plain problem of row_loss.h: checks of what would corrupt memory,
 // allocation, layouts. The same for every device; what runs a problem is the template argument:
 //
-//     Device::softened_kl(problem, like)                                  `like`: a tensor on the device
+//     Device::row_loss(problem, like)                                  `like`: a tensor on the device
 //     Device::row_statistics(problem, like)
 //     Device::scale_gradient(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, like)
 #pragma once
@@ -25,25 +25,25 @@ inline std::optional<int64_t> common_split(const Tensor& student, const Tensor& 
 }
 
 // `relative`: the divergence from that target, not the cross entropy with it.
-inline void set_label_target(SoftenedKL& problem, double on, double off, bool relative) {
+inline void set_label_target(RowLoss& problem, double on, double off, bool relative) {
   const auto information = [](double p) { return p > 0 ? -p * std::log(p) : 0.0; };
-  problem.label_on = on;
-  problem.label_off = off;
-  problem.label_entropy =
+  problem.label.on = on;
+  problem.label.off = off;
+  problem.label.entropy =
       relative ? information(on) + static_cast<double>(problem.classes - 1) * information(off) : 0.0;
 }
 
 // One call: the problem, filled in step by step, with what has to stay alive until it is solved.
-class RowLoss {
+class RowCall {
  public:
   // Empty where not asked for; units, where the gradient is not of float16.
   struct Results {
     Tensor loss, parts, grad_student, grad_teacher, unit_student, unit_teacher;
   };
 
-  SoftenedKL problem;
+  RowLoss problem;
 
-  RowLoss(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
+  RowCall(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
       : student_(student), teacher_(student), dim_(dim), groups_(groups) {
     require(float_dtype(student).has_value(), "student must be a float tensor");
     require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
@@ -71,8 +71,8 @@ class RowLoss {
 
   void target(const std::optional<Tensor>& target, int64_t ignore_index) {
     has_target_ = target.has_value();
-    problem.target = per_row<int64_t>(target, sizeof(int64_t), "target");
-    problem.ignore_index = ignore_index;
+    problem.hard.target = per_row<int64_t>(target, sizeof(int64_t), "target");
+    problem.hard.ignore_index = ignore_index;
   }
 
   void mask(const std::optional<Tensor>& mask) { problem.mask = per_row<bool>(mask, sizeof(bool), "mask"); }
@@ -82,13 +82,13 @@ class RowLoss {
     problem.row_weight = per_row<void>(weight, float_size(), "row_weight");
   }
   void row_temperature(const std::optional<Tensor>& temperature) {
-    problem.row_temperature = per_row<void>(temperature, float_size(), "row_temperature");
+    problem.soft.row_temperature = per_row<void>(temperature, float_size(), "row_temperature");
   }
 
   void permutation(const std::optional<Tensor>& permutation) {
     if (!permutation) return;
     require(permutation->numel() == student_.numel(), "permutation must have the shape of student");
-    problem.permutation = contiguous<int64_t>(*permutation, sizeof(int64_t), "permutation");
+    problem.permutation.of_rows = contiguous<int64_t>(*permutation, sizeof(int64_t), "permutation");
   }
 
   // A number per row that the problem computes for itself.
@@ -101,7 +101,7 @@ class RowLoss {
     if (problem.reduction == Reduction::none) loss_shape = row_shape();
     else if (groups_ > 0) loss_shape = {groups_};
     std::vector<int64_t> parts_shape = loss_shape;
-    if (has_target_ && problem.hard) parts_shape.insert(parts_shape.begin(), 2);
+    if (has_target_ && problem.hard.wanted) parts_shape.insert(parts_shape.begin(), 2);
     else parts_shape = {0};
 
     const Tensor loss = allocate(student_, accumulated(), loss_shape);
@@ -111,14 +111,14 @@ class RowLoss {
     // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
     const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
     problem.loss = loss.data_ptr();
-    problem.parts = has_target_ && problem.hard ? parts.data_ptr() : nullptr;
+    problem.parts = has_target_ && problem.hard.wanted ? parts.data_ptr() : nullptr;
     problem.unit_student = has_units(student_, grad_student) ? student_unit.data_ptr() : nullptr;
     problem.unit_teacher = has_units(teacher_, grad_teacher) ? teacher_unit.data_ptr() : nullptr;
     problem.counts = workspace.data_ptr();
     problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
     if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_, split_);
     if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_, split_);
-    Device::softened_kl(problem, student_);
+    Device::row_loss(problem, student_);
     return {loss, parts, student_gradient, teacher_gradient, student_unit, teacher_unit};
   }
 
@@ -192,22 +192,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> softened_kl_op(
     double temperature, int64_t source, int64_t divergence, double beta, double target_eps, bool scale_by_t2,
     double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t groups,
     int64_t dim, bool grad_student, bool grad_teacher) {
-  RowLoss call(student, dim, groups, reduction);
+  RowCall call(student, dim, groups, reduction);
   call.teacher(teacher);
   call.target(target, ignore_index);
   call.mask(mask);
   call.row_weight(row_weight);
   call.row_temperature(row_temperature);
-  SoftenedKL& problem = call.problem;
+  RowLoss& problem = call.problem;
   problem.source = static_cast<TargetSource>(source);
-  problem.divergence = static_cast<Divergence>(divergence);
-  problem.temperature = temperature;
-  problem.beta = beta;
-  problem.target_eps = target_eps;
-  problem.scale_by_t2 = scale_by_t2;
-  problem.kl_weight = kl_weight;
-  problem.ce_weight = ce_weight;
-  problem.label_smoothing = label_smoothing;
+  problem.soft.divergence = static_cast<Divergence>(divergence);
+  problem.soft.temperature = temperature;
+  problem.soft.beta = beta;
+  problem.soft.target_eps = target_eps;
+  problem.soft.scale_by_t2 = scale_by_t2;
+  problem.soft.weight = kl_weight;
+  problem.hard.weight = ce_weight;
+  problem.hard.smoothing = label_smoothing;
   const auto found = call.template solve<Device>(grad_student, grad_teacher);
   return {found.loss, found.parts, found.grad_student, found.grad_teacher, found.unit_student, found.unit_teacher};
 }
@@ -220,16 +220,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
     const std::optional<Tensor>& confidence,  // row shape, arithmetic type
     double on, double off, bool relative, double temperature, double kl_weight, double ce_weight, bool normalise,
     int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
-  RowLoss call(student, dim, groups, reduction);
-  SoftenedKL& problem = call.problem;
+  RowCall call(student, dim, groups, reduction);
+  RowLoss& problem = call.problem;
   if (teacher) call.teacher(*teacher);
   call.target(target, ignore_index);
   problem.source = TargetSource::label;
   set_label_target(problem, on, off, relative);
-  problem.temperature = temperature;
-  problem.scale_by_t2 = false;
-  problem.kl_weight = kl_weight;
-  problem.ce_weight = ce_weight;
+  problem.soft.temperature = temperature;
+  problem.soft.scale_by_t2 = false;
+  problem.soft.weight = kl_weight;
+  problem.hard.weight = ce_weight;
   std::optional<Tensor> statistic;
   if (teacher || confidence) {
     // A copy in the order of the rows: it is changed in place.
@@ -237,9 +237,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
     else if (confidence->is_contiguous()) statistic = torch::stable::clone(*confidence);
     else statistic = torch::stable::contiguous(*confidence);
     call.row_weight(statistic);
-    problem.statistic = RowStatistic::confidence;
-    problem.row_statistic = statistic->data_ptr();
-    problem.normalise_statistic = normalise;
+    problem.first.statistic = RowStatistic::confidence;
+    problem.first.numbers = statistic->data_ptr();
+    problem.first.normalize = normalise;
   }
   const auto found = call.template solve<Device>(grad_student, false);
   return {found.loss, found.parts, found.grad_student, found.unit_student};
@@ -255,8 +255,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
     double temperature,
     const std::optional<Tensor>& seed,  // int64 scalar on the CPU
     int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
-  RowLoss call(student, dim, groups, reduction);
-  SoftenedKL& problem = call.problem;
+  RowCall call(student, dim, groups, reduction);
+  RowLoss& problem = call.problem;
   require(permutation || (seed && seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1),
           "without a permutation a seed is needed, an int64 scalar on the CPU");
   call.teacher(teacher);
@@ -264,9 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
   call.row_weight(row_weight);
   call.permutation(permutation);
   problem.source = TargetSource::permuted;
-  problem.divergence = Divergence::cross_entropy;
-  problem.temperature = temperature;
-  if (seed) problem.seed = *static_cast<const uint64_t*>(seed->data_ptr());
+  problem.soft.divergence = Divergence::cross_entropy;
+  problem.soft.temperature = temperature;
+  if (seed) problem.permutation.seed = *static_cast<const uint64_t*>(seed->data_ptr());
   const auto found = call.template solve<Device>(grad_student, false);
   return {found.loss, found.parts, found.grad_student, found.unit_student};
 }
@@ -282,8 +282,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     double temperature, double beta, double gamma, int64_t mode, int64_t adjust, double smoothing, bool l1, double t_min,
     bool scale_by_t2, double ce_weight, bool return_parts, int64_t ignore_index, int64_t reduction, int64_t groups,
     int64_t dim, bool grad_student) {
-  RowLoss call(student, dim, groups, reduction);
-  SoftenedKL& problem = call.problem;
+  RowCall call(student, dim, groups, reduction);
+  RowLoss& problem = call.problem;
   call.teacher(teacher);
   call.target(target, ignore_index);
   call.mask(mask);
@@ -292,21 +292,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
   problem.adjustment = static_cast<Adjustment>(adjust);
   const double off = smoothing / static_cast<double>(problem.classes);
   set_label_target(problem, 1 - smoothing + off, off, true);
-  problem.temperature = temperature;
-  problem.scale_by_t2 = scale_by_t2;
-  problem.ce_weight = ce_weight;
-  problem.hard = return_parts || ce_weight != 0;
+  problem.soft.temperature = temperature;
+  problem.soft.scale_by_t2 = scale_by_t2;
+  problem.hard.weight = ce_weight;
+  problem.hard.wanted = return_parts || ce_weight != 0;
   const Tensor temperatures = row_temperature ? torch::stable::clone(*row_temperature) : call.row_numbers();
   if (!row_temperature && mode == 0) {
     Tensor constant = temperatures;
     torch::stable::fill_(constant, temperature);
   } else if (!row_temperature) {
-    problem.statistic = mode == 1 ? RowStatistic::cosine : RowStatistic::doubt;
-    problem.row_statistic = temperatures.data_ptr();
-    problem.normalise_statistic = l1;
-    problem.statistic_power = gamma;
-    problem.temperature_slope = beta;
-    problem.least_temperature = t_min;
+    problem.first.statistic = mode == 1 ? RowStatistic::cosine : RowStatistic::doubt;
+    problem.first.numbers = temperatures.data_ptr();
+    problem.first.normalize = l1;
+    problem.first.power = gamma;
+    problem.first.slope = beta;
+    problem.first.least_temperature = t_min;
   }
   if (row_temperature || mode != 0) call.row_temperature(temperatures);
   const auto found = call.template solve<Device>(grad_student, false);
@@ -318,16 +318,16 @@ Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim`
                          const std::optional<Tensor>& teacher,  // logits, same shape
                          const std::optional<Tensor>& target,   // row shape, int64
                          int64_t statistic, double gamma, int64_t adjust, int64_t ignore_index, int64_t dim) {
-  RowLoss call(rows, dim, 0, 0);
-  SoftenedKL& problem = call.problem;
+  RowCall call(rows, dim, 0, 0);
+  RowLoss& problem = call.problem;
   call.teacher(teacher ? *teacher : rows);
   call.target(target, ignore_index);
   problem.source = TargetSource::adjusted;
   problem.adjustment = static_cast<Adjustment>(adjust);
-  problem.statistic = static_cast<RowStatistic>(statistic + 1);
-  problem.statistic_power = gamma;
+  problem.first.statistic = static_cast<RowStatistic>(statistic + 1);
+  problem.first.power = gamma;
   const Tensor statistics = call.row_numbers();
-  problem.row_statistic = statistics.data_ptr();
+  problem.first.numbers = statistics.data_ptr();
   Device::row_statistics(problem, rows);
   return statistics;
 }

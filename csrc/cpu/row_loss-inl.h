@@ -13,7 +13,7 @@
 // hard label, at temperature 1. Sums are taken in blocks, so that their rounding error grows with the number of blocks and
 // not of classes. Scratch is a handful of rows: it stays in the L1 or L2 cache. Sweep 2 computes and hardly reads: it asks
 // for the next row, which sweep 1 would have to wait for.
-// After highway's pattern: no intrinsics, no #if; included by cpu/softened_kl_kernel.cpp through cpu/each_isa.h.
+// After highway's pattern: no intrinsics, no #if; included by cpu/row_loss_kernel.cpp through cpu/each_isa.h.
 
 #include "divergences-inl.h"
 #include "target_sources-inl.h"
@@ -23,14 +23,14 @@
 
 // `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
 // line wide if that stays within the L1 cache, so that strided logits are read line by line.
-inline int64_t tile_rows(const SoftenedKL& problem) {
+inline int64_t tile_rows(const RowLoss& problem) {
   if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
   return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
 }
 
 // Whether the student's gradient is too large for a cache to keep until it is read: it is written past the caches then, which
 // costs no read of what it overwrites and drives nothing out.
-inline bool is_large_gradient(const SoftenedKL& problem) {
+inline bool is_large_gradient(const RowLoss& problem) {
   constexpr int64_t most_cached = int64_t(32) << 20;  // bytes
   return problem.grad_student.data && !problem.is_double() &&
          problem.rows() * problem.classes * static_cast<int64_t>(sizeof(float)) > most_cached;
@@ -68,7 +68,7 @@ KD_INLINE void permute_weights(const Lines<A>& row, int64_t classes) {
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`.
 template <class A, class Source, bool smoothed, class D, bool permuted = false>
-KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add,
+KD_INLINE A soft_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add,
                      const D& divergence) {
   constexpr int lanes = Simd<A>::lanes;
   const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
@@ -99,13 +99,13 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
     pair.log_sums = std::log(weights[1] / weights[0]);
   }
   // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
-  const bool weighs = problem.kl_weight != 0;
+  const bool weighs = problem.soft.weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
   const A teacher_scale = Source::normalised ? student_scale : scales.soft_gradient;
 
   // The padding is no class: it gets no smoothing either.
-  const A eps = static_cast<A>(problem.target_eps);
+  const A eps = static_cast<A>(problem.soft.target_eps);
   Vec<A> last_eps{};
   if (smoothed)
     for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_eps[lane] = eps;
@@ -145,10 +145,10 @@ KD_INLINE A soft_row(const SoftenedKL& problem, const RowScales<A>& scales, cons
 
 // The divergence from a target that follows from the label: source label, and rows of source adjusted that are replaced.
 template <class A>
-KD_INLINE A label_soft_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
+KD_INLINE A label_soft_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
   A value[1];
   label_row(problem, scales, row, scales.inverse_temperature, {soft_term(problem, scales)}, add, value);
-  return value[0] - static_cast<A>(problem.label_entropy);
+  return value[0] - static_cast<A>(problem.label.entropy);
 }
 
 // The lowest class of the largest logit; 0 where there is none, in a row of NaN.
@@ -177,14 +177,14 @@ KD_INLINE int64_t largest_class(const Line<A>& row, int64_t classes) {
 
 // The permutation of a row: as given, or drawn.
 template <class A>
-KD_INLINE void fill_order(const SoftenedKL& problem, const Lines<A>& row) {
+KD_INLINE void fill_order(const RowLoss& problem, const Lines<A>& row) {
   const int64_t classes = problem.classes;
-  if (problem.permutation) {
+  if (problem.permutation.of_rows) {
     for (int64_t c = 0; c < classes; ++c)
-      row.order[c] = static_cast<uint32_t>(problem.permutation[row.number * classes + c]);
+      row.order[c] = static_cast<uint32_t>(problem.permutation.of_rows[row.number * classes + c]);
     return;
   }
-  const Shuffle shuffle(problem.seed, row.number, classes - 1);
+  const Shuffle shuffle(problem.permutation.seed, row.number, classes - 1);
   for (int64_t rank = 0; rank < classes - 1; ++rank) row.order[rank] = static_cast<uint32_t>(rank);
   for (int number = 0; number < shuffle.rounds; ++number) {
     const Shuffle::Round round = shuffle.round(number);
@@ -198,13 +198,13 @@ KD_INLINE void fill_order(const SoftenedKL& problem, const Lines<A>& row) {
 
 // Source permuted.
 template <class A>
-KD_INLINE A permuted_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
+KD_INLINE A permuted_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, bool add) {
   fill_order(problem, row);
   return soft_row<A, LogitsTarget, false, CrossEntropy<A>, true>(problem, scales, row, add, {});
 }
 
 template <class A>
-using SoftRow = A (*)(const SoftenedKL&, const RowScales<A>&, const Lines<A>&, bool add);
+using SoftRow = A (*)(const RowLoss&, const RowScales<A>&, const Lines<A>&, bool add);
 
 template <class A, class Source, bool smoothed>
 SoftRow<A> pick_divergence(Divergence divergence) {
@@ -220,7 +220,7 @@ SoftRow<A> pick_divergence(Divergence divergence) {
     case Divergence::jsd:
       return [](auto& problem, auto& scales, auto& row, bool add) {
         return soft_row<A, Source, smoothed>(problem, scales, row, add,
-                                             JensenShannon<A>{static_cast<A>(problem.beta)});
+                                             JensenShannon<A>{static_cast<A>(problem.soft.beta)});
       };
     default:
       return [](auto& problem, auto& scales, auto& row, bool add) {
@@ -230,13 +230,13 @@ SoftRow<A> pick_divergence(Divergence divergence) {
 }
 
 template <class A, class Source>
-SoftRow<A> pick_smoothing(const SoftenedKL& problem) {
-  return problem.target_eps > 0 ? pick_divergence<A, Source, true>(problem.divergence)
-                                : pick_divergence<A, Source, false>(problem.divergence);
+SoftRow<A> pick_smoothing(const RowLoss& problem) {
+  return problem.soft.target_eps > 0 ? pick_divergence<A, Source, true>(problem.soft.divergence)
+                                : pick_divergence<A, Source, false>(problem.soft.divergence);
 }
 
 template <class A>
-SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
+SoftRow<A> pick_soft_row(const RowLoss& problem) {
   switch (problem.source) {
     case TargetSource::logits: return pick_smoothing<A, LogitsTarget>(problem);
     case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem);
@@ -249,7 +249,7 @@ SoftRow<A> pick_soft_row(const SoftenedKL& problem) {
 }
 
 // Numbers of scratch memory a thread needs: four tiles, three rows of weights, one of a permutation.
-inline int64_t scratch_numbers(const SoftenedKL& problem) {
+inline int64_t scratch_numbers(const RowLoss& problem) {
   const int64_t rows = problem.source == TargetSource::permuted ? 4 : 3;
   return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
 }
@@ -271,7 +271,7 @@ void fit_float16(const RowAccess<A>& gradient, int64_t first, int64_t count, int
 
 // Both terms of one row. Returns whether the student's gradient stands where it belongs, and not in row.grad_student.
 template <class A>
-KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, const Lines<A>& row, bool forward,
+KD_INLINE bool solve_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, bool forward,
                          SoftRow<A> soft_row, A& soft, A& hard) {
   if (scales.has_soft && problem.source == TargetSource::adjusted) {
     const bool repairs = scales.has_label && problem.adjustment != Adjustment::none;
@@ -286,7 +286,7 @@ KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, 
     // Both look at the same softmax.
     A both[2];
     label_row(problem, scales, row, A(1), {soft_term(problem, scales), hard_term(problem, scales)}, false, both);
-    soft = scales.soft * (both[0] - static_cast<A>(problem.label_entropy));
+    soft = scales.soft * (both[0] - static_cast<A>(problem.label.entropy));
     hard = both[1];
     return false;
   }
@@ -305,7 +305,7 @@ KD_INLINE bool solve_row(const SoftenedKL& problem, const RowScales<A>& scales, 
 // Rows [begin, end): their losses go to problem.row_losses, their gradients to where they belong. `scratch` has
 // scratch_numbers(problem) numbers.
 template <class A>
-void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratch) {
+void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) {
   const int64_t classes = problem.classes, inner = problem.inner, middle = problem.middle;
   const int64_t padded = padded_classes(classes), tile = tile_rows(problem);
   const SoftRow<A> soft_row = pick_soft_row<A>(problem);
@@ -375,11 +375,11 @@ void solve_rows(const SoftenedKL& problem, int64_t begin, int64_t end, A* scratc
   end_streams();
 }
 
-void solve_rows_float(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+void solve_rows_float(const RowLoss& problem, int64_t begin, int64_t end, void* scratch) {
   solve_rows(problem, begin, end, static_cast<float*>(scratch));
 }
 
-void solve_rows_double(const SoftenedKL& problem, int64_t begin, int64_t end, void* scratch) {
+void solve_rows_double(const RowLoss& problem, int64_t begin, int64_t end, void* scratch) {
   solve_rows(problem, begin, end, static_cast<double*>(scratch));
 }
 

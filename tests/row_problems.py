@@ -4,7 +4,7 @@ CUDA kernels, emulated, and for the CPU kernels of kdkernels._host.
 
 import emulated
 import numpy as np
-import oracle
+import row_oracle
 from hypothesis import strategies as st
 
 # Arithmetic precision (half an ulp of 1), and per storage dtype the same and half its smallest number.
@@ -63,7 +63,7 @@ def make_teacher(rng, shape, spread, absent, source):
     logits = make_logits(rng, shape, spread, absent)
     if source == "logits":
         return logits
-    log_p = np.moveaxis(oracle.log_softmax(np.moveaxis(logits, 1, -1).astype(np.float64)), -1, 1)
+    log_p = np.moveaxis(row_oracle.log_softmax(np.moveaxis(logits, 1, -1).astype(np.float64)), -1, 1)
     return (log_p if source == "log_probs" else np.exp(log_p)).astype(np.float32)
 
 
@@ -76,7 +76,7 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
     rows = outer * inner
     if rows and draw(st.booleans()):
         groups = draw(st.sampled_from([g for g in range(1, outer + 1) if outer % g == 0]))
-    source = draw(st.sampled_from(oracle.SOURCES))
+    source = draw(st.sampled_from(row_oracle.SOURCES))
     spread = draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
     # No probability of exactly 0 beside those that underflow: where these meet, the KL is infinite in float64 alone.
     spread = min(spread, 5.0) if source == "probs" else spread
@@ -84,8 +84,8 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
 
     options = {
         "source": source,
-        "divergence": draw(st.sampled_from(oracle.DIVERGENCES)),
-        "reduction": draw(st.sampled_from(oracle.REDUCTIONS)),
+        "divergence": draw(st.sampled_from(row_oracle.DIVERGENCES)),
+        "reduction": draw(st.sampled_from(row_oracle.REDUCTIONS)),
         "temperature": draw(st.sampled_from([1.0, 4.0, 0.5])),
         "beta": draw(st.sampled_from([0.5, 0.1, 0.0, 1.0])),
         "target_eps": draw(st.sampled_from([0.0, 0.0, 1e-7, 0.1])),
@@ -127,11 +127,11 @@ def check(student, teacher, options, ours):
     precision = PRECISION["float64" if double else "float32"]
     # A thread alone with a row adds 64 chunks one after another before it begins a new block.
     factor = 8 if ours.get("form") == "strided" else 4
-    truth = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **options)
-    rows = oracle.softened_kl(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
+    truth = row_oracle.row_loss(as_rows(decode(student)), as_rows(decode(teacher)), **options)
+    rows = row_oracle.row_loss(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
     for name in ("loss", "parts"):
         if truth[name] is not None:
-            oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
+            row_oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
     for name, logits in (("grad_student", student), ("grad_teacher", teacher)):
         if ours[name] is None:
             continue
@@ -139,7 +139,7 @@ def check(student, teacher, options, ours):
         gradient, rounding, tiny = in_units_of_one(ours, name, logits)
         most = np.inf if ours[unit_of(name)] is not None else STORED[name_of(logits)][2]
         regular = ~np.isinf(rows["loss"].value)[:, None] & ~(np.abs(truth[name].value) >= 0.99 * most)
-        oracle.close(np.where(regular, gradient, 0), truth[name].where(regular), precision, rounding, tiny, factor=factor)
+        row_oracle.close(np.where(regular, gradient, 0), truth[name].where(regular), precision, rounding, tiny, factor=factor)
 
 
 def unit_of(name):
@@ -170,8 +170,8 @@ def plain_problem(classes, rows=3, seed=0, dtype="float32"):
 
 
 def numbered(options):
-    """Options with the integers of csrc/softened_kl.h instead of names."""
-    names = {"source": oracle.SOURCES, "divergence": oracle.DIVERGENCES, "reduction": oracle.REDUCTIONS}
+    """Options with the integers of csrc/row_loss.h instead of names."""
+    names = {"source": row_oracle.SOURCES, "divergence": row_oracle.DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
     return {name: names[name].index(value) if name in names else value for name, value in options.items()}
 
 

@@ -1,0 +1,176 @@
+// The problem every row loss solves, in plain numbers and pointers: no torch, no CUDA.
+//
+// A row is one softmax: C student logits z and a target distribution p over the same C classes. With the temperature T,
+// q = softmax(z / T) and a hard label y, the loss of a row is
+//
+//     soft = w * T^2 * D(p, q)            D: one of `Divergence`; p comes from a target source
+//     hard = -log softmax(z)[y]           optional, label smoothing as in torch.nn.functional.cross_entropy
+//
+// and the loss is kl_weight * soft + ce_weight * hard, each reduced over the rows it counts. The gradient is that of the
+// reduced loss for an upstream gradient of 1; it is written in the same sweep that computes the loss.
+#pragma once
+#include <cstdint>
+
+#include "host_device.h"
+#include "types.h"
+
+namespace kd {
+
+// Where the target distribution comes from. One struct per source in target_sources-inl.h. The last three have a constant
+// teacher, or none, and are made for one purpose each:
+//
+//     label      no teacher: `label_on` on the label and `label_off` elsewhere; rows without a label do not count
+//     permuted   the teacher's probabilities, shuffled among all classes but its largest
+//     adjusted   the teacher's probabilities, repaired by `adjustment` where the largest is not the label's
+enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjusted };
+
+// Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, and -sum p log q. One struct per divergence in
+// divergences-inl.h. Source label knows forward and cross_entropy, permuted cross_entropy, adjusted forward.
+enum class Divergence : int { forward, reverse, jsd, cross_entropy };
+
+// What becomes of a teacher that mistakes the label: nothing, its two logits exchanged ("probability shift"), or its row
+// replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.
+enum class Adjustment : int { none, exchange, label };
+
+// What a first pass over the rows finds, for the whole batch to be known before any row's loss is, or (rank) for its own
+// sake. Formulas: row_statistics.h.
+enum class RowStatistic : int { none, confidence, cosine, doubt, rank };
+
+// Class numbers are exact in float32, and an int counts what a GPU's threads have of a row.
+constexpr int64_t most_classes = int64_t(1) << 24;
+
+// The soft term: w * T^2 * D(p, q). `Float` is float, or double where either logits tensor is float64.
+struct SoftTerm {
+  Divergence divergence = Divergence::forward;
+  double temperature = 1;                 // > 0
+  const void* row_temperature = nullptr;  // Float [rows] > 0, contiguous; replaces `temperature`; null: absent
+  double beta = 0.5;                      // Jensen-Shannon: weight of p in the mixture, in [0, 1]
+  double skew = 0;                        // forward, reverse: share of the first distribution in the second's place, in [0, 1)
+  int64_t classes = 0;                    // the first so many classes of both rows are compared
+  bool standardize = false;               // their logits are z-scored first, row by row
+  bool needs_label = false;               // rows without a label do not count
+  double target_eps = 0;                  // added to every p, not renormalised
+  bool scale_by_t2 = true;
+  double weight = 1;                      // in the loss: kl_weight
+};
+
+// The hard term: the cross entropy with a label.
+struct HardTerm {
+  const int64_t* target = nullptr;  // [rows], contiguous: a class or ignore_index; null: absent
+  int64_t ignore_index = -100;
+  int64_t transforms = 1;           // row r has the joint label target[r / transforms] * transforms + r % transforms
+  int64_t first_class = 0;          // the class that column 0 of the student stands for
+  Rows probs;                       // instead of labels: a distribution over the classes, constant, any dtype
+  double smoothing = 0;             // in [0, 1], as in torch.nn.functional.cross_entropy
+  double weight = 0;                // in the loss: ce_weight
+  bool wanted = true;               // false: the labels are there for the soft term alone
+};
+
+// A target that follows from the label: sources label and adjusted. The entropy is what turns the cross entropy with it into
+// its divergence (0: a cross entropy it stays).
+struct LabelDistribution {
+  double on = 1;
+  double off = 0;
+  double entropy = 0;
+};
+
+// Source permuted: class c gets the probability of class of_rows[row][c]. Null: drawn from `seed` and the row's number
+// (permutation.h).
+struct Permutation {
+  const int64_t* of_rows = nullptr;  // [rows, classes], contiguous
+  uint64_t seed = 0;
+};
+
+// The first pass. Its results become weights (confidence) or temperatures (cosine, doubt) of the rows, in place.
+struct FirstPass {
+  RowStatistic statistic = RowStatistic::none;
+  void* numbers = nullptr;     // [rows], Float; then also row_weight or row_temperature
+  bool normalize = false;      // divided by their mean (confidence) or their sum
+  double power = 1;            // of cosine
+  double slope = 0;            // times how far a row's number is below the mean: added to the temperature
+  double least_temperature = 0;  // clamps the result; -inf: not clamped
+};
+
+struct RowLoss {
+  int64_t outer = 0;
+  int64_t middle = 1;
+  int64_t inner = 1;
+  int64_t classes = 0;          // of the student
+  int64_t teacher_classes = 0;  // of the teacher
+  int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
+
+  Rows student;       // logits
+  Rows teacher;       // what `source` says; source label: absent, or what confidences are to be taken of
+  Rows grad_student;  // dtype of student
+  Rows grad_teacher;  // dtype of teacher
+
+  const bool* mask = nullptr;        // [rows]; false: the soft term of this row is not computed and not counted
+  const void* row_weight = nullptr;  // [rows], Float: multiplies the soft term
+
+  TargetSource source = TargetSource::logits;
+  SoftTerm soft;
+  HardTerm hard;
+  LabelDistribution label;
+  Adjustment adjustment = Adjustment::none;
+  Permutation permutation;
+  FirstPass first;
+  Reduction reduction = Reduction::batchmean;
+  const double* denominators = nullptr;  // [groups]: what means divide by instead of counted rows; NaN where not > 0
+
+  // Float. Reduction::none: one number per row, else one per group. `parts` is [2, same]: soft then hard, before their
+  // weights; null where absent.
+  void* loss = nullptr;
+  void* parts = nullptr;
+  // A float16 gradient comes in units of its row, powers of two (row_scales.h): [rows], Float. Null: in units of 1, as the
+  // gradients of other dtypes.
+  void* unit_student = nullptr;
+  void* unit_teacher = nullptr;
+  void* row_losses = nullptr;  // workspace [2, rows], Float
+  void* counts = nullptr;      // workspace [2, groups], int64: rows counted by the soft and by the hard term
+
+  // The arithmetic type: double as soon as one of the two is, float otherwise.
+  KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
+  KD_HOST_DEVICE int64_t rows() const { return outer * middle * inner; }
+  KD_HOST_DEVICE bool is_mean() const { return reduction != Reduction::none && reduction != Reduction::sum; }
+  // Whether some rows may count and others not, so that they have to be counted.
+  KD_HOST_DEVICE bool has_counts() const { return is_mean() && (mask || hard.target); }
+  KD_HOST_DEVICE int64_t group_rows() const { return groups == 1 ? rows() : rows() / groups; }
+  // The problem once the statistics are known. Source label reads no teacher then.
+  RowLoss after_statistics() const {
+    RowLoss rest = *this;
+    if (source == TargetSource::label) rest.teacher.data = nullptr;
+    return rest;
+  }
+
+  // Confidences that stand in first.numbers from the beginning.
+  KD_HOST_DEVICE bool has_statistics() const { return first.statistic == RowStatistic::confidence && !teacher.data; }
+  KD_HOST_DEVICE bool has_label(int64_t row) const { return hard.target && hard.target[row] != hard.ignore_index; }
+  // Whether the soft term counts a row.
+  KD_HOST_DEVICE bool counts_row(int64_t row) const {
+    return (!mask || mask[row]) && (source != TargetSource::label || has_label(row));
+  }
+};
+
+// Which way a problem takes through either engine. The files cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh hold the ways.
+//
+//     forward     forward KL of two softmaxes, constant teacher: the commonest; loss and gradient follow from the weights
+//     general     any divergence from any teacher, with both gradients
+//     label       source label
+//     permuted    source permuted
+//     adjusted    source adjusted
+enum class RowPath : int { forward, general, label, permuted, adjusted };
+
+KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
+  switch (problem.source) {
+    case TargetSource::label: return RowPath::label;
+    case TargetSource::permuted: return RowPath::permuted;
+    case TargetSource::adjusted: return RowPath::adjusted;
+    default: break;
+  }
+  // A term of weight 0 adds nothing, not even NaN; the forward rows do not check for that.
+  const bool is_forward = problem.source == TargetSource::logits && problem.soft.divergence == Divergence::forward &&
+                          problem.soft.target_eps == 0 && problem.soft.weight != 0 && !problem.grad_teacher.data;
+  return is_forward ? RowPath::forward : RowPath::general;
+}
+
+}  // namespace kd
