@@ -1,9 +1,7 @@
 """Memory of a call beyond its inputs: what torch allocates, and what the operating system counts.
 
-    python -m benchmarks.memory FAMILY LOSS kdkernels|eager DTYPE SIZE...
-
-prints the latter, of one step on a CPU in a process of its own: a library may allocate what no profiler of torch sees. Linux
-only.
+A library may allocate what no profiler of torch sees. The operating system counts per process: one step on a CPU is run in a
+process of its own, benchmarks/one_step.py. Linux only.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ def peak_bytes(call: Call, device: str) -> int:
 def resident_bytes(family: str, loss: str, side: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """By how much the largest resident size grows in one step on the CPU, gradients included."""
     name = str(dtype).removeprefix("torch.")
-    command = [sys.executable, "-m", "benchmarks.memory", family, loss, side, name, *map(str, shape)]
+    command = [sys.executable, "-m", "benchmarks.one_step", family, loss, side, name, *map(str, shape)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -51,25 +49,3 @@ def largest() -> int:
     """Bytes that this process has occupied at most. Not ru_maxrss, which on Linux a process takes over from its parent."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[1]) * 1024
-
-
-def main() -> None:
-    from .families import losses
-    from .harness import draw, step
-
-    family, name, side, dtype, *sizes = sys.argv[1:]
-    loss = losses(family)[name]
-    function = loss.ours if side == "kdkernels" else loss.eager
-
-    def drawn(*shape: int):
-        return step(function, [draw(loss, shape, getattr(torch, dtype), "cpu")])
-
-    drawn(*(8 for _ in sizes))()  # starts threads, loads what is needed
-    call = drawn(*map(int, sizes))
-    before = largest()
-    call()
-    print(largest() - before)
-
-
-if __name__ == "__main__":
-    main()

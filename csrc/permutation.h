@@ -3,7 +3,7 @@
 // The swap-or-not shuffle (Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012): in every
 // round each index has a partner, K - index modulo the count, and one bit, the same for both, tells whether they change
 // places. It permutes exactly `count` indices, whatever their number, and each index finds its place without the others.
-// kdkernels/reference/permutation.py is the same function in PyTorch, bit for bit.
+// kdkernels/_shared/permutation.py is the same function in PyTorch, bit for bit.
 #pragma once
 #include <cstdint>
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _checks
 from ._backend import is_sharded
-from .reference.rows import arithmetic
+from ._shared.rows import arithmetic
 
 
 def row_loss(function: Callable[..., Any], arguments: dict[str, Any], counted: str) -> Any:

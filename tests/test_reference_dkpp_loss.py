@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from helpers import assert_same_formula, draw, labels
 
 from kdkernels import reference
-from kdkernels.reference import permutation
-from kdkernels.reference.permutation import random_permutation
+from kdkernels._shared import permutation
+from kdkernels._shared.permutation import random_permutation
 
 pytestmark = pytest.mark.numeric
 

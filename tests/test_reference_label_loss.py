@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from helpers import assert_same_formula, draw, labels
 
 from kdkernels import reference
-from kdkernels.reference.label_loss import label_loss, smoothed_label, virtual_teacher
+from kdkernels._shared.label_targets import smoothed_label, virtual_teacher
+from kdkernels.reference.label_loss import label_loss
 
 pytestmark = pytest.mark.numeric
 

@@ -9,8 +9,8 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import REDUCTIONS
 from .._shards import row_loss
-from ..reference.dkpp_loss import draw_permutation, draw_seed
-from ..reference.rows import arithmetic, reduce_rows
+from .._shared.permutation import draw_permutation, draw_seed
+from .._shared.rows import arithmetic, reduce_rows
 from .softened_kl import soft_cross_entropy
 
 

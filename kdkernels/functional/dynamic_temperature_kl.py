@@ -11,9 +11,8 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, STATISTICS, TEMPERATURE_MODES
 from .._shards import row_loss_with_labels
-from ..reference.dynamic_temperature_kl import constant_temperature
-from ..reference.row_statistics import row_temperatures
-from ..reference.rows import arithmetic, reduce_rows
+from .._shared.row_statistics import constant_temperature, row_temperatures
+from .._shared.rows import arithmetic, reduce_rows
 from .label_loss import label_smoothing_loss
 
 

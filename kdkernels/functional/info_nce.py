@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _backend, _checks, reference
 from .._names import REDUCTIONS
-from ..reference.similarity import info_nce_of_group, keys_of_group
+from .._shared.groups import info_nce_directions, keys_of_group, mean_of_directions
 from .similarity import run_similarity
 
 
@@ -98,21 +100,20 @@ def info_nce(
         processes = 1 if group is None else torch.distributed.get_world_size(group)
         _checks.logit_bias("info_nce", logit_bias, query, processes * key.shape[0])
 
-    options = dict(temperature=temperature, normalize=normalize, logit_bias=logit_bias, mask=mask)
-    if group is not None:
-        return info_nce_of_group(info_nce, query, key, positive, symmetric, reduction, group, **options)
+    options = dict(temperature=temperature, normalize=normalize, mask=mask)
     if not _backend.use_library("info_nce", query):
-        return reference.info_nce(query, key, positive, symmetric=symmetric, reduction=reduction, **options)
-
-    try:
-        return run_similarity(
-            "positive", query, key, positive=positive, symmetric=symmetric, reduction=reduction, **options
+        options.update(symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, group=group)
+        return reference.info_nce(query, key, positive, **options)
+    if group is None:
+        return _of_process(
+            query, key, positive, symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, **options
         )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
-        if positive is not None:
-            _checks.positive_range("info_nce", positive, key.shape[0], mask)
-        raise
+    directions = info_nce_directions(query, key, positive, symmetric, logit_bias, mask, group)
+    divisor = 1
+    if reduction == "elementmean":
+        reduction, divisor = "batchmean", directions[0]["key"].shape[0]
+    losses = [_of_process(**each, reduction=reduction, **options) for each in directions]
+    return mean_of_directions(losses, divisor)
 
 
 def supervised_contrastive(
@@ -208,3 +209,15 @@ def supervised_contrastive(
         mask=mask,
         reduction=reduction,
     )
+
+
+def _of_process(
+    query: Tensor, key: Tensor, positive: Tensor | None, *, mask: Tensor | None, **options: Any
+) -> Tensor:
+    try:
+        return run_similarity("positive", query, key, positive=positive, mask=mask, **options)
+    except (RuntimeError, ValueError):
+        # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
+        if positive is not None:
+            _checks.positive_range("info_nce", positive, key.shape[0], mask)
+        raise

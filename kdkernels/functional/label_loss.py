@@ -9,9 +9,9 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import CONVENTIONS, REDUCTIONS, STATISTICS
 from .._shards import row_loss
-from ..reference.label_loss import over_rows, smoothed_label, virtual_teacher
-from ..reference.row_statistics import confidence_weights
-from ..reference.rows import arithmetic
+from .._shared.label_targets import over_rows, smoothed_label, virtual_teacher
+from .._shared.row_statistics import confidence_weights
+from .._shared.rows import arithmetic
 
 _CONFIDENCE = STATISTICS["confidence"]
 

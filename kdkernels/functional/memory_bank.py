@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._names import BANK_REDUCTIONS
-from ..reference.memory_bank import agreed_normalizer
-from ..reference.rows import arithmetic
-from ..reference.similarity import LEAST_NORM
+from .._shared.features import LEAST_NORM
+from .._shared.groups import agreed_normalizer
+from .._shared.rows import arithmetic
 
 
 def memory_bank_nce(

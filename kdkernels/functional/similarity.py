@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._names import KEY_TARGETS, REDUCTIONS
-from ..reference.rows import arithmetic, reduce_rows
+from .._shared.rows import arithmetic, reduce_rows
 
 
 def similarity_kl(

@@ -9,7 +9,7 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 from .._shards import row_loss, row_loss_with_labels
-from ..reference.rows import arithmetic, reduce_rows
+from .._shared.rows import arithmetic, reduce_rows
 
 _LOGITS = TEACHER_KINDS["logits"]
 _FORWARD = DIVERGENCES["forward"]

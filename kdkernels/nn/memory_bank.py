@@ -9,10 +9,10 @@ from torch import Tensor, distributed, nn
 
 from .. import _checks, functional
 from .._gather import gather
+from .._shared.features import unit_rows
+from .._shared.modes import savable
+from .._shared.rows import arithmetic
 from ..functional.memory_bank import update_entries
-from ..reference.modes import savable
-from ..reference.rows import arithmetic
-from ..reference.similarity import unit_rows
 from .loss import Loss, Scheduled
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..reference.permutation import random_permutation
+from .._shared.permutation import random_permutation
 from .row_loss import RowLoss
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from .._backend import forward_mode, has_tangent
-from ..reference.modes import savable
+from .._shared.modes import savable
 from .open_op import OpenOp
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._names import REDUCTIONS
+from .._shared.rows import arithmetic
 from ..reference.memory_bank import memory_bank_nce as _reference
-from ..reference.rows import arithmetic
 from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
 from .open_op import OpenOp
 

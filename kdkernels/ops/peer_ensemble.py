@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import reference
 from .._names import PEER_MIXES
-from ..reference.rows import arithmetic
+from .._shared.rows import arithmetic
 from .fused_loss import FusedLoss, is_plain, kept_dtype
 
 PARTS = 4

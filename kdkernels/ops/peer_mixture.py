@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._shared.rows import arithmetic
 from ..reference.peer_ensemble import mixed_rows
-from ..reference.rows import arithmetic
 from .fused_loss import all_savable, any_from_inference, mapped_problems, refuse_tangent
 from .open_op import OpenOp
 from .peer_ensemble import NAME_OF_MIX

@@ -1,6 +1,6 @@
 """`kdkernels::row_statistics` for torch: a number per row, without a gradient."""
 
-from ..reference.rows import arithmetic
+from .._shared.rows import arithmetic
 from .open_op import OpenOp
 
 row_statistics = OpenOp("row_statistics")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._names import KEY_TARGETS, REDUCTIONS
-from ..reference.rows import arithmetic
+from .._shared.rows import arithmetic
 from ..reference.similarity import info_nce_loss, similarity_kl, supervised_contrastive_loss
 from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .permutation import random_permutation
+from .._shared.permutation import draw_permutation
 from .softened_kl import soft_cross_entropy
 
 
@@ -37,14 +37,3 @@ def dkpp_loss(
         reduction=reduction,
         dim=dim,
     )
-
-
-def draw_seed(generator: torch.Generator | None) -> Tensor:
-    """A scalar in host memory. As a tensor it can be drawn inside torch.compile, too."""
-    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
-
-
-def draw_permutation(teacher: Tensor, generator: torch.Generator | None, dim: int) -> Tensor:
-    """Another one in each row; the first of the teacher's largest logits stays where it is."""
-    drawn = random_permutation(teacher.argmax(dim), teacher.shape[dim], draw_seed(generator))
-    return drawn.movedim(-1, dim)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .label_loss import smoothed_label
-from .row_statistics import disagreement, doubt, row_temperatures
-from .rows import arithmetic, hard_losses, label_probabilities, log_softmax, reduce_rows, usable_labels
+from .._shared.label_targets import smoothed_label
+from .._shared.row_statistics import constant_temperature, disagreement, doubt, row_temperatures
+from .._shared.rows import arithmetic, hard_losses, label_probabilities, log_softmax, reduce_rows, usable_labels
 from .softened_kl import softened_kl
 
 
@@ -75,11 +75,6 @@ def dynamic_temperature_kl(
         dim=dim,
     )
     return (loss, {**parts, "temperature": row_temperature}) if return_parts else loss
-
-
-def constant_temperature(temperature: float | Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """In row shape."""
-    return (torch.zeros_like(target, dtype=dtype) + temperature).to(dtype)
 
 
 def adjusted_kl(

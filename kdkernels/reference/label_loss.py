@@ -9,15 +9,13 @@ with q = softmax(student / T). Rows whose label is ignored drop out of everythin
 
 from __future__ import annotations
 
-from math import exp
-
 import torch
 from torch import Tensor
 
 from .. import _checks
-from .._open_numbers import is_open, scalar
-from .row_statistics import confidence_weights, largest_probability
-from .rows import arithmetic, hard_losses, label_probabilities, reduce_rows, zero_loss
+from .._shared.label_targets import over_rows, smoothed_label, virtual_teacher
+from .._shared.row_statistics import confidence_weights, largest_probability
+from .._shared.rows import arithmetic, hard_losses, label_probabilities, reduce_rows, zero_loss
 from .softened_kl import softened_kl
 
 
@@ -163,31 +161,3 @@ def label_loss(
     loss = kl_weight * kl if kl_weight else zero_loss(target, reduction, student)
     loss = loss + ce_weight * ce if ce_weight else loss
     return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
-
-
-def virtual_teacher(
-    classes: int, correct_prob: float, temperature: float | Tensor
-) -> tuple[float, float] | tuple[Tensor, Tensor]:
-    """softmax(p / temperature) on the label and elsewhere, p being `correct_prob` on the label, the rest of 1
-    shared by the others."""
-    ahead = (correct_prob - (1 - correct_prob) / (classes - 1)) / temperature
-    # Divided by the larger of the two exponentials, so that neither overflows.
-    if is_open(ahead):  # math.exp would ask for its value
-        ahead = scalar(ahead)
-        on, off = ahead.clamp(max=0).exp(), (-ahead).clamp(max=0).exp()
-    else:
-        on, off = exp(min(ahead, 0)), exp(min(-ahead, 0))
-    total = on + (classes - 1) * off
-    return on / total, off / total
-
-
-def smoothed_label(classes: int, smoothing: float, convention: str) -> tuple[float, float]:
-    """On the label and elsewhere: the smoothed share goes to all classes ("paper") or to the others."""
-    if convention == "paper":
-        return 1 - smoothing + smoothing / classes, smoothing / classes
-    return 1 - smoothing, smoothing / (classes - 1) if smoothing else 0.0
-
-
-def over_rows(reduction: str) -> str:
-    """A cross entropy with labels has one value per row: its "elementmean" is the mean over rows."""
-    return "batchmean" if reduction == "elementmean" else reduction

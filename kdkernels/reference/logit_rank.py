@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .rows import arithmetic
+from .._shared.rows import arithmetic
 
 
 @torch.no_grad()

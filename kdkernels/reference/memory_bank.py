@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .. import _checks
 from .._open_numbers import scalar, scalar_like
-from .modes import product
-from .rows import arithmetic, reduce_rows
+from .._shared.groups import agreed_normalizer
+from .._shared.modes import product
+from .._shared.rows import arithmetic, reduce_rows
 
 
 def memory_bank_nce(
@@ -57,16 +58,3 @@ def bank_scores(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     valid = (index >= 0) & (index < bank.shape[0])
     scores = product(bank[torch.where(valid, index, 0)], embedding.unsqueeze(-1)).squeeze(-1)
     return torch.where(valid.all(1, keepdim=True), scores, nan)
-
-
-def agreed_normalizer(
-    found: Tensor,  # Z of this call
-    known: Tensor | None,  # Z, unless that is NaN: not known yet
-    group: torch.distributed.ProcessGroup | None,
-) -> Tensor:
-    """The known Z, else the mean of those found by the processes of the group."""
-    if group is not None:
-        total = found.to(torch.float64, copy=True)  # processes may compute in unlike dtypes
-        torch.distributed.all_reduce(total, group=group)
-        found = (total / group.size()).to(found.dtype)
-    return found if known is None else torch.where(known.isnan(), found, known)

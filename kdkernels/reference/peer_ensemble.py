@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import _checks
 from .._autocast import exact
-from .modes import product
-from .rows import arithmetic, hard_losses, log_softmax, zero_loss
+from .._shared.modes import product
+from .._shared.rows import arithmetic, hard_losses, log_softmax, zero_loss
 from .softened_kl import softened_kl
 
 _NO_LABEL = -(2**63)  # what is ignored: no label may be

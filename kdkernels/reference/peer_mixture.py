@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .._shared.rows import arithmetic
 from .peer_ensemble import attention_weights, mixed_rows, mixture, stacked
-from .rows import arithmetic
 
 
 def peer_attention(

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from .._checks import positive_range
-from .._gather import gather
-from .modes import product, savable
-from .rows import arithmetic, reduce_rows
+from .._shared.features import unit_rows, usable_keys
+from .._shared.groups import info_nce_directions, keys_of_group, mean_of_directions
+from .._shared.modes import product, savable
+from .._shared.rows import arithmetic, reduce_rows
 from .softened_kl import softened_kl
-
-LEAST_NORM = 1e-8
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def similarity_kl(
@@ -58,7 +56,7 @@ def similarity_rank(
 ) -> Tensor:
     positive_range("similarity_rank", positive, key.shape[0])
     similarity = similarities(query.detach(), key.detach(), normalize, arithmetic(query, key))
-    at, valid = _usable(positive, key.shape[0])
+    at, valid = usable_keys(positive, key.shape[0])
     own = similarity.gather(1, at).masked_fill(~valid.unsqueeze(1), nan)  # which nothing is larger than
     before = torch.arange(key.shape[0], device=key.device) < at
     return ((similarity > own) | ((similarity == own) & before)).sum(1)
@@ -89,10 +87,17 @@ def info_nce(
     reduction: str = "batchmean",
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
-    options = dict(temperature=temperature, normalize=normalize, logit_bias=logit_bias, mask=mask)
-    if group is not None:
-        return info_nce_of_group(info_nce, query, key, positive, symmetric, reduction, group, **options)
-    return info_nce_loss(query, key, positive, symmetric=symmetric, reduction=reduction, **options)
+    options = dict(temperature=temperature, normalize=normalize, mask=mask)
+    if group is None:
+        return info_nce_loss(
+            query, key, positive, symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, **options
+        )
+    directions = info_nce_directions(query, key, positive, symmetric, logit_bias, mask, group)
+    divisor = 1
+    if reduction == "elementmean":
+        reduction, divisor = "batchmean", directions[0]["key"].shape[0]
+    losses = [info_nce_loss(**each, symmetric=False, reduction=reduction, **options) for each in directions]
+    return mean_of_directions(losses, divisor)
 
 
 def supervised_contrastive(
@@ -145,7 +150,7 @@ def info_nce_loss(
     logits = similarities(query, key, normalize, arithmetic(query, key), mask) / temperature
     if logit_bias is not None:
         logits = logits + logit_bias.detach().to(logits.dtype)
-    at, valid = _usable(positive, keys)
+    at, valid = usable_keys(positive, keys)
     if mask is not None:
         logits = logits.masked_fill(~mask.unsqueeze(1), 0)  # a row without a key is NaN, to its gradient too
         valid = valid | ~mask  # so is the column of a positive that is none
@@ -198,74 +203,3 @@ def similarities(
     if normalize:
         return product(unit_rows(query, dtype), unit_rows(key, dtype).T)
     return product(query.to(dtype), key.to(dtype).T)
-
-
-def unit_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
-    # A short row is divided by a constant. Its norm is kept out of the derivatives, the second of which would be NaN.
-    rows = features.to(dtype)
-    squares = (rows * rows).sum(1, keepdim=True)
-    short = squares <= LEAST_NORM**2
-    if features.dtype in _HALF:
-        rows = torch.where(short, rows.detach(), rows)
-    return rows / torch.where(short, 1, squares).sqrt().masked_fill(short, LEAST_NORM)
-
-
-def _usable(positive: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Columns [Q, 1] that can index, some key standing for those out of range; and which are in range."""
-    valid = (positive >= 0) & (positive < keys)
-    return torch.where(valid, positive, 0).unsqueeze(1), valid
-
-
-# Process groups
-
-
-def keys_of_group(
-    features: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup | None
-) -> tuple[Tensor, Tensor, int]:
-    """Keys and labels of all processes, and which key is the first of the own rows."""
-    if group is None:
-        return features, labels, 0
-    first = torch.distributed.get_rank(group) * features.shape[0]
-    return (
-        gather("supervised_contrastive", "features", features, group),
-        gather("supervised_contrastive", "labels", labels, group),
-        first,
-    )
-
-
-def info_nce_of_group(
-    loss,  # info_nce of one process: of the op or of the reference
-    query: Tensor,
-    key: Tensor,
-    positive: Tensor | None,
-    symmetric: bool,
-    reduction: str,
-    group: torch.distributed.ProcessGroup,
-    *,
-    logit_bias: Tensor | None,
-    mask: Tensor | None,
-    **options: float | Tensor | bool,
-) -> Tensor:
-    """The own queries against the keys of all processes; with `symmetric` their positives against all queries too."""
-    queries, keys = query.shape[0], key.shape[0]
-    rank = torch.distributed.get_rank(group)
-    own = torch.arange(queries, device=query.device)
-    if positive is None:
-        positive = own
-    positive_range("info_nce", positive, keys, mask)
-    at, valid = _usable(positive, keys)
-    masked = symmetric and mask is not None
-    all_keys = gather("info_nce", "key", key, group, symmetric=symmetric, mask=masked)
-    divisor = all_keys.shape[0] if reduction == "elementmean" else 1
-    options.update(mask=mask, reduction="batchmean" if divisor > 1 else reduction)
-    rows = loss(query, all_keys, (positive + rank * keys).where(valid, -1), logit_bias=logit_bias, **options)
-    if not symmetric:
-        return rows / divisor
-    absent, present_query = None, query
-    if mask is not None:
-        present_query = query.masked_fill(~mask.unsqueeze(1), 0)  # a NaN would be one beside the bias of -inf too
-        present = gather("info_nce", "mask", mask, group)
-        absent = torch.zeros_like(present, dtype=arithmetic(query, key)).masked_fill(~present, -torch.inf)
-    all_queries = gather("info_nce", "query", present_query, group)
-    columns = loss(key[at.squeeze(1)], all_queries, own + rank * queries, logit_bias=absent, **options)
-    return (rows + columns) / 2 / divisor

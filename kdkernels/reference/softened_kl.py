@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .rows import arithmetic, hard_losses, log_softmax, log_softmax_gap, reduce_rows, zero_loss
+from .._shared.rows import arithmetic, hard_losses, log_softmax, log_softmax_gap, reduce_rows, zero_loss
 
 
 def softened_kl(

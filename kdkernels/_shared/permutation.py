@@ -38,6 +38,17 @@ def random_permutation(
     return torch.where(classes_of_row == kept, kept, rank + (rank >= kept))
 
 
+def draw_seed(generator: torch.Generator | None) -> Tensor:
+    """A scalar in host memory. As a tensor it can be drawn inside torch.compile, too."""
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+
+
+def draw_permutation(teacher: Tensor, generator: torch.Generator | None, dim: int) -> Tensor:
+    """Another one in each row; the first of the teacher's largest logits stays where it is."""
+    drawn = random_permutation(teacher.argmax(dim), teacher.shape[dim], draw_seed(generator))
+    return drawn.movedim(-1, dim)
+
+
 def _rounds(count: int) -> int:
     # Mixing takes a number of rounds that grows as the logarithm of the count: four times it, and some for
     # the smallest, pass every test of uniformity.

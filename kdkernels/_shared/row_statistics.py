@@ -38,6 +38,11 @@ def confidence_weights(
     return confidence * torch.where(total > 0, count / total, 1).to(confidence.dtype)
 
 
+def constant_temperature(temperature: float | Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """In row shape."""
+    return (torch.zeros_like(target, dtype=dtype) + temperature).to(dtype)
+
+
 def row_temperatures(
     hardness: Tensor,  # row shape: large in rows that shall have a low temperature
     mask: Tensor | None,  # row shape: the rows that count; the others have the `temperature` of the batch
