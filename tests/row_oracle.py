@@ -90,17 +90,20 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
     )
 
 
-def hard_rows(student, target, smoothing):
-    """Cross entropy per row and its gradient; every label is valid."""
+def one_hot(target, classes):
+    return (np.arange(classes) == target[:, None]).astype(np.float64)
+
+
+def hard_rows(student, probabilities, smoothing):
+    """Cross entropy per row with a distribution over the classes, of any sum, and its gradient."""
     log_q = log_softmax(student)
-    classes = student.shape[-1]
-    wanted = np.full_like(student, smoothing / classes)
-    wanted[np.arange(len(target)), target] += 1 - smoothing
+    wanted = (1 - smoothing) * probabilities + smoothing / student.shape[-1]
+    mass = np.abs(wanted).sum(-1, keepdims=True)
     size = 1 + np.abs(np.where(np.isfinite(log_q), log_q, 0))
-    noise = (wanted + np.exp(log_q) + UNDERFLOW) * size
+    noise = (np.abs(wanted) + mass * (np.exp(log_q) + UNDERFLOW)) * size
     return (
-        Estimate(-total(times(wanted, log_q))[..., 0], noise.sum(-1) + size.max(-1)),
-        Estimate(np.exp(log_q) - wanted, noise),
+        Estimate(-total(times(wanted, log_q))[..., 0], noise.sum(-1) + mass[..., 0] * size.max(-1)),
+        Estimate(np.exp(log_q) * total(wanted) - wanted, noise),
     )
 
 
@@ -127,10 +130,13 @@ def row_loss(
     label_smoothing=0.0,
     ignore_index=-100,
     target=None,  # [rows]
+    target_probs=None,  # [rows, C]: in place of labels
+    needs_label=False,  # rows without a label do not count in the soft term either
     mask=None,  # [rows]
     row_weight=None,  # [rows]
     row_temperature=None,  # [rows]
     groups=1,
+    denominator=None,  # a number, or [groups]: what means divide by instead of counted rows
 ):
     """dict of Estimates: loss [losses], parts [2, losses], grad_student and grad_teacher [rows, C]."""
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
@@ -140,11 +146,17 @@ def row_loss(
     temperature = np.where(temperature > 0, temperature, np.nan)
     counted = np.ones(rows, bool) if mask is None else mask
     labels = np.full(rows, ignore_index) if target is None else target
-    labelled = labels != ignore_index
-    bad = labelled & ((labels < 0) | (labels >= classes))
+    labelled = labels != ignore_index if target_probs is None else np.ones(rows, bool)
+    bad = labelled & ((labels < 0) | (labels >= classes)) & (target_probs is None)
+    if needs_label:
+        counted = counted & labelled
 
     soft = soft_rows(student, teacher, temperature[:, None], source, divergence, beta, target_eps)
-    hard = hard_rows(student, np.where(labelled & ~bad, labels, 0), label_smoothing)
+    if target_probs is None:
+        probabilities = one_hot(np.where(labelled & ~bad, labels, 0), classes)
+    else:
+        probabilities = np.asarray(target_probs, np.float64)
+    hard = hard_rows(student, probabilities, label_smoothing)
     weight = temperature**2 if scale_by_t2 else np.ones(rows)
     weight = weight if row_weight is None else weight * row_weight
     soft = [rowwise(x, weight, counted) for x in soft]
@@ -153,9 +165,13 @@ def row_loss(
     def divisor(included):
         if reduction in ("none", "sum"):
             return np.ones(groups)
+        if denominator is not None:
+            given = np.broadcast_to(denominator, groups).astype(np.float64)
+            return np.where(given > 0, given, np.nan)
         return np.maximum(included.reshape(groups, -1).sum(1), 1)
 
-    soft_divisor, hard_divisor = divisor(counted), divisor(labelled if target is not None else np.ones(rows, bool))
+    has_hard = target is not None or target_probs is not None
+    soft_divisor, hard_divisor = divisor(counted), divisor(labelled if has_hard else np.ones(rows, bool))
     if reduction == "elementmean":
         soft_divisor = soft_divisor * classes
 
@@ -167,16 +183,18 @@ def row_loss(
     def weighted(losses, factor):
         return losses * factor if factor else losses.where(False)
 
-    def per_row(by):
-        return (1 / np.repeat(by, rows // groups))[:, None]
+    def gradient(term, factor, by, included):
+        per_row = (1 / np.repeat(by, rows // groups))[:, None]
+        return (term * (factor * per_row)).where(included[:, None] & bool(factor))
 
     soft_loss, hard_loss = reduced(soft[0], soft_divisor), reduced(hard[0], hard_divisor)
-    parts = None if target is None else Estimate(*(np.stack(pair) for pair in zip(soft_loss, hard_loss)))
+    parts = None if not has_hard else Estimate(*(np.stack(pair) for pair in zip(soft_loss, hard_loss)))
     return {
         "loss": weighted(soft_loss, kl_weight) + weighted(hard_loss, ce_weight),
         "parts": parts,
-        "grad_student": soft[1] * (kl_weight * per_row(soft_divisor)) + hard[1] * (ce_weight * per_row(hard_divisor)),
-        "grad_teacher": soft[2] * (kl_weight * per_row(soft_divisor)),
+        "grad_student": gradient(soft[1], kl_weight, soft_divisor, counted)
+        + gradient(hard[1], ce_weight, hard_divisor, labelled),
+        "grad_teacher": gradient(soft[2], kl_weight, soft_divisor, counted),
     }
 
 
@@ -205,6 +223,7 @@ def label_loss(
     ignore_index=-100,
     reduction="batchmean",
     groups=1,
+    denominator=None,
 ):
     """As row_loss, without the gradient of a teacher."""
     student = np.asarray(student, np.float64)
@@ -233,6 +252,7 @@ def label_loss(
         mask=counted,
         row_weight=weight,
         groups=groups,
+        denominator=denominator,
     )
 
 
