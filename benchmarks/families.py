@@ -1,21 +1,13 @@
-"""The families of losses that are measured, each in the module bench_NAME.py of its own."""
+"""The families of losses that are measured: the modules bench_NAME.py of this package."""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from .problem import Loss
 
-FAMILIES = (
-    "softened_kl",
-    "label_loss",
-    "dkpp_loss",
-    "dynamic_temperature_kl",
-    "linear_head",
-    "similarity",
-    "memory_bank",
-    "peer_ensemble",
-)
+FAMILIES = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
 
 
 def losses(family: str) -> dict[str, Loss]:

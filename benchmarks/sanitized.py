@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import kdkernels as kd
+from kdkernels.__main__ import student_losses
 
 # Held in registers; staged in the shared memory of a block, of a cluster of blocks; streamed; each aligned and ragged.
 CLASSES = [10, 100, 1000, 1001, 4096, 4099, 32000, 70001, 2**20 + 1]
@@ -20,9 +21,8 @@ def main() -> None:
             mask = torch.tensor([True, False, True, True, False], device="cuda")
             loss = kd.kd_loss(student, teacher, target, label_smoothing=0.1, mask=mask)
             (2 * loss).backward()
-            kd.virtual_teacher_loss(student, target).backward()
-            kd.cwtm_loss(student, target, teacher).backward()
-            kd.dkpp_loss(student, teacher).backward()
+            for loss in student_losses(student=student, teacher=teacher, target=target).values():
+                loss.backward()
             for mode, adjust in (("flsw", "ps"), ("cwsm", "lsr")):
                 kd.dynamic_temperature_kl(student, teacher, target, mode=mode, adjust=adjust, beta=1e-3).backward()
         # Peers that stay in shared memory, and peers that come tile by tile.

@@ -1,6 +1,8 @@
 """`python -m kdkernels`: prints build_info() and checks each loaded library against the reference. Exit code 0 or 1."""
 
+import inspect
 import sys
+from typing import Any
 
 import torch
 
@@ -16,15 +18,26 @@ def report(info: dict, indent: str = "") -> None:
             print(f"{indent}{name:<16}{value}")
 
 
+def student_losses(**given: Any) -> dict[str, torch.Tensor]:
+    """Of each function of a student's rows that asks for no more than it is given here."""
+    found = {}
+    for name in kd.functional.__all__:
+        function = getattr(kd, name)
+        parameters = inspect.signature(function).parameters
+        needed = {each for each, its in parameters.items() if its.default is its.empty}
+        if "student" in needed and needed <= given.keys():
+            found[name] = function(**{each: value for each, value in given.items() if each in parameters})
+    return found
+
+
 def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
-    """One per op and kind of target."""
+    """One per function and kind of target."""
     peers, label = torch.stack([student, teacher], 1)[..., :10], target % 10
     query, key = peers[..., :4], peers[..., 4:8]
     trusted = kd.select_trusted_rows(kd.similarity_rank(teacher[2:], teacher[:2], target[2:] // 4), 0.5)
+    generator = torch.Generator().manual_seed(0)
     return [
-        kd.softened_kl(student, teacher, temperature=4.0),
-        kd.virtual_teacher_loss(student, target),
-        kd.dkpp_loss(student, teacher, generator=torch.Generator().manual_seed(0)),
+        *student_losses(student=student, teacher=teacher, target=target, generator=generator).values(),
         kd.dynamic_temperature_kl(student, teacher, target, adjust="ps"),
         kd.similarity_kl(student[2:], student[:2], teacher[2:], teacher[:2], mask=trusted),
         kd.info_nce(student, teacher, symmetric=True),

@@ -1,5 +1,7 @@
 """Every public function that has a gradient, as a function of its float tensors: for what all of them must do alike."""
 
+import inspect
+
 from helpers import draw, labels
 
 import kdkernels as kd
@@ -113,8 +115,38 @@ def mean(peers):
     return kd.mean_probabilities(peers)
 
 
+# The functions of a student's rows that ask for no more than a teacher and labels.
+BY_STUDENT = {}
+for _name in kd.functional.__all__:
+    _parameters = inspect.signature(getattr(kd, _name)).parameters.values()
+    _needed = {its.name for its in _parameters if its.default is its.empty}
+    if "student" in _needed and _needed <= {"student", "teacher", "target"}:
+        BY_STUDENT[_name] = [its.name for its in _parameters]
+
+
+def of_student(name, /, **tensors):
+    """One of these with those of the tensors and options that it takes."""
+    return getattr(kd, name)(**{each: value for each, value in tensors.items() if each in BY_STUDENT[name]})
+
+
+def with_defaults(name):
+    """One that no function above calls."""
+
+    def taught(student, teacher, row_weight, **o):
+        return of_student(name, student=student, teacher=teacher, target=TARGET, row_weight=row_weight, mask=MASK, **o)
+
+    def alone(student, **o):
+        return of_student(name, student=student, target=TARGET, **o)
+
+    function = taught if "teacher" in BY_STUDENT[name] else alone
+    function.__name__ = name
+    return function
+
+
 BY_ROWS = (kl, jsd, cross_entropy, hinton, permuted, dynamic, virtual, smoothed, by_teacher, by_confidence)
 BY_ROWS += (similarity, contrast, products, supervised, bank)
+_called = {name for function in BY_ROWS for name in function.__code__.co_names}
+BY_ROWS += tuple(with_defaults(name) for name in BY_STUDENT if name not in _called)
 OTHERS = (led, gated, others, attention, mean)
 ALL = {function.__name__: function for function in BY_ROWS + OTHERS}
 

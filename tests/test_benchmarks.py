@@ -9,24 +9,21 @@ import torch
 from benchmark_runs import LOSSES, document, made_up_packages, uncompiled  # noqa: F401
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import harness, machine, packages, scaling, tables, targets, timing
+from benchmarks import harness, machine, packages, row_losses, scaling, tables, targets, timing
 from benchmarks.families import FAMILIES, losses
 from benchmarks.harness import Effort, copied, draw, errors, halves, measure, rotation, step
 from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.packages import PACKAGES
 from benchmarks.timing import alternate, alternate_stages, ratio, spread
 
-TINY = {  # family -> a shape
-    "softened_kl": (16, 10),
-    "label_loss": (16, 10),
-    "dkpp_loss": (16, 10),
-    "dynamic_temperature_kl": (16, 10),
-    "linear_head": (16, 6, 10),
-    "similarity": (12, 12, 6),
-    "memory_bank": (6, 300, 24, 40),
-    "peer_ensemble": (8, 3, 10, 4),
+TINY = {  # axes -> a shape
+    "rows x classes": (16, 10),
+    "rows x width x classes": (16, 6, 10),
+    "queries x keys x width": (12, 12, 6),
+    "rows x negatives x width, entries": (6, 300, 24, 40),
+    "samples x peers x classes x width": (8, 3, 10, 4),
 }
-TINY = {name: TINY[family] for family in FAMILIES for name in losses(family)}
+TINY = {name: TINY[loss.axes] for name, loss in LOSSES.items()}
 
 
 # Times
@@ -110,7 +107,7 @@ def test_a_divergence_from_logits_moves_twelve_bytes_a_class():
 
 @pytest.mark.parametrize(
     "name, shape, size",
-    [(name, (256, 1000), 256 * 1000) for family in FAMILIES[:4] for name in losses(family)]
+    [(name, (256, 1000), 256 * 1000) for name, loss in LOSSES.items() if loss.axes == row_losses.AXES]
     + [("okddip_loss", (256, 3, 1000, 8), 256 * 4 * 1000)]
     + [(name, (256, 3, 1000, 8), 256 * 3 * 1000) for name in list(losses("peer_ensemble"))[1:]],
 )

@@ -40,9 +40,10 @@ def numbers(function):
 
 def ramps(names):
     """All these numbers at each step."""
+    ends = {name: RAMPS.get(name, (0.2, 2.0)) for name in names}
     for step in range(STEPS):
         share = step / (STEPS - 1)
-        yield {name: (1 - share) * RAMPS[name][0] + share * RAMPS[name][1] for name in names}
+        yield {name: (1 - share) * first + share * last for name, (first, last) in ends.items()}
 
 
 def result(function, **given):

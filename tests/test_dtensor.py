@@ -1,9 +1,12 @@
 """Rows spread over two processes: the loss and the gradients of one process that has all of them."""
 
+from functools import partial
+
 import forks
 import pytest
 import torch
 import torch.distributed as dist
+from all_losses import BY_STUDENT, of_student
 from helpers import draw, labels
 
 import kdkernels as kd
@@ -17,16 +20,17 @@ TARGET[:2, 0] = -100  # the processes count different numbers of rows
 WEIGHT = draw(ROWS, COLUMNS, seed=2, **DOUBLE).abs()
 ORDER = draw(*SHAPE, seed=4).argsort(1)
 
+def by_name(name, s, t, w, y, m, o, **k):
+    """With all that it takes of them."""
+    given = {"student": s, "teacher": t, "target": y, "row_weight": w, "mask": m, "permutation": o, "return_parts": True}
+    return of_student(name, **given, **k)
+
+
 CASES = {
-    "kl": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=3.0, mask=m, row_weight=w, **k),
-    "all rows": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=torch.tensor(2.0), **k),
-    "soft": lambda s, t, w, y, m, o, **k: kd.soft_cross_entropy(s, t, temperature=w.detach() + 1, mask=m, **k),
-    "kd": lambda s, t, w, y, m, o, **k: kd.kd_loss(s, t, y, mask=m, row_weight=w, return_parts=True, **k),
+    **{name: partial(by_name, name) for name in BY_STUDENT},
+    "one temperature": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=torch.tensor(2.0), **k),
+    "temperatures": lambda s, t, w, y, m, o, **k: kd.soft_cross_entropy(s, t, temperature=w.detach() + 1, mask=m, **k),
     "kd of all": lambda s, t, w, y, m, o, **k: kd.kd_loss(s, t, y, **k),
-    "permuted": lambda s, t, w, y, m, o, **k: kd.dkpp_loss(s, t, permutation=o, mask=m, row_weight=w, **k),
-    "virtual": lambda s, t, w, y, m, o, **k: kd.virtual_teacher_loss(s, y, return_parts=True, **k),
-    "smoothed": lambda s, t, w, y, m, o, **k: kd.label_smoothing_loss(s, y, **k),
-    "cwtm": lambda s, t, w, y, m, o, **k: kd.cwtm_loss(s, y, t, **k),
     "dynamic": lambda s, t, w, y, m, o, **k: kd.dynamic_temperature_kl(
         s, t, y, mask=m, adjust="ps", ce_weight=0.5, return_parts=True, **k
     ),

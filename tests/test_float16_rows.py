@@ -1,8 +1,11 @@
 """Row losses of float16 logits under a loss scale: the gradient that arrives has the digits that float16 can hold, whatever
 the upstream gradient, the reduction and the way through autograd."""
 
+from functools import partial
+
 import pytest
 import torch
+from all_losses import BY_STUDENT, of_student
 from helpers import double, draw, labels
 
 import kdkernels as kd
@@ -20,11 +23,16 @@ PROBABILITIES = draw(ROWS, CLASSES, seed=6).softmax(1)
 UPSTREAMS = (1.0, 65536.0, 3.7)
 
 
+def by_name(name, s, t, **options):
+    return of_student(name, student=s, teacher=t, target=TARGET, mask=MASK, row_weight=WEIGHT, permutation=ORDER, **options)
+
+
 def virtual(s, t, **options):
     return kd.virtual_teacher_loss(s, TARGET, **options)
 
 
 LOSSES = {
+    **{name: partial(by_name, name) for name in BY_STUDENT},
     "forward": lambda s, t, **o: kd.softened_kl(s, t, temperature=4.0, **o),
     "reverse": lambda s, t, **o: kd.softened_kl(s, t, temperature=20.0, divergence="reverse", **o),
     "jsd": lambda s, t, **o: kd.softened_kl(s, t, divergence="jsd", mask=MASK, **o),

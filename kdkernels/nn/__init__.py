@@ -1,40 +1,16 @@
 """One module per function of `kdkernels.functional`, holding its options. The functions document them."""
 
-from .logit_rank import LogitRank
-from .memory_bank import CRDLoss, MemoryBankNCE
-from .peer_ensemble import GatedEnsembleLoss, LeaveOneOutLoss, MeanProbabilities, OKDDipLoss, PeerAttention
-from .row_losses import (
-    CWTMLoss,
-    DKPPLoss,
-    DynamicTemperatureKL,
-    KDLoss,
-    LabelSmoothingLoss,
-    SoftCrossEntropy,
-    RowLoss,
-    VirtualTeacherLoss,
-)
-from .similarity import InfoNCE, SelectTrustedRows, SimilarityKL, SimilarityRank, SupervisedContrastive
+from . import logit_rank, memory_bank, peer_ensemble, row_losses, similarity
+from .logit_rank import *
+from .memory_bank import *
+from .peer_ensemble import *
+from .row_losses import *
+from .similarity import *
 
 __all__ = [
-    "CRDLoss",
-    "CWTMLoss",
-    "DKPPLoss",
-    "DynamicTemperatureKL",
-    "GatedEnsembleLoss",
-    "InfoNCE",
-    "KDLoss",
-    "LabelSmoothingLoss",
-    "LeaveOneOutLoss",
-    "LogitRank",
-    "MeanProbabilities",
-    "MemoryBankNCE",
-    "OKDDipLoss",
-    "PeerAttention",
-    "SelectTrustedRows",
-    "SimilarityKL",
-    "SimilarityRank",
-    "SoftCrossEntropy",
-    "RowLoss",
-    "SupervisedContrastive",
-    "VirtualTeacherLoss",
+    *logit_rank.__all__,
+    *memory_bank.__all__,
+    *peer_ensemble.__all__,
+    *row_losses.__all__,
+    *similarity.__all__,
 ]

@@ -7,6 +7,8 @@ from torch import Tensor
 from .. import functional
 from .loss import Loss
 
+__all__ = ["LogitRank"]
+
 
 class LogitRank(Loss):
     """`kdkernels.logit_rank` with its option held."""

@@ -15,6 +15,8 @@ from .._shared.rows import arithmetic
 from ..functional.memory_bank import update_entries
 from .loss import Loss, Scheduled
 
+__all__ = ["MemoryBankNCE", "CRDLoss"]
+
 
 class MemoryBankNCE(Loss):
     """`kdkernels.memory_bank_nce` with its options held.

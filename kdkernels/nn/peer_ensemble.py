@@ -9,6 +9,14 @@ from torch import Tensor
 from .. import functional
 from .loss import Loss
 
+__all__ = [
+    "OKDDipLoss",
+    "GatedEnsembleLoss",
+    "LeaveOneOutLoss",
+    "PeerAttention",
+    "MeanProbabilities",
+]
+
 
 class OKDDipLoss(Loss):
     """`kdkernels.okddip_loss` with its options held. The projections that make queries and keys of the features

@@ -8,12 +8,23 @@ from torch import Tensor
 from .. import _checks, functional
 from .loss import Loss
 
+__all__ = [
+    "SoftenedKL",
+    "SoftCrossEntropy",
+    "KDLoss",
+    "VirtualTeacherLoss",
+    "LabelSmoothingLoss",
+    "CWTMLoss",
+    "DKPPLoss",
+    "DynamicTemperatureKL",
+]
 
-class RowLoss(Loss):
+
+class SoftenedKL(Loss):
     """`kdkernels.softened_kl` with its options held.
 
     >>> import torch
-    >>> RowLoss(temperature=4.0)(torch.zeros(2, 3), torch.zeros(2, 3))
+    >>> SoftenedKL(temperature=4.0)(torch.zeros(2, 3), torch.zeros(2, 3))
     tensor(0.)
     """
 

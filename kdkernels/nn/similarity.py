@@ -8,6 +8,14 @@ from torch import Tensor
 from .. import functional
 from .loss import Loss
 
+__all__ = [
+    "SimilarityKL",
+    "SimilarityRank",
+    "SelectTrustedRows",
+    "InfoNCE",
+    "SupervisedContrastive",
+]
+
 
 class SimilarityKL(Loss):
     """`kdkernels.similarity_kl` with its options held.

@@ -9,6 +9,8 @@ from .. import _checks
 from .._shared.permutation import draw_permutation
 from .softened_kl import soft_cross_entropy
 
+__all__ = ["dkpp_loss"]
+
 
 def dkpp_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`

@@ -18,6 +18,8 @@ from .._shared.row_statistics import constant_temperature, disagreement, doubt, 
 from .._shared.rows import arithmetic, hard_losses, label_probabilities, log_softmax, reduce_rows, usable_labels
 from .softened_kl import softened_kl
 
+__all__ = ["dynamic_temperature_kl"]
+
 
 def dynamic_temperature_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`

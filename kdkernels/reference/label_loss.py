@@ -18,6 +18,8 @@ from .._shared.row_statistics import confidence_weights, largest_probability
 from .._shared.rows import arithmetic, hard_losses, label_probabilities, reduce_rows, zero_loss
 from .softened_kl import softened_kl
 
+__all__ = ["virtual_teacher_loss", "label_smoothing_loss", "cwtm_loss"]
+
 
 def virtual_teacher_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`

@@ -8,6 +8,8 @@ from torch import Tensor
 from .. import _checks
 from .._shared.rows import arithmetic
 
+__all__ = ["logit_rank"]
+
 
 @torch.no_grad()
 def logit_rank(

@@ -21,6 +21,8 @@ from .._shared.groups import agreed_normalizer
 from .._shared.modes import product
 from .._shared.rows import arithmetic, reduce_rows
 
+__all__ = ["memory_bank_nce"]
+
 
 def memory_bank_nce(
     embedding: Tensor,  # [B, d], any float dtype

@@ -21,6 +21,8 @@ from .._shared.modes import product
 from .._shared.rows import arithmetic, hard_losses, log_softmax, zero_loss
 from .softened_kl import softened_kl
 
+__all__ = ["okddip_loss", "gated_ensemble_loss", "leave_one_out_loss"]
+
 _NO_LABEL = -(2**63)  # what is ignored: no label may be
 
 

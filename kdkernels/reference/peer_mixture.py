@@ -9,6 +9,8 @@ from torch import Tensor
 from .._shared.rows import arithmetic
 from .peer_ensemble import attention_weights, mixed_rows, mixture, stacked
 
+__all__ = ["peer_attention", "mean_probabilities"]
+
 
 def peer_attention(
     query: Tensor,  # [B, P, d], any float dtype

@@ -21,6 +21,8 @@ from .._shared.modes import product, savable
 from .._shared.rows import arithmetic, reduce_rows
 from .softened_kl import softened_kl
 
+__all__ = ["similarity_kl", "similarity_rank", "select_trusted_rows", "info_nce", "supervised_contrastive"]
+
 
 def similarity_kl(
     student_query: Tensor,  # [Q, D], any float dtype

@@ -21,6 +21,8 @@ from torch import Tensor
 from .. import _checks
 from .._shared.rows import arithmetic, hard_losses, log_softmax, log_softmax_gap, reduce_rows, zero_loss
 
+__all__ = ["softened_kl", "soft_cross_entropy", "kd_loss"]
+
 
 def softened_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
