@@ -24,9 +24,10 @@ namespace kd {
 //     adjusted   the teacher's probabilities, repaired by `adjustment` where the largest is not the label's
 enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjusted };
 
-// Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, and -sum p log q. One struct per divergence in
-// divergences-inl.h. Source label knows forward and cross_entropy, permuted cross_entropy, adjusted forward.
-enum class Divergence : int { forward, reverse, jsd, cross_entropy };
+// Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, -sum p log q, and total variation sum |p - q| / 2. One
+// struct per divergence in divergences-inl.h. Source label knows forward and cross_entropy, permuted cross_entropy, adjusted
+// forward.
+enum class Divergence : int { forward, reverse, jsd, cross_entropy, tvd };
 
 // What becomes of a teacher that mistakes the label: nothing, its two logits exchanged ("probability shift"), or its row
 // replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.

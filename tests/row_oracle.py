@@ -11,6 +11,7 @@ import numpy as np
 
 SOURCES = ("logits", "log_probs", "probs")
 DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
+ALL_DIVERGENCES = (*DIVERGENCES, "tvd")
 REDUCTIONS = ("none", "sum", "batchmean", "elementmean")
 UNDERFLOW = 2.0**-101  # float32 kernels take probabilities below 2^-125 for 0: in units of its precision
 
@@ -44,8 +45,41 @@ def times(p, factor):
     return p * np.where(p == 0, 0, factor)
 
 
-def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
+def standardized(logits):
+    """(z - mean) / (s + 1e-7), s + 1e-7 and the sample standard deviation s [rows, 1]. Classes of -inf are no part of mean and
+    s. Shifted by the maximum, so that a constant row has s = 0."""
+    present = logits != -np.inf
+    count = present.sum(-1, keepdims=True)
+    shifted = np.where(present, logits - logits.max(-1, keepdims=True), 0)
+    mean = total(shifted) / count
+    distance = np.where(present, shifted - mean, 0)
+    deviation = np.where(count > 0, np.sqrt(total(distance**2) / np.maximum(count - 1, 1)), np.nan)
+    unit = deviation + 1e-7
+    return np.where(present, distance / unit, -np.inf), unit, deviation
+
+
+def by_raw_logits(gradient, logits):
+    """The gradient by logits, from that by the standardized ones: (g - mean(g)) / (s + 1e-7) - z sum(g z) / (s (count - 1)); 0
+    where s = 0."""
+    z, unit, deviation = standardized(logits)
+    present = logits != -np.inf
+    count = present.sum(-1, keepdims=True)
+    z, g, noise = (np.where(present, x, 0) for x in (z, *gradient))
+
+    def along(sum):
+        return np.where(deviation == 0, 0, sum / (deviation * np.maximum(count - 1, 1)))
+
+    value = (g - total(g) / count) / unit - z * along(total(g * z))
+    scale = (noise + total(noise) / count) / unit + np.abs(z) * along(total((noise + np.abs(g)) * np.abs(z)))
+    zero = (deviation == 0) | (~present & (count > 0))
+    return Estimate(*(np.where(zero, 0, x) for x in (value, scale)))
+
+
+def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew=0.0, standardize=False):
     """D(p, q) per row, and its gradients by student and teacher; temperature [rows, 1]."""
+    if standardize:
+        raw = student, teacher
+        student, teacher = standardized(student)[0], standardized(teacher)[0]
     log_q = log_softmax(student / temperature)
     q = np.exp(log_q)
     made = {"logits": lambda: np.exp(log_softmax(teacher / temperature)), "log_probs": lambda: np.exp(teacher)}
@@ -54,22 +88,44 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
     log_p = np.log(p)
     if eps == 0 and source != "probs":  # exact also where the probability underflows
         log_p = log_softmax(teacher / temperature) if source == "logits" else teacher
+    size = 1 + sum(np.abs(np.where(np.isfinite(x), x, 0)) for x in (log_p, log_q))
+    noise = (p + q + UNDERFLOW) * size**2
+    doubt = 0.0  # of the derivative by q, times q
+
+    def log_mixture(share):
+        """Of share p + (1 - share) q."""
+        return np.logaddexp(np.log(share) + log_p, np.log1p(-share) + log_q)
 
     if divergence == "cross_entropy":
         value, by_q, by_p = -times(p, log_q), -times(p, 1 / q), -log_q
+    elif divergence == "forward" and skew:
+        log_m = log_mixture(skew)
+        value, by_q = times(p, log_p - log_m), -times((1 - skew) * p, np.exp(-log_m))
+        by_p = log_p - log_m + 1 - times(skew * p, np.exp(-log_m))
     elif divergence == "forward":
         value, by_q, by_p = times(p, log_p - log_q), -times(p, 1 / q), log_p - log_q + 1
+    elif divergence == "reverse" and skew:
+        log_m = log_mixture(1 - skew)
+        value, by_q = times(q, log_q - log_m), log_q - log_m + 1 - times(skew * q, np.exp(-log_m))
+        by_p = -times((1 - skew) * q, np.exp(-log_m))
     elif divergence == "reverse":
         value, by_q, by_p = times(q, log_q - log_p), log_q - log_p + 1, -times(q, 1 / p)
+    elif divergence == "tvd":
+        distance = np.abs(p - q)
+        value, by_q, by_p = distance / 2, np.sign(q - p) / 2, np.sign(p - q) / 2
+        # A sign is in doubt where the distance is a rounding. Equal rows have no gradient whatever is rounded.
+        equal = (distance == 0).all(-1, keepdims=True)
+        doubt = np.where(equal | (noise * (p + q) == 0), 0, noise * (p + q) / distance)
     else:
-        log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+        log_m = log_mixture(beta)
         left = times(beta * p, log_p - log_m)
         right = times((1 - beta) * q, log_q - log_m)
         value, by_q, by_p = left + right, times(1 - beta, log_q - log_m), times(beta, log_p - log_m)
 
-    q_by_q = -p if divergence in ("forward", "cross_entropy") else times(q, by_q)
+    plain = not skew
+    q_by_q = -p if divergence in ("forward", "cross_entropy") and plain else times(q, by_q)
     made_by_made = times(made, by_p)
-    if divergence == "reverse" and eps == 0:
+    if divergence == "reverse" and eps == 0 and plain:
         made_by_made = -q  # also where p underflows
     grad_student = (q_by_q - q * total(q_by_q)) / temperature
     if source == "logits":
@@ -79,15 +135,12 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps):
     else:
         grad_teacher = np.where(p == 0, 0, by_p)
 
-    size = 1 + sum(np.abs(np.where(np.isfinite(x), x, 0)) for x in (log_p, log_q))
-    noise = (p + q + UNDERFLOW) * size**2
-    spread = noise + (p + q) * total(noise)
+    spread = noise + doubt + (p + q) * total(noise + doubt)
     by_teacher = {"logits": spread / temperature, "log_probs": spread}.get(source, spread / np.where(p == 0, 1, p))
-    return (
-        Estimate(total(value)[..., 0], noise.sum(-1)),
-        Estimate(grad_student, spread / temperature),
-        Estimate(grad_teacher, by_teacher),
-    )
+    gradients = Estimate(grad_student, spread / temperature), Estimate(grad_teacher, by_teacher)
+    if standardize:
+        gradients = [by_raw_logits(gradient, logits) for gradient, logits in zip(gradients, raw)]
+    return Estimate(total(value)[..., 0], noise.sum(-1)), *gradients
 
 
 def one_hot(target, classes):
@@ -107,6 +160,12 @@ def hard_rows(student, probabilities, smoothing):
     )
 
 
+def widened(gradient, logits):
+    """With 0 for the classes that are not compared."""
+    more = [(0, 0), (0, logits.shape[1] - gradient.value.shape[1])]
+    return Estimate(*(np.pad(x, more) for x in gradient))
+
+
 def rowwise(estimate, factor, included):
     """[rows] or [rows, C] numbers times one factor per row, 0 in the rows that are not included."""
     shape = (-1,) + (1,) * (estimate.value.ndim - 1)
@@ -116,13 +175,16 @@ def rowwise(estimate, factor, included):
 @np.errstate(all="ignore")
 def row_loss(
     student,  # [rows, C]
-    teacher,  # [rows, C]
+    teacher,  # [rows, C]; with shared_classes of any other width
     *,
     source="logits",
     divergence="forward",
     reduction="batchmean",
     temperature=1.0,
     beta=0.5,
+    skew=0.0,
+    standardize=False,
+    shared_classes=None,
     target_eps=0.0,
     scale_by_t2=True,
     kl_weight=1.0,
@@ -141,6 +203,7 @@ def row_loss(
     """dict of Estimates: loss [losses], parts [2, losses], grad_student and grad_teacher [rows, C]."""
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
     rows, classes = student.shape
+    shared = shared_classes or classes
     temperature = temperature if row_temperature is None else row_temperature
     temperature = np.broadcast_to(temperature, rows).astype(np.float64)
     temperature = np.where(temperature > 0, temperature, np.nan)
@@ -151,7 +214,9 @@ def row_loss(
     if needs_label:
         counted = counted & labelled
 
-    soft = soft_rows(student, teacher, temperature[:, None], source, divergence, beta, target_eps)
+    compared = student[:, :shared], teacher[:, :shared]
+    soft = soft_rows(*compared, temperature[:, None], source, divergence, beta, target_eps, skew, standardize)
+    soft = soft[0], *(widened(gradient, logits) for gradient, logits in zip(soft[1:], (student, teacher)))
     if target_probs is None:
         probabilities = one_hot(np.where(labelled & ~bad, labels, 0), classes)
     else:
@@ -173,7 +238,7 @@ def row_loss(
     has_hard = target is not None or target_probs is not None
     soft_divisor, hard_divisor = divisor(counted), divisor(labelled if has_hard else np.ones(rows, bool))
     if reduction == "elementmean":
-        soft_divisor = soft_divisor * classes
+        soft_divisor = soft_divisor * shared
 
     def reduced(losses, by):
         if reduction == "none":

@@ -67,8 +67,11 @@ def make_teacher(rng, shape, spread, absent, source):
     return (log_p if source == "log_probs" else np.exp(log_p)).astype(np.float32)
 
 
+FEATURES = ("tvd", "skew", "standardize", "shared_classes")
+
+
 @st.composite
-def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
+def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300), features=()):
     """(student, teacher, options): logits [outer, C, inner] in their memory layout, options by the oracle's names."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     outer, inner, groups = draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 1, 2, 5])), 1
@@ -84,7 +87,7 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
 
     options = {
         "source": source,
-        "divergence": draw(st.sampled_from(row_oracle.DIVERGENCES)),
+        "divergence": draw(st.sampled_from(row_oracle.ALL_DIVERGENCES if "tvd" in features else row_oracle.DIVERGENCES)),
         "reduction": draw(st.sampled_from(row_oracle.REDUCTIONS)),
         "temperature": draw(st.sampled_from([1.0, 4.0, 0.5])),
         "beta": draw(st.sampled_from([0.5, 0.1, 0.0, 1.0])),
@@ -93,8 +96,20 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
         "kl_weight": draw(st.sampled_from([1.0, 0.3])),
         "groups": groups,
     }
+    teacher_shape = shape
+    if "skew" in features and options["divergence"] in ("forward", "reverse"):
+        options["skew"] = draw(st.sampled_from([0.0, 0.1, 0.7]))
+    if "standardize" in features and source == "logits":
+        options["standardize"] = draw(st.booleans())
+    if "shared_classes" in features and draw(st.booleans()):
+        options["shared_classes"] = shared = draw(st.integers(1, shape[1]))
+        width = draw(st.sampled_from([shared, shape[1], shape[1] + 7, shared + 1]))
+        teacher_shape = (outer, width, inner)
     student = make_logits(rng, shape, spread, absent)
-    teacher = make_teacher(rng, shape, spread, draw(st.sampled_from([0, absent])), source)
+    teacher = make_teacher(rng, teacher_shape, spread, draw(st.sampled_from([0, absent])), source)
+    if options.get("standardize"):
+        for logits in (student, teacher):
+            logits[rng.random(outer) < 0.2] = rng.normal()  # constant rows
     if draw(st.booleans()):
         options["mask"] = rng.random(rows) < 0.7
         np.moveaxis(teacher, 1, -1)[~options["mask"].reshape(outer, inner)] = np.nan  # never looked at
@@ -171,7 +186,7 @@ def plain_problem(classes, rows=3, seed=0, dtype="float32"):
 
 def numbered(options):
     """Options with the integers of csrc/row_loss.h instead of names."""
-    names = {"source": row_oracle.SOURCES, "divergence": row_oracle.DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
+    names = {"source": row_oracle.SOURCES, "divergence": row_oracle.ALL_DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
     return {name: names[name].index(value) if name in names else value for name, value in options.items()}
 
 

@@ -73,6 +73,9 @@ struct Layout {
   }
 
   int64_t positions() const { return outer * middle * inner; }
+  bool same_positions(const Layout& other) const {
+    return outer == other.outer && middle == other.middle && inner == other.inner;
+  }
   Rows rows(void* data, Dtype dtype) const {
     Rows rows = strides_;
     rows.data = data;
@@ -87,10 +90,11 @@ struct Layout {
 // A call's arguments, named as in csrc/row_loss.h.
 struct Options {
   py::array student;  // logits in a Layout
-  py::array teacher;  // the same shape
+  py::array teacher;  // the same shape, but for the classes where `shared_classes` says which are compared
   int source, divergence, reduction;
-  double temperature, beta, target_eps;
-  bool scale_by_t2;
+  double temperature, beta, skew, target_eps;
+  bool scale_by_t2, standardize;
+  int64_t shared_classes;  // 0: all
   double kl_weight, ce_weight, label_smoothing;
   int64_t ignore_index;
   std::optional<py::array_t<int64_t, py::array::c_style>> target;
@@ -111,18 +115,22 @@ class NumpyProblem {
 
   NumpyProblem(const Options& options, const Allocate& allocate) : options_(options) {
     const py::array &student = options.student, &teacher = options.teacher;
-    if (student.ndim() != teacher.ndim() ||
-        !std::equal(student.shape(), student.shape() + student.ndim(), teacher.shape()))
-      throw std::invalid_argument("student and teacher must have equal shapes");
+    if (student.ndim() != teacher.ndim()) throw std::invalid_argument("student and teacher must have equal shapes");
     const Layout layout(student, options.dim, strides_of(student));
+    const Layout teacher_layout(teacher, options.dim, strides_of(teacher));
+    const int64_t shared = options.shared_classes ? options.shared_classes : layout.classes;
+    if (!layout.same_positions(teacher_layout) || (!options.shared_classes && layout.classes != teacher_layout.classes))
+      throw std::invalid_argument("student and teacher must have equal shapes");
+    if (shared < 1 || shared > std::min(layout.classes, teacher_layout.classes))
+      throw std::invalid_argument("shared_classes must be in 1..the smaller number of classes");
     problem.outer = layout.outer;
     problem.middle = layout.middle;
     problem.classes = layout.classes;
     problem.inner = layout.inner;
     problem.groups = options.groups;
     problem.student = layout.rows(const_cast<void*>(student.data()), dtype_of(student));
-    problem.teacher = Layout(teacher, options.dim, strides_of(teacher))
-                          .rows(const_cast<void*>(teacher.data()), dtype_of(teacher));
+    problem.teacher_classes = teacher_layout.classes;
+    problem.teacher = teacher_layout.rows(const_cast<void*>(teacher.data()), dtype_of(teacher));
     const int64_t rows = problem.rows();
     if (options.groups < 1 || problem.outer % options.groups != 0)
       throw std::invalid_argument("groups must divide the first dimension");
@@ -138,6 +146,9 @@ class NumpyProblem {
     problem.reduction = static_cast<Reduction>(options.reduction);
     problem.soft.temperature = options.temperature;
     problem.soft.beta = options.beta;
+    problem.soft.skew = options.skew;
+    problem.soft.classes = shared;
+    problem.soft.standardize = options.standardize;
     problem.soft.target_eps = options.target_eps;
     problem.soft.scale_by_t2 = options.scale_by_t2;
     problem.soft.weight = options.kl_weight;
@@ -251,22 +262,24 @@ void def_row_loss(py::module_& m, py::dict (*solve)(const Options&, Extra...), c
   using Target = std::optional<py::array_t<int64_t, py::array::c_style>>;
   using Mask = std::optional<py::array_t<bool, py::array::c_style>>;
   const auto function = [solve](const py::array& student, const py::array& teacher, int source, int divergence,
-                                int reduction, double temperature, double beta, double target_eps, bool scale_by_t2,
-                                double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index,
-                                const Target& target, const Mask& mask, const py::object& row_weight,
-                                const py::object& row_temperature, int64_t groups, int64_t dim, bool grad_student,
-                                bool grad_teacher, const py::dict& source_options, Extra... more) {
-    return solve({student, teacher, source, divergence, reduction, temperature, beta, target_eps, scale_by_t2,
-                  kl_weight, ce_weight, label_smoothing, ignore_index, target, mask, row_weight, row_temperature,
-                  groups, dim, grad_student, grad_teacher, source_options},
+                                int reduction, double temperature, double beta, double skew, double target_eps,
+                                bool scale_by_t2, bool standardize, int64_t shared_classes, double kl_weight,
+                                double ce_weight, double label_smoothing, int64_t ignore_index, const Target& target,
+                                const Mask& mask, const py::object& row_weight, const py::object& row_temperature,
+                                int64_t groups, int64_t dim, bool grad_student, bool grad_teacher,
+                                const py::dict& source_options, Extra... more) {
+    return solve({student, teacher, source, divergence, reduction, temperature, beta, skew, target_eps, scale_by_t2,
+                  standardize, shared_classes, kl_weight, ce_weight, label_smoothing, ignore_index, target, mask,
+                  row_weight, row_temperature, groups, dim, grad_student, grad_teacher, source_options},
                  more...);
   };
   const py::none none;
   m.def("row_loss", function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0,
-        "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "target_eps"_a = 0.0, "scale_by_t2"_a = true,
-        "kl_weight"_a = 1.0, "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100,
-        "target"_a = none, "mask"_a = none, "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1,
-        "dim"_a = -1, "grad_student"_a = true, "grad_teacher"_a = false, "source_options"_a = py::dict(), extra..., doc);
+        "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "skew"_a = 0.0, "target_eps"_a = 0.0,
+        "scale_by_t2"_a = true, "standardize"_a = false, "shared_classes"_a = 0, "kl_weight"_a = 1.0,
+        "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100, "target"_a = none, "mask"_a = none,
+        "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1, "dim"_a = -1,
+        "grad_student"_a = true, "grad_teacher"_a = false, "source_options"_a = py::dict(), extra..., doc);
 }
 
 }  // namespace kd::python
