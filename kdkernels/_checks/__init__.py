@@ -17,6 +17,7 @@ from .bank import (
 )
 from .common import (
     at_least_one,
+    denominator,
     flag,
     float_tensor,
     integer,

@@ -178,6 +178,24 @@ def one_temperature(
     return value.reshape(()) if learned else torch.where(known > 0, known, nan)
 
 
+def denominator(function: str, value: Any, reduction: str = "mean") -> float | Tensor:
+    """What a mean divides by: a number, or a constant tensor of one, on any device, whose value is not looked at."""
+    if reduction == "sum" or reduction == "none":
+        raise ValueError(
+            f"{function}: denominator is what a mean divides by, and reduction={reduction!r} is none; "
+            "use reduction='batchmean' or leave denominator out"
+        )
+    if not isinstance(value, Tensor):
+        return positive(function, "denominator", value)
+    dense_tensor(function, "denominator", value)
+    if value.dtype not in _FLOATS and value.dtype is not torch.int64 and value.dtype not in _INTEGERS:
+        raise TypeError(f"{function}: denominator must hold a float or an integer, got {dtype_name(value)}")
+    if value.dim() > 1 or value.numel() != 1:
+        raise ValueError(f"{function}: denominator must be a number or a tensor of one, got {list(value.shape)}")
+    constant(function, "denominator", value)
+    return value.detach().reshape(())
+
+
 def constant(function: str, name: str, tensor: Tensor) -> None:
     """Not where no gradient is asked of anything: there the parameters of a network may come as they are."""
     requires_grad = tensor.requires_grad and torch.is_grad_enabled()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import inf, nan
 
 import torch
 from torch import Tensor
 
 from .._open_numbers import scalar_like
+from .denominator import divided
 from .modes import savable
 
 
@@ -67,12 +68,20 @@ def hard_losses(student: Tensor, target: Tensor, smoothing: float, ignore_index:
     return losses * poison.to(losses.dtype)
 
 
+def hard_losses_of_probabilities(student: Tensor, target: Tensor, smoothing: float, dim: int) -> Tensor:
+    """Cross entropy per row at temperature 1 with a distribution over the classes, in the shape of the logits."""
+    log_q = log_softmax(student, 1, dim)
+    target = (1 - smoothing) * target + smoothing / student.shape[dim]
+    return -(target * log_q.masked_fill((target == 0) & (log_q == -inf), 0)).sum(dim)
+
+
 def reduce_rows(
     losses: Tensor,  # row shape
     mask: Tensor | None,  # row shape: the rows that count; no such row gives 0
     row_weight: Tensor | None,  # row shape
     reduction: str,
     classes: int,
+    denominator: float | Tensor | None = None,  # of a mean, in place of the number of rows that count
 ) -> Tensor:
     if row_weight is not None:
         weight = row_weight if mask is None else row_weight.masked_fill(~mask, 0)
@@ -83,8 +92,10 @@ def reduce_rows(
         return losses
     if reduction == "sum":
         return losses.sum()
-    rows = max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1)
-    mean = losses.sum() / rows
+    if denominator is not None:
+        mean = divided(losses.sum(), denominator)
+    else:
+        mean = losses.sum() / (max(losses.numel(), 1) if mask is None else mask.sum().clamp(min=1))
     return mean / classes if reduction == "elementmean" else mean
 
 
