@@ -350,4 +350,15 @@ void scale_gradient_op(const Tensor& gradient,  // logits shape, changed in plac
   Device::scale_gradient(*rows, outer, classes, inner, numbers.data_ptr(), *dtype, per_row, gradient);
 }
 
+// Registers all of them for the device; `library` is that of STABLE_TORCH_LIBRARY_IMPL.
+template <class Device, class Library>
+void implement_row_ops(Library& library) {
+  library.impl("softened_kl", TORCH_BOX(&softened_kl_op<Device>));
+  library.impl("label_loss", TORCH_BOX(&label_loss_op<Device>));
+  library.impl("dkpp_loss", TORCH_BOX(&dkpp_loss_op<Device>));
+  library.impl("dynamic_temperature_kl", TORCH_BOX(&dynamic_temperature_kl_op<Device>));
+  library.impl("row_statistics", TORCH_BOX(&row_statistics_op<Device>));
+  library.impl("scale_gradient_", TORCH_BOX(&scale_gradient_op<Device>));
+}
+
 }  // namespace kd

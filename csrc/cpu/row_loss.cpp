@@ -30,14 +30,7 @@ void set_cpu_isa(std::string name) { set_isa(name); }
 }  // namespace
 }  // namespace kd
 
-STABLE_TORCH_LIBRARY_IMPL(kdkernels, CPU, m) {
-  m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cpu>));
-  m.impl("label_loss", TORCH_BOX(&kd::label_loss_op<kd::Cpu>));
-  m.impl("dkpp_loss", TORCH_BOX(&kd::dkpp_loss_op<kd::Cpu>));
-  m.impl("dynamic_temperature_kl", TORCH_BOX(&kd::dynamic_temperature_kl_op<kd::Cpu>));
-  m.impl("row_statistics", TORCH_BOX(&kd::row_statistics_op<kd::Cpu>));
-  m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cpu>));
-}
+STABLE_TORCH_LIBRARY_IMPL(kdkernels, CPU, m) { kd::implement_row_ops<kd::Cpu>(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(kdkernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&kd::cpu_isa));

@@ -29,11 +29,4 @@ struct Cuda {
 }  // namespace
 }  // namespace kd
 
-STABLE_TORCH_LIBRARY_IMPL(kdkernels, CUDA, m) {
-  m.impl("softened_kl", TORCH_BOX(&kd::softened_kl_op<kd::Cuda>));
-  m.impl("label_loss", TORCH_BOX(&kd::label_loss_op<kd::Cuda>));
-  m.impl("dkpp_loss", TORCH_BOX(&kd::dkpp_loss_op<kd::Cuda>));
-  m.impl("dynamic_temperature_kl", TORCH_BOX(&kd::dynamic_temperature_kl_op<kd::Cuda>));
-  m.impl("row_statistics", TORCH_BOX(&kd::row_statistics_op<kd::Cuda>));
-  m.impl("scale_gradient_", TORCH_BOX(&kd::scale_gradient_op<kd::Cuda>));
-}
+STABLE_TORCH_LIBRARY_IMPL(kdkernels, CUDA, m) { kd::implement_row_ops<kd::Cuda>(m); }
