@@ -161,6 +161,8 @@ struct RowLoss {
 //     adjusted    source adjusted
 enum class RowPath : int { forward, general, label, permuted, adjusted };
 
+constexpr const char* row_path_names[] = {"forward", "general", "label", "permuted", "adjusted"};
+
 KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
   switch (problem.source) {
     case TargetSource::label: return RowPath::label;

@@ -106,6 +106,7 @@ struct RowPair {
   // Logarithm of the ratio of the target's sum to the student's. The difference of two logarithms would have the rounding
   // errors of both, which are those of log C and which the factor T^2 of the loss makes large.
   A log_sums;
+  Source source = {};
 
   template <class V>
   KD_INLINE Terms<V> terms(bool smoothed, V z, V student_weight, V t, V target_weight, V eps) const {
@@ -113,13 +114,13 @@ struct RowPair {
     const V log_q = (z - student.max) * student.inverse_temperature - student_log_sum;
     const V difference = excess(student_weight, target_weight);
     if (smoothed) return {made + eps, q, difference - eps, log_q, log(made + eps) - log_q, made};
-    return {made, q, difference, log_q, Source::log_ratio(t, target, z, student, log_sums, log_q), made};
+    return {made, q, difference, log_q, source.log_ratio(t, target, z, student, log_sums, log_q), made};
   }
 
   // The same, of a class whose weights were not kept.
   template <class V>
   KD_INLINE Terms<V> terms(bool smoothed, V z, V t, V eps) const {
-    return terms(smoothed, z, student.weight(z), t, Source::weight(t, target), eps);
+    return terms(smoothed, z, student.weight(z), t, source.weight(t, target), eps);
   }
 
   // q - p = (student_weight * ratio - target_weight) * target.inverse_sum, or the same with the roles exchanged. It is 0
@@ -151,9 +152,9 @@ struct RowPair {
   // d loss / d t, for normalised sources times T; `sum`: of by_log_made over the classes, for these.
   template <class V, class D>
   KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
-    if (D::minus_q && Source::normalised && !smoothed) return -c.excess;
+    if (D::minus_q && source.normalised && !smoothed) return -c.excess;
     V by_log_p = divergence.by_log_p(c);
-    if (!Source::normalised) by_log_p += D::left_out * c.p;
-    return Source::gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum);
+    if (!source.normalised) by_log_p += D::left_out * c.p;
+    return source.gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum);
   }
 };

@@ -27,15 +27,13 @@ STACKS = {"sm_90a": {}}
 REGISTERS = {
     re.compile(r"(sweep|band)_kernel<(TF32|Half|BFloat16)Tiles.*false>"): 65536 // (2 * 256),
     re.compile(r"products_kernel<(TF32|BFloat16)Tiles"): 65536 // (2 * 256),
-    re.compile(r"lane_rows_kernel<float, LogitsTarget, ConstantTeacherKL<float>, Held"): 65536 // (4 * 128),
-    re.compile(r"cluster_rows_kernel<float"): 65536 // 512,
+    re.compile(r"forward_lanes_kernel<float, Held"): 65536 // (4 * 128),
+    re.compile(r"(forward_clusters|(general|label|permuted|adjusted)_rows)_kernel<float"): 65536 // 512,
     re.compile(r"peer_(ensemble|mixture|mixture_backward)_kernel"): 65536 // 512,
 }
 
 # Whose instructions are looked at, one per launch form and tile: to disassemble all would take minutes.
-ROWS = re.compile(
-    r"(lane|cluster)_rows_kernel<float, LogitsTarget, ConstantTeacherKL<float>|(lane|block)_statistics_kernel<float>"
-)
+ROWS = re.compile(r"forward_(lanes|clusters)_kernel<float|(lane|block)_statistics_kernel<float>")
 BANKS = re.compile(r"bank_(scores|exponentials)_kernel<float")
 TILES = re.compile(r"(sweep|band|products)_kernel<(TF32|Half|BFloat16)Tiles.*false>")
 PEERS = re.compile(r"peer_(ensemble|mixture|mixture_backward)_kernel<float")
@@ -150,7 +148,7 @@ def test_gradients_are_written_16_bytes_at_a_time(instructions):
 
 def test_staged_rows_come_by_copies_and_are_shared_by_clusters(instructions):
     for words in (r"LDGSTS\.E.*128", "UCGABAR_ARV", "UCGABAR_WAIT"):
-        (count,) = of_kind(instructions, re.compile("cluster_rows_kernel<.*Staged"), words).values()
+        (count,) = of_kind(instructions, re.compile("forward_clusters_kernel<.*Staged"), words).values()
         assert count
 
 

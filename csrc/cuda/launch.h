@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "host_device.h"
+#include "row_loss.h"
 
 namespace kd {
 
@@ -14,7 +15,7 @@ KD_HOST_DEVICE constexpr int64_t parts_of(int64_t items, int64_t part) { return 
 constexpr int chunk_classes = 8;
 
 enum class RowForm : int {
-  held,      // several rows per warp, or one: a row in the registers of its lanes
+  held,      // several rows per warp, or one: a row stays with its lanes, in registers (path forward) or in shared memory
   staged,    // a cluster of blocks per row, or one: the row in their shared memory
   streamed,  // a block per row: read again, from L2 where it is still there, for every sweep
   strided,   // a thread per row where classes are strided, else a warp: read again for every sweep
@@ -77,8 +78,14 @@ constexpr RowPlan plan_staged(int64_t classes, int bytes, int threads, int clust
   return {RowForm::staged, threads * cluster, threads, 0, share, cluster};
 }
 
-// `student_size`, `teacher_size`: bytes per element. `unit_stride`: the classes of a row are neighbours in both tensors.
-constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int teacher_size, bool is_double,
+// Shared memory of the held form: path forward needs none.
+constexpr size_t held_shared(RowPath path, int64_t classes, int bytes, int lanes) {
+  return path == RowPath::forward ? 0 : static_cast<size_t>(staged_chunks(classes, lanes)) * small_block * chunk_classes * bytes;
+}
+
+// `student_size`, `teacher_size`: bytes per element; 0: that tensor is not read. `unit_stride`: the classes of a row are
+// neighbours in both tensors.
+constexpr RowPlan plan_rows(RowPath path, int64_t rows, int64_t classes, int student_size, int teacher_size, bool is_double,
                             bool unit_stride, int sm) {
   const int64_t chunks = parts_of(classes, chunk_classes);
   const int bytes = student_size + teacher_size;
@@ -88,7 +95,8 @@ constexpr RowPlan plan_rows(int64_t rows, int64_t classes, int student_size, int
   } else if (is_double) {
     plan = {RowForm::strided, 32, small_block, 0, 0, 1};  // float64 is for checking, not for speed: one form will do
   } else if (chunks <= 32 * held_chunks) {
-    plan = {RowForm::held, next_power_of_two(parts_of(chunks, held_chunks)), small_block, 0, 0, 1};
+    const int lanes = next_power_of_two(parts_of(chunks, held_chunks));
+    plan = {RowForm::held, lanes, small_block, 0, held_shared(path, classes, bytes, lanes), 1};
   } else {
     int cluster = 1;
     while (sm >= 90 && cluster < most_cluster_blocks && chunks * chunk_classes * bytes > cluster * int64_t{wanted_stage})

@@ -175,7 +175,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(bank_threads) bank_scores_kernel(MemoryBank prob
   const BankBlock block(problem, plan, plan.segments);
   const LaneTeam team(plan.lanes);
   const bool wants_gradient = problem.grad_embedding.data;
-  const A log_normalizer = logarithm(*static_cast<const A*>(problem.normalizer));
+  const A log_normalizer = log(*static_cast<const A*>(problem.normalizer));
   const A offset = log_normalizer + log_noise, inverse_temperature = A(1) / static_cast<A>(problem.temperature);
   A sum[chunks][chunk_classes] = {};
   A loss[1] = {0};
@@ -184,10 +184,10 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(bank_threads) bank_scores_kernel(MemoryBank prob
     const A score = product * inverse_temperature;
     const bool is_positive = column == 0;
     if (is_positive && block.segment == 0 && team.rank() == 0)
-      static_cast<A*>(problem.positive)[block.row] = exponential(score - log_normalizer);
+      static_cast<A*>(problem.positive)[block.row] = exp(score - log_normalizer);
     const A u = is_positive ? offset - score : score - offset;
-    const A decay = exponential(u > A(0) ? -u : u), share = A(1) / (A(1) + decay);
-    loss[0] += logarithm_of_1_and(decay) + (u > A(0) ? u : A(0));
+    const A decay = exp(u > A(0) ? -u : u), share = A(1) / (A(1) + decay);
+    loss[0] += log1p(decay) + (u > A(0) ? u : A(0));
     const A sigmoid = u > A(0) ? share : decay * share, weight = is_positive ? -sigmoid : sigmoid;
     KD_UNROLL for (int k = 0; k < chunks; ++k)
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[k][e] += weight * entry[k][e];
@@ -276,7 +276,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(bank_threads) bank_exponentials_kernel(MemoryBan
   const A inverse_temperature = A(1) / static_cast<A>(problem.temperature);
   A sum[1] = {0};
   each_entry<A, chunks>(problem, plan, block, team, [&](int64_t, A product, const A(&)[chunks][chunk_classes]) {
-    sum[0] += exponential(product * inverse_temperature);
+    sum[0] += exp(product * inverse_temperature);
   });
   sum_teams(team, sum);
   KD_SHARED(A, shared, bank_threads / simt::warp_threads);

@@ -96,7 +96,7 @@ class PeerBlock : PeerTiles<A> {
   KD_DEVICE void fill_probs(int64_t count) const {
     if constexpr (mix != PeerMix::logits) {
       warp_.each_row(peers_, [&](int64_t row) {
-        warp_.each_class(count, [&](int64_t c) { prob(row, c) = exponential(log_soft(row, c)); });
+        warp_.each_class(count, [&](int64_t c) { prob(row, c) = exp(log_soft(row, c)); });
       });
       simt::sync_threads();
     }
@@ -107,11 +107,11 @@ class PeerBlock : PeerTiles<A> {
     A log_target = 0, t;
     if constexpr (mix == PeerMix::logits) {
       log_target = (mixed_logit(row, c) - row_number(row, mix_shift)) * inverse_temperature_ - row_number(row, mix_log);
-      t = exponential(log_target);
+      t = exp(log_target);
     } else {
       t = mixed_prob(row, c);
     }
-    if (log_smoothed) *log_smoothed = mix == PeerMix::logits && eps_ == A(0) ? log_target : logarithm(t + eps_);
+    if (log_smoothed) *log_smoothed = mix == PeerMix::logits && eps_ == A(0) ? log_target : log(t + eps_);
     return t;
   }
 
@@ -161,15 +161,15 @@ class PeerBlock : PeerTiles<A> {
     A sums[2] = {0, 0};
     warp_.each_class(count, [&](int64_t c) {
       const A x = mixed(row, c) - shift;
-      sums[0] += exponential(x * inverse_temperature_);
-      if (is_ensemble(row)) sums[1] += exponential(x);
+      sums[0] += exp(x * inverse_temperature_);
+      if (is_ensemble(row)) sums[1] += exp(x);
     });
     PeerWarp::sum(sums);
     simt::sync_warp();  // all lanes have read what lane 0 now writes
     if (simt::lane_index() != 0) return;
     const A fallen = old - shift;  // -inf where there was nothing
-    own_number(row, mix_sum) = weighted(own_number(row, mix_sum), exponential(fallen * inverse_temperature_)) + sums[0];
-    own_number(row, mix_hard_sum) = weighted(own_number(row, mix_hard_sum), exponential(fallen)) + sums[1];
+    own_number(row, mix_sum) = weighted(own_number(row, mix_sum), exp(fallen * inverse_temperature_)) + sums[0];
+    own_number(row, mix_hard_sum) = weighted(own_number(row, mix_hard_sum), exp(fallen)) + sums[1];
     own_number(row, mix_max) = most[0];
   }
 
@@ -180,12 +180,12 @@ class PeerBlock : PeerTiles<A> {
     const A shift = shift_of(most);
     for (int part = 0; part < plan_.parts; ++part) {
       const A fallen = part_number(part, row, mix_max) - shift;
-      soft += weighted(part_number(part, row, mix_sum), exponential(fallen * inverse_temperature_));
-      hard += weighted(part_number(part, row, mix_hard_sum), exponential(fallen));
+      soft += weighted(part_number(part, row, mix_sum), exp(fallen * inverse_temperature_));
+      hard += weighted(part_number(part, row, mix_hard_sum), exp(fallen));
     }
     row_number(row, mix_shift) = shift;
-    row_number(row, mix_log) = logarithm(soft);
-    row_number(row, mix_hard_log) = logarithm(hard);
+    row_number(row, mix_log) = log(soft);
+    row_number(row, mix_hard_log) = log(hard);
   }
 
   // --- Second sweep ---
@@ -236,7 +236,7 @@ class PeerBlock : PeerTiles<A> {
   }
 
   // log p' of a row that is a target of its own; the weights of a peer among the targets of the others add up to 1.
-  KD_DEVICE A own_log(int64_t row, int64_t c) const { return eps_ == A(0) ? log_soft(row, c) : logarithm(prob(row, c) + eps_); }
+  KD_DEVICE A own_log(int64_t row, int64_t c) const { return eps_ == A(0) ? log_soft(row, c) : log(prob(row, c) + eps_); }
 
   // Adds sum_c mixed_rc of(b, c) to by_weight_rb, over the classes of this warp.
   template <class Of>
@@ -355,7 +355,7 @@ class PeerBlock : PeerTiles<A> {
       return t + eps_ == A(0) ? A(0) : log_smoothed - log_soft(row, c);
     } else {
       if (is_ensemble(row)) {
-        const A q = exponential(mixed_logit(row, c) - row_number(row, mix_shift) - row_number(row, mix_hard_log));
+        const A q = exp(mixed_logit(row, c) - row_number(row, mix_shift) - row_number(row, mix_hard_log));
         return hard_scale_ * (q - (first + c == label_ ? A(1) : A(0)));
       }
       A log_smoothed;
@@ -365,11 +365,11 @@ class PeerBlock : PeerTiles<A> {
   }
 
   KD_DEVICE A gradient_of_logit(int64_t row, int64_t c, int64_t first) const {
-    const A hard = exponential(above(row, c) - row_number(row, hard_log));
+    const A hard = exp(above(row, c) - row_number(row, hard_log));
     A gradient = hard_scale_ * (hard - (first + c == label_ ? A(1) : A(0)));
     const bool is_peer = row < peers_;
     if (problem_.kl_weight != 0 && problem_.is_taught(row)) {
-      const A q = exponential(log_soft(row, c)), t = target(row, c, nullptr);
+      const A q = exp(log_soft(row, c)), t = target(row, c, nullptr);
       gradient += soft_scale_ * ((q - t) + eps_ * (static_cast<A>(classes_) * q - A(1)));
       if (mix != PeerMix::logits && is_peer && !problem_.detach_targets) {
         A flow = flowing_back(row, c) - row_number(row, row_mean);

@@ -95,7 +95,7 @@ class MixtureBlock : PeerTiles<A> {
   KD_DEVICE void make_parts(int64_t count, bool first_time) const {
     if (mix == PeerMix::logits || !(first_time || plan_.tile < classes_)) return;
     warp_.each_row(peers_, [&](int64_t row) {
-      warp_.each_class(count, [&](int64_t c) { logits_[row * plan_.tile + c] = exponential(log_soft(row, c)); });
+      warp_.each_class(count, [&](int64_t c) { logits_[row * plan_.tile + c] = exp(log_soft(row, c)); });
     });
     simt::sync_threads();
   }

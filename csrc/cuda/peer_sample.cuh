@@ -177,14 +177,14 @@ class PeerTiles {
     A sums[hard ? 2 : 1] = {};
     warp_.each_class(count, [&](int64_t c) {
       const A z = above(row, c);
-      sums[0] += exponential(z * inverse_temperature_);
-      if constexpr (hard) sums[1] += exponential(z);
+      sums[0] += exp(z * inverse_temperature_);
+      if constexpr (hard) sums[1] += exp(z);
     });
     PeerWarp::sum(sums);
     if (simt::lane_index() != 0) return;
     const A raised = row_number(row, row_raised);
-    own_number(row, soft_sum) = own_number(row, soft_sum) * exponential(-raised * inverse_temperature_) + sums[0];
-    if constexpr (hard) own_number(row, hard_sum) = own_number(row, hard_sum) * exponential(-raised) + sums[1];
+    own_number(row, soft_sum) = own_number(row, soft_sum) * exp(-raised * inverse_temperature_) + sums[0];
+    if constexpr (hard) own_number(row, hard_sum) = own_number(row, hard_sum) * exp(-raised) + sums[1];
   }
 
   // One thread adds the parts.
@@ -195,8 +195,8 @@ class PeerTiles {
       sums[0] += part_number(part, row, soft_sum);
       if constexpr (hard) sums[1] += part_number(part, row, hard_sum);
     }
-    row_number(row, soft_log) = logarithm(sums[0]);
-    if constexpr (hard) row_number(row, hard_log) = logarithm(sums[1]);
+    row_number(row, soft_log) = log(sums[0]);
+    if constexpr (hard) row_number(row, hard_log) = log(sums[1]);
   }
 
   const PeerPlan plan_;
@@ -226,7 +226,7 @@ KD_DEVICE void attend(const PeerRows& query, const PeerRows& key, int64_t sample
     const A score = exists ? weights[a * peers + lane] : -static_cast<A>(HUGE_VALF);
     A most[1] = {score};
     PeerWarp::max(most);
-    const A share = exists ? exponential(score - most[0]) : A(0);
+    const A share = exists ? exp(score - most[0]) : A(0);
     A sum[1] = {share};
     PeerWarp::sum(sum);
     if (exists) weights[a * peers + lane] = share / sum[0];

@@ -2,6 +2,7 @@
 #include "cuda/row_loss.cuh"
 
 #include "cuda/device.h"
+#include "cuda/scale_gradient.cuh"
 #include "row_loss_op.h"
 
 namespace kd {

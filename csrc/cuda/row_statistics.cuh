@@ -1,5 +1,19 @@
-// The first pass on the GPU: the statistic of each row (row_statistics.h), and what the batch makes of it. Included by
-// cuda/row_loss.cuh.
+// The first pass on the GPU: the statistic of each row (row_statistics.h), and what the batch makes of it.
+#pragma once
+#include <cmath>
+
+#include "cuda/chunk.cuh"
+#include "cuda/largest_class.cuh"
+#include "cuda/launch.h"
+#include "cuda/row_storage.cuh"
+#include "cuda/running_softmax.cuh"
+#include "cuda/simt.cuh"
+#include "cuda/team.cuh"
+#include "row_loss.h"
+#include "row_statistics.h"
+
+namespace kd {
+namespace {
 
 template <class A, class Team>
 KD_DEVICE void row_statistic(const RowLoss& problem, int64_t row, const Team& team) {
@@ -111,3 +125,6 @@ void launch_statistics(const RowLoss& problem, const RowPlan& plan, void* stream
   else
     simt::launch(block_statistics_kernel<A>, plan.blocks, plan.threads, 0, stream, problem);
 }
+
+}  // namespace
+}  // namespace kd

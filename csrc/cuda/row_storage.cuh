@@ -1,13 +1,26 @@
-// Where a row lives between sweeps: in registers (Held), in shared memory (Staged), or nowhere (Streamed). Each offers
+// Where a row is kept between sweeps: in registers (Held), in shared memory (Staged), or nowhere (Streamed). Each offers
 //
-//     load(problem, position, computed, team)              brings the row in, if it stays
+//     load(problem, position, computed, team, absent)      reads the row, if it stays
 //     for_each(problem, position, computed, team, body)    body(chunk, student, teacher) for every chunk of this thread
 //
 // The classes of a chunk (cuda/chunk.cuh) are neighbours where rows are multiples of 16 bytes, so that they move in 16-byte
 // accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which
 // thread has which class follows from the number of classes and the dtypes alone, so a row is summed in the same order
-// wherever it stands. What is no class reads as a logit of -inf or a probability of 0, and so does all of a teacher that is
-// absent. With `computed` false no memory is read. Included by cuda/row_loss.cuh.
+// wherever it stands. What is no class reads as a logit of -inf, in the teacher's row as `absent`: the same, or a probability
+// of 0. With `computed` false no memory is read. `with_teacher` false: there is no teacher's row, the body gets what it must
+// not look at.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "cuda/chunk.cuh"
+#include "cuda/launch.h"
+#include "cuda/simt.cuh"
+#include "row_loss.h"
+
+namespace kd {
+namespace {
 
 // Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {
@@ -90,10 +103,10 @@ struct Held {
   A student[count][chunk_classes];
   A teacher[count][chunk_classes];
 
-  template <class Source, class Team>
-  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team) {
+  template <class Team>
+  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team, float absent) {
     load_tensor(problem.student, position, computed, team, -HUGE_VALF, student);
-    load_tensor(problem.teacher, position, computed && problem.teacher.data, team, Source::absent, teacher);
+    load_tensor(problem.teacher, position, computed, team, absent, teacher);
   }
 
   template <class Team, class Body>
@@ -117,13 +130,13 @@ struct Held {
 };
 
 // Read again for every sweep, from global memory or what caches hold of it.
-template <class A>
+template <class A, bool with_teacher = true>
 struct Streamed {
   float absent;
 
-  template <class Source, class Team>
-  KD_DEVICE void load(const RowLoss&, const RowPosition&, bool, const Team&) {
-    absent = Source::absent;
+  template <class Team>
+  KD_DEVICE void load(const RowLoss&, const RowPosition&, bool, const Team&, float its_absent) {
+    absent = its_absent;
   }
 
   template <class Team, class Body>
@@ -134,24 +147,24 @@ struct Streamed {
       if (chunk.first >= position.classes) return;
       A student[chunk_classes], teacher[chunk_classes];
       read_row(problem.student, position, chunk, computed, -HUGE_VALF, student);
-      read_row(problem.teacher, position, chunk, computed && problem.teacher.data, absent, teacher);
+      if constexpr (with_teacher) read_row(problem.teacher, position, chunk, computed, absent, teacher);
       body(chunk, student, teacher);
     }
   }
 };
 
-// Both rows in the dynamic shared memory of the team's blocks, in their own dtype. A thread reads only what it brought: no
+// Both rows in the dynamic shared memory of the team's blocks, in their own dtype. A thread reads only what it wrote: no
 // barrier. Words of 16 bytes that neighbouring threads read together are neighbours.
-template <class A>
+template <class A, bool with_teacher = true>
 struct Staged {
-  template <class Source, class Team>
-  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team) {
+  template <class Team>
+  KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team, float absent) {
     slots_ = staged_chunks(position.classes, team.size()) * simt::block_threads();
     const int half = slots_ * chunk_classes * 2;
     student_ = simt::dynamic_shared<unsigned char>();
     teacher_ = student_ + (problem.student.dtype == Dtype::float32 ? 2 * half : half);
     stage(problem.student, position, computed, team, -HUGE_VALF, student_);
-    stage(problem.teacher, position, computed && problem.teacher.data, team, Source::absent, teacher_);
+    if constexpr (with_teacher) stage(problem.teacher, position, computed, team, absent, teacher_);
     simt::wait_copies();
   }
 
@@ -163,7 +176,7 @@ struct Staged {
       if (chunk.first >= position.classes) return;
       A student[chunk_classes], teacher[chunk_classes];
       unstage(problem.student, k, student_, student);
-      unstage(problem.teacher, k, teacher_, teacher);
+      if constexpr (with_teacher) unstage(problem.teacher, k, teacher_, teacher);
       body(chunk, student, teacher);
     }
   }
@@ -213,3 +226,6 @@ struct Staged {
     });
   }
 };
+
+}  // namespace
+}  // namespace kd

@@ -1,4 +1,13 @@
-// What one thread adds up of a row, chunk by chunk. Included by cuda/row_loss.cuh.
+// What one thread adds up of a row, chunk by chunk.
+#pragma once
+#include <cmath>
+
+#include "cuda/launch.h"
+#include "cuda/math.cuh"
+#include "host_device.h"
+
+namespace kd {
+namespace {
 
 // Sums of one thread, added chunk by chunk in blocks of 64 chunks: a thread alone with a long row would otherwise add
 // thousands of numbers one after another, and as many rounding errors.
@@ -57,3 +66,6 @@ struct RunningSoftmax {
     max = highest;
   }
 };
+
+}  // namespace
+}  // namespace kd

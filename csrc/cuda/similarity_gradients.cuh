@@ -23,14 +23,14 @@ struct RowGradient {
   }
 
   KD_DEVICE A operator()(int64_t k, A student, A other, bool is_positive) const {
-    const A q = exponential(student - log_sum);
-    if constexpr (teacher) return weight * (q - exponential(other - teacher_log_sum));
+    const A q = exp(student - log_sum);
+    if constexpr (teacher) return weight * (q - exp(other - teacher_log_sum));
     if (weight == A(0) && !problem.symmetric) return A(0);
     const A p = is_positive ? positive : A(0);
     if (!problem.symmetric) return weight * (q - p);
     // A column that is nobody's positive may be empty, its softmax no number.
     const A column_weight = problem.work.column_weights[k];
-    const A by_column = column_weight == A(0) ? A(0) : column_weight * exponential(student - problem.work.column_log_sums[k]);
+    const A by_column = column_weight == A(0) ? A(0) : column_weight * exp(student - problem.work.column_log_sums[k]);
     return (weight * (q - p) + (by_column - weight * p)) / 2;
   }
 };

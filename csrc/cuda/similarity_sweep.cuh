@@ -71,7 +71,7 @@ KD_DEVICE void sweep_tile(const SimilarityOnDevice<A>& problem, bool by_column, 
     }
     RowSweep<A> part;
     part.max = highest_of_row<Kind>(student);
-    KD_UNROLL for (int c = 0; c < own_rows; ++c) part.sum += exponential(student[c] - RowSweep<A>::base(part.max));
+    KD_UNROLL for (int c = 0; c < own_rows; ++c) part.sum += exp(student[c] - RowSweep<A>::base(part.max));
     part.sum = sum_of_sharers<Kind>(part.sum);
     if constexpr (teacher) {
       A other[own_rows];
@@ -79,7 +79,7 @@ KD_DEVICE void sweep_tile(const SimilarityOnDevice<A>& problem, bool by_column, 
       row_logits(teacher_products, r, counted, teacher_factor, teacher_factors, other);
       part.teacher_max = highest_of_row<Kind>(other);
       KD_UNROLL for (int c = 0; c < own_rows; ++c) {
-        const A weight = exponential(other[c] - RowSweep<A>::base(part.teacher_max));
+        const A weight = exp(other[c] - RowSweep<A>::base(part.teacher_max));
         part.teacher_sum += weight;
         part.against += weight == A(0) ? A(0) : weight * (other[c] - student[c]);
       }
@@ -198,7 +198,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) rows_kernel(SimilarityOnDevice<A
   if (problem.target == KeyTarget::teacher) {
     // Differences of maxima and of logarithms: 0 for equal rows.
     const A by_max = RowSweep<A>::base(row.max) - RowSweep<A>::base(row.teacher_max);
-    loss = row.against / row.teacher_sum + by_max + (logarithm(row.sum) - logarithm(row.teacher_sum));
+    loss = row.against / row.teacher_sum + by_max + (log(row.sum) - log(row.teacher_sum));
     work.teacher_log_sums[j] = row.teacher_log_sum();
   } else if (problem.target == KeyTarget::labels) {
     counted = counted && row.positives > A(0);

@@ -20,11 +20,11 @@ struct RowSweep {
   static KD_DEVICE A base(A max) { return max == -HUGE_VALF ? A(0) : max; }
 
   KD_DEVICE void raise(A highest) {
-    if (highest > max) sum *= exponential(max - highest), max = highest;
+    if (highest > max) sum *= exp(max - highest), max = highest;
   }
   KD_DEVICE void raise_teacher(A highest) {
     if (!(highest > teacher_max)) return;
-    const A factor = exponential(teacher_max - highest);
+    const A factor = exp(teacher_max - highest);
     teacher_sum *= factor;
     against *= factor;
     teacher_max = highest;
@@ -41,8 +41,8 @@ struct RowSweep {
     chosen += that.chosen;
     positives += that.positives;
   }
-  KD_DEVICE A log_sum() const { return base(max) + logarithm(sum); }
-  KD_DEVICE A teacher_log_sum() const { return base(teacher_max) + logarithm(teacher_sum); }
+  KD_DEVICE A log_sum() const { return base(max) + log(sum); }
+  KD_DEVICE A teacher_log_sum() const { return base(teacher_max) + log(teacher_sum); }
 };
 
 // What the kernels keep between them; Float unless said.

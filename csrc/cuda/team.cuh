@@ -1,6 +1,6 @@
 // Teams: the threads that share a row, and their reductions. Every thread of a team gets the result; the order of a sum is
 // fixed by the size of the team. All threads of a warp (LaneTeam), block (BlockTeam) or cluster (ClusterTeam) call a
-// reduction together.
+// reduction together. RowTeam is one of the first and the last.
 #pragma once
 #include <cmath>
 
@@ -36,6 +36,9 @@ class LaneTeam {
         values[j] = other > values[j] ? other : values[j];
       }
   }
+
+  // Before a thread ends. Nobody reads what is its own.
+  KD_DEVICE static void end() {}
 
  private:
   int lanes_;
@@ -146,6 +149,37 @@ class ClusterTeam {
     KD_UNROLL for (int j = 0; j < count; ++j)
       values[j] = block < simt::cluster_blocks() ? simt::read_cluster(mine + j, block) : none;
   }
+};
+
+// Lanes of a warp or all threads of a cluster of blocks, as the launch says: at most 32 threads are lanes.
+class RowTeam {
+ public:
+  KD_DEVICE explicit RowTeam(int threads) : threads_(threads), in_warp_(threads <= simt::warp_threads) {}
+
+  KD_DEVICE int rank() const { return in_warp_ ? LaneTeam(threads_).rank() : cluster_.rank(); }
+  KD_DEVICE int size() const { return threads_; }
+  KD_DEVICE int64_t row() const { return in_warp_ ? LaneTeam(threads_).row() : cluster_.row(); }
+
+  template <int count>
+  KD_DEVICE void sum(float (&values)[count]) {
+    if (in_warp_) LaneTeam(threads_).sum(values);
+    else cluster_.sum(values);
+  }
+
+  template <int count>
+  KD_DEVICE void max(float (&values)[count]) {
+    if (in_warp_) LaneTeam(threads_).max(values);
+    else cluster_.max(values);
+  }
+
+  KD_DEVICE void end() const {
+    if (!in_warp_) cluster_.end();
+  }
+
+ private:
+  int threads_;
+  bool in_warp_;
+  ClusterTeam cluster_;
 };
 
 }  // namespace

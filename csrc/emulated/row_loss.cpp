@@ -1,8 +1,14 @@
-// kd_emulated.row_loss and scale_gradient: the kernels of cuda/row_loss.cuh on NumPy arrays.
+// kd_emulated.row_loss and scale_gradient: the kernels of the row engine on NumPy arrays.
 //
 // Outputs and workspaces start as NaN between guard zones; what the kernels wrote is copied out afterwards.
 #include "cuda/row_loss.cuh"
 
+#include "cuda/adjusted_rows.cu"
+#include "cuda/forward_rows.cu"
+#include "cuda/general_rows.cu"
+#include "cuda/label_rows.cu"
+#include "cuda/permuted_rows.cu"
+#include "cuda/scale_gradient.cuh"
 #include "emulated/guarded.h"
 #include "python/numpy_row_loss.h"
 
@@ -18,14 +24,15 @@ kd::RowPlan forced_plan(const kd::RowLoss& problem, const std::string& name, int
   const auto found = std::find(std::begin(kd::form_names), std::end(kd::form_names), name);
   if (found == std::end(kd::form_names)) throw std::invalid_argument("no launch form is called " + name);
   kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(kd::form_names)), threads, threads, 0, 0, 1};
+  const int bytes = kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype);
   const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
   bool fits = unit_stride && !problem.is_double();
   if (plan.form == kd::RowForm::held) {
     const int64_t chunks = kd::parts_of(problem.classes, kd::chunk_classes);
     plan.lanes = std::max(lanes, kd::next_power_of_two(kd::parts_of(chunks, kd::held_chunks)));
-    fits = fits && plan.lanes <= kd::simt::warp_threads;
+    plan.shared_bytes = kd::held_shared(kd::path_of(problem), problem.classes, bytes, plan.lanes);
+    fits = fits && plan.lanes <= kd::simt::warp_threads && plan.shared_bytes <= kd::shared_limit(90);
   } else if (plan.form == kd::RowForm::staged) {
-    const int bytes = kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype);
     plan = kd::plan_staged(problem.classes, bytes, threads, cluster);
     fits = fits && plan.shared_bytes <= kd::shared_limit(90);
   } else if (plan.form == kd::RowForm::strided) {

@@ -1,6 +1,7 @@
 // kdkernels._host.launch_plan: how the CUDA kernels of a family would be launched, asked on any machine.
 #include <pybind11/pybind11.h>
 
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -16,10 +17,16 @@ int element_bytes(const std::string& dtype) {
   return size;
 }
 
-py::dict plan_rows(int64_t rows, int64_t classes, const std::string& dtype, int sm) {
+kd::RowPath path_named(const std::string& name) {
+  for (int path = 0; path < static_cast<int>(std::size(kd::row_path_names)); ++path)
+    if (name == kd::row_path_names[path]) return static_cast<kd::RowPath>(path);
+  throw std::invalid_argument("path must be forward, general, label, permuted or adjusted, got " + name);
+}
+
+py::dict plan_rows(int64_t rows, int64_t classes, const std::string& dtype, int sm, const std::string& path) {
   if (rows < 0 || classes < 1) throw std::invalid_argument("rows must be >= 0 and classes >= 1");
   const int size = element_bytes(dtype);
-  const kd::RowPlan plan = kd::plan_rows(rows, classes, size, size, size == 8, true, sm);
+  const kd::RowPlan plan = kd::plan_rows(path_named(path), rows, classes, size, path == "label" ? 0 : size, size == 8, true, sm);
   py::dict result;
   result["form"] = kd::form_names[static_cast<int>(plan.form)];
   result["lanes"] = plan.lanes;
@@ -60,8 +67,8 @@ py::dict plan_peers(int64_t samples, int64_t peers, int64_t classes, const std::
 }
 
 py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, const std::string& dtype, int sm, int64_t width,
-                     int64_t peers) {
-  if (family == "row_loss") return plan_rows(rows, columns, dtype, sm);
+                     int64_t peers, const std::string& path) {
+  if (family == "row_loss") return plan_rows(rows, columns, dtype, sm, path);
   if (family == "similarity") return plan_similarity(rows, columns, width, dtype);
   if (family == "peer_ensemble") return plan_peers(rows, peers, columns, dtype, sm);
   throw std::invalid_argument("family must be row_loss, similarity or peer_ensemble, got " + family);
@@ -72,7 +79,8 @@ py::dict launch_plan(const std::string& family, int64_t rows, int64_t columns, c
 void bind_launch_plan(py::module_& m) {
   m.def("launch_plan", &launch_plan, py::arg("family"), py::arg("rows"), py::arg("classes"), py::arg("dtype") = "float32",
         py::arg("sm") = 90, py::arg("width") = 128, py::arg("peers") = 3,
-        "How the CUDA kernels of a family would be launched. row_loss: for rows x classes; form, lanes, threads, blocks, "
+        py::arg("path") = "forward",
+        "How the CUDA kernels of a family would be launched. row_loss: for rows x classes on a path (RowPath); form, lanes, threads, blocks, "
         "shared_bytes, cluster. similarity: for queries (rows) x keys (classes) of `width` features; row_shares, column_shares, "
         "band_rows, band_bytes, product_shares. peer_ensemble: for samples (rows) of `peers` and a leader; tile (classes), "
         "teams, parts, threads, blocks, shared_bytes (csrc/cuda/launch.h).");

@@ -1,0 +1,14 @@
+// The divergences and the target sources that either engine knows, for single numbers on the device.
+#pragma once
+#include "cuda/math.cuh"
+
+#define KD_INLINE KD_DEVICE
+
+namespace kd {
+namespace {
+
+#include "divergences-inl.h"
+#include "target_sources-inl.h"
+
+}  // namespace
+}  // namespace kd
