@@ -75,8 +75,9 @@ def by_raw_logits(gradient, logits):
     return Estimate(*(np.where(zero, 0, x) for x in (value, scale)))
 
 
-def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew=0.0, standardize=False):
-    """D(p, q) per row, and its gradients by student and teacher; temperature [rows, 1]."""
+def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew=0.0, standardize=False, parts=0.0):
+    """D(p, q) per row, and its gradients by student and teacher; temperature [rows, 1]. `parts`: what a kernel adds and
+    subtracts again on its way to p."""
     if standardize:
         raw = student, teacher
         student, teacher = standardized(student)[0], standardized(teacher)[0]
@@ -89,7 +90,7 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew
     if eps == 0 and source != "probs":  # exact also where the probability underflows
         log_p = log_softmax(teacher / temperature) if source == "logits" else teacher
     size = 1 + sum(np.abs(np.where(np.isfinite(x), x, 0)) for x in (log_p, log_q))
-    noise = (p + q + UNDERFLOW) * size**2
+    noise = (p + q + parts + UNDERFLOW) * size**2
     doubt = 0.0  # of the derivative by q, times q
 
     def log_mixture(share):
@@ -193,6 +194,7 @@ def row_loss(
     ignore_index=-100,
     target=None,  # [rows]
     target_probs=None,  # [rows, C]: in place of labels
+    target_parts=0.0,  # [rows, C]: see soft_rows
     needs_label=False,  # rows without a label do not count in the soft term either
     mask=None,  # [rows]
     row_weight=None,  # [rows]
@@ -215,7 +217,7 @@ def row_loss(
         counted = counted & labelled
 
     compared = student[:, :shared], teacher[:, :shared]
-    soft = soft_rows(*compared, temperature[:, None], source, divergence, beta, target_eps, skew, standardize)
+    soft = soft_rows(*compared, temperature[:, None], source, divergence, beta, target_eps, skew, standardize, target_parts)
     soft = soft[0], *(widened(gradient, logits) for gradient, logits in zip(soft[1:], (student, teacher)))
     if target_probs is None:
         probabilities = one_hot(np.where(labelled & ~bad, labels, 0), classes)
@@ -316,6 +318,7 @@ def label_loss(
         target=target,
         mask=counted,
         row_weight=weight,
+        target_parts=off * one_hot(target, student.shape[1]),  # less `off` everywhere, less `on - off` on the label
         groups=groups,
         denominator=denominator,
     )

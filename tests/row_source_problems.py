@@ -169,7 +169,9 @@ def expectation(student, teacher, options, row_statistic):
         labelled = options["target"] != options["ignore_index"]
         target = np.full(student.shape, extra["label_off"])
         target[labelled, options["target"][labelled]] = extra["label_on"]
-        return target, {**rest, "source": "probs", "mask": labelled}
+        # A kernel subtracts `label_off` from every class, and `label_on - label_off` from the label.
+        parts = extra["label_off"] * row_oracle.one_hot(options["target"], count)
+        return target, {**rest, "source": "probs", "mask": labelled, "target_parts": parts}
     if options["source"] == "permuted":
         order = extra.get("permutation")
         if order is None:
