@@ -1,6 +1,6 @@
 // Every operator of the package, on one screen. Kernels register themselves: csrc/cpu/STEM.cpp and csrc/cuda/STEM.cu.
 //
-// Integers that stand for names (source, divergence, reduction) are the enums of csrc/row_loss.h.
+// Integers that stand for names are the enums of the engines' headers; kdkernels/_names.py gives them their names.
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(kdkernels, m) {
@@ -8,40 +8,44 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   // ([2, *loss.shape]: soft and hard term, unweighted) without a target. groups = 0: the loss is a scalar (or has the row
   // shape, for reduction "none"); groups > 0: dimension 0 is split off and the loss is [groups]. A float16 gradient comes
   // in units of its row (unit_student, unit_teacher: row shape, powers of two), which the backward pass multiplies by
-  // together with the upstream gradient; the units of other gradients are empty.
+  // together with the upstream gradient; the units of other gradients are empty. `denominator`: what means divide by
+  // instead of the counted rows, one number or one per group, float64. shared_classes = 0: all, and equal widths.
   m.def(
-      "softened_kl(Tensor student, Tensor teacher, Tensor? target, Tensor? mask, Tensor? row_weight, "
-      "Tensor? row_temperature, float temperature, int source, int divergence, float beta, float target_eps, "
-      "bool scale_by_t2, float kl_weight, float ce_weight, float label_smoothing, int ignore_index, int reduction, "
-      "int groups, int dim, bool grad_student, bool grad_teacher) "
+      "softened_kl(Tensor student, Tensor teacher, Tensor? target, Tensor? target_probs, Tensor? mask, "
+      "Tensor? row_weight, Tensor? row_temperature, Tensor? denominator, float temperature, int teacher_kind, "
+      "int divergence, float beta, float skew, float target_eps, bool standardize, bool mask_ignored, "
+      "int shared_classes, bool scale_by_t2, float kl_weight, float ce_weight, float label_smoothing, int ignore_index, "
+      "int reduction, int groups, int dim, bool grad_student, bool grad_teacher) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher, Tensor unit_student, Tensor unit_teacher)");
 
   // The same rows against a target that follows from the label: `on` on it, `off` elsewhere; `relative`: the divergence
   // from it, else the cross entropy. `teacher` (logits) or `confidence` (row shape) weigh the rows, by themselves or
-  // relative to their mean.
+  // relative to their mean. Row r has the label target[r / transforms] * transforms + r % transforms. Only the columns
+  // start..stop-1 are read (stop = 0: all), and the others have the gradient 0.
   m.def(
-      "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, float on, float off, bool relative, "
-      "float temperature, float kl_weight, float ce_weight, bool normalise, int ignore_index, int reduction, int groups, "
-      "int dim, bool grad_student) -> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
+      "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, Tensor? denominator, float on, "
+      "float off, bool relative, float temperature, float kl_weight, float ce_weight, bool normalize, int transforms, "
+      "int start, int stop, int ignore_index, int reduction, int groups, int dim, bool grad_student) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64
   // scalar in host memory, where it can be drawn inside torch.compile), times temperature^2.
   m.def(
-      "dkpp_loss(Tensor student, Tensor teacher, Tensor? permutation, Tensor? mask, Tensor? row_weight, float temperature, "
-      "Tensor? seed, int reduction, int groups, int dim, bool grad_student) "
+      "dkpp_loss(Tensor student, Tensor teacher, Tensor? permutation, Tensor? mask, Tensor? row_weight, "
+      "Tensor? denominator, float temperature, Tensor? seed, int reduction, int groups, int dim, bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Divergence at a temperature of each row's own, from a teacher repaired where it mistakes the label. `mode`:
-  // TEMPERATURE_MODES of kdkernels/_names.py; row_temperature, where given, goes before it.
+  // RowStatistic, none for a constant temperature; row_temperature, where given, goes before it.
   m.def(
       "dynamic_temperature_kl(Tensor student, Tensor teacher, Tensor target, Tensor? mask, Tensor? row_weight, "
-      "Tensor? row_temperature, float temperature, float beta, float gamma, int mode, int adjust, float smoothing, "
-      "bool l1, float t_min, bool scale_by_t2, float ce_weight, bool return_parts, int ignore_index, int reduction, "
-      "int groups, int dim, bool grad_student) "
+      "Tensor? row_temperature, Tensor? denominator, float temperature, float beta, float gamma, int mode, int adjust, "
+      "float smoothing, bool l1, float t_min, bool scale_by_t2, float ce_weight, bool return_parts, int ignore_index, "
+      "int reduction, int groups, int dim, bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student, Tensor row_temperature)");
 
-  // The number per row that the batch's mean is taken of: STATISTICS of kdkernels/_names.py. `rows`: logits of the
-  // student, for confidence of the teacher.
+  // The number per row that the batch's mean is taken of: RowStatistic. `rows`: logits of the student, for confidence of
+  // the teacher.
   m.def(
       "row_statistics(Tensor rows, Tensor? teacher, Tensor? target, int statistic, float gamma, int adjust, "
       "int ignore_index, int dim) -> Tensor");
@@ -50,13 +54,13 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   // is 1, and finds out on the device.
   m.def("scale_gradient_(Tensor(a!) gradient, Tensor upstream, int dim) -> ()");
 
-  // Losses on the similarities of queries [Q, D] and keys [K, D] (csrc/similarity.h). `target`: KEY_TARGETS of
-  // kdkernels/_names.py. temperature_tensor, a number of the arithmetic type, replaces `temperature`; own_key < 0: a query
-  // is none of the keys; logit_bias: [Q, K], of any strides, 0 included. Gradients as above.
+  // Losses on the similarities of queries [Q, D] and keys [K, D] (csrc/similarity.h). `key_target`:
+  // KeyTarget. temperature_tensor, a number of the arithmetic type, replaces `temperature`; own_key < 0: a query is none of
+  // the keys; logit_bias: [Q, K], of any strides, 0 included. Gradients as above.
   m.def(
       "similarity_loss(Tensor query, Tensor key, Tensor? temperature_tensor, Tensor? teacher_query, Tensor? teacher_key, "
       "Tensor? positive, Tensor? query_labels, Tensor? key_labels, Tensor? logit_bias, Tensor? mask, Tensor? row_weight, "
-      "float temperature, int target, bool normalize, bool symmetric, bool scale_by_t2, int own_key, bool allow_tf32, "
+      "float temperature, int key_target, bool normalize, bool symmetric, bool scale_by_t2, int own_key, bool allow_tf32, "
       "int reduction, bool grad_query, bool grad_key, bool grad_temperature) "
       "-> (Tensor loss, Tensor grad_query, Tensor grad_key, Tensor grad_temperature)");
   m.def("similarity_rank(Tensor query, Tensor key, Tensor positive, bool normalize, bool allow_tf32) -> Tensor");
@@ -70,7 +74,7 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def("memory_bank_normalizer(Tensor embedding, Tensor bank, Tensor index, Tensor? known, float temperature) -> Tensor");
 
   // Losses of peers [B, P, C] that learn from each other (csrc/peer_ensemble.h). `parts`, [4]: cross entropy of the peers, of
-  // leader or ensemble, KL of the peers, of the leader. `mix`: PEER_MIXES of kdkernels/_names.py. Gradients as above, dense.
+  // leader or ensemble, KL of the peers, of the leader. `mix`: PeerMix. Gradients as above, dense.
   m.def(
       "okddip_loss(Tensor peer_logits, Tensor? leader_logits, Tensor query, Tensor key, Tensor target, float temperature, "
       "float kl_weight, float target_eps, int mix, bool detach_targets, bool grad_peers, bool grad_leader, bool grad_query, "

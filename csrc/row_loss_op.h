@@ -42,6 +42,7 @@ class RowCall {
   };
 
   RowLoss problem;
+  bool returns_parts = true;
 
   RowCall(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
       : student_(student), teacher_(student), dim_(dim), groups_(groups) {
@@ -49,7 +50,7 @@ class RowCall {
     require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
     require(student.size(dim) >= 1, "at least one class is needed");
     require(groups >= 0 && (groups == 0 || (dim > 0 && student.size(0) % groups == 0)), "groups must divide dimension 0");
-    problem.classes = student.size(dim);
+    problem.classes = problem.teacher_classes = student.size(dim);
     require(problem.classes <= most_classes, "at most 2^24 classes are supported");
     problem.groups = groups > 0 ? groups : 1;
     problem.reduction = static_cast<Reduction>(reduction);
@@ -58,21 +59,67 @@ class RowCall {
     lay_out();
   }
 
-  // Logits, or what the source says, of the student's shape.
-  void teacher(const Tensor& teacher) {
+  // Logits, or what the source says, of the student's shape. With `shared_classes`, which are compared, the two widths may
+  // differ.
+  void teacher(const Tensor& teacher, int64_t shared_classes = 0) {
     require(float_dtype(teacher).has_value(), "teacher must be a float tensor");
     require(student_.dim() == teacher.dim(), "student and teacher must have equal shapes");
     for (int64_t d = 0; d < teacher.dim(); ++d)
-      require(student_.size(d) == teacher.size(d), "student and teacher must have equal shapes");
+      require(student_.size(d) == teacher.size(d) || (d == dim_ && shared_classes > 0),
+              "student and teacher must have equal shapes");
+    problem.teacher_classes = teacher.size(dim_);
+    require(problem.teacher_classes <= most_classes, "at most 2^24 classes are supported");
+    require(shared_classes >= 0 && shared_classes <= problem.classes && shared_classes <= problem.teacher_classes,
+            "shared_classes must be classes of both");
+    problem.soft.classes = shared_classes;
     teacher_ = teacher;
     lay_out();
     problem.teacher = *as_rows(teacher_, dim_, split_);
   }
 
-  void target(const std::optional<Tensor>& target, int64_t ignore_index) {
-    has_target_ = target.has_value();
-    problem.hard.target = per_row<int64_t>(target, sizeof(int64_t), "target");
+  // One label for every `transforms` rows.
+  void target(const std::optional<Tensor>& target, int64_t ignore_index, int64_t transforms = 1) {
+    require(transforms >= 1 && problem.rows() % transforms == 0 && problem.classes % transforms == 0,
+            "transforms must divide rows and classes");
+    require(!target || target->numel() * transforms == problem.rows(), "target must have one value per row");
+    has_hard_term_ |= target.has_value();
+    if (target) problem.hard.target = contiguous<int64_t>(*target, sizeof(int64_t), "target");
     problem.hard.ignore_index = ignore_index;
+    problem.hard.transforms = transforms;
+  }
+
+  // Instead of a label: a distribution over the student's classes.
+  void target_probs(const std::optional<Tensor>& probs) {
+    if (!probs) return;
+    require(float_dtype(*probs).has_value(), "target_probs must be a float tensor");
+    require(probs->dim() == student_.dim(), "target_probs must have the shape of student");
+    for (int64_t d = 0; d < probs->dim(); ++d)
+      require(probs->size(d) == student_.size(d), "target_probs must have the shape of student");
+    auto rows = as_rows(*probs, dim_, split_);
+    if (!rows) {
+      kept_.push_back(torch::stable::contiguous(*probs));
+      rows = as_rows(kept_.back(), dim_, split_);
+    }
+    problem.hard.probs = *rows;
+    has_hard_term_ = true;
+  }
+
+  // Of columns start..stop-1 alone, 0 in both: of all. The last to be called that changes the student.
+  void class_range(int64_t start, int64_t stop) {
+    if (stop == 0) stop = problem.classes;
+    require(0 <= start && start < stop && stop <= problem.classes, "start and stop must enclose classes of student");
+    is_narrow_ = stop - start < problem.classes;
+    problem.classes = stop - start;
+    problem.hard.first_class = start;
+    narrow(problem.student);
+  }
+
+  // What means divide by: one number for each group.
+  void denominator(const std::optional<Tensor>& denominator) {
+    if (!denominator) return;
+    require(denominator->scalar_type() == ScalarType::Double && denominator->numel() == problem.groups,
+            "denominator must hold one float64 per group");
+    problem.denominators = contiguous<double>(*denominator, sizeof(double), "denominator");
   }
 
   void mask(const std::optional<Tensor>& mask) { problem.mask = per_row<bool>(mask, sizeof(bool), "mask"); }
@@ -101,7 +148,8 @@ class RowCall {
     if (problem.reduction == Reduction::none) loss_shape = row_shape();
     else if (groups_ > 0) loss_shape = {groups_};
     std::vector<int64_t> parts_shape = loss_shape;
-    if (has_target_ && problem.hard.wanted) parts_shape.insert(parts_shape.begin(), 2);
+    const bool has_parts = returns_parts && has_hard_term_;
+    if (has_parts) parts_shape.insert(parts_shape.begin(), 2);
     else parts_shape = {0};
 
     const Tensor loss = allocate(student_, accumulated(), loss_shape);
@@ -111,12 +159,19 @@ class RowCall {
     // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
     const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
     problem.loss = loss.data_ptr();
-    problem.parts = has_target_ && problem.hard.wanted ? parts.data_ptr() : nullptr;
+    problem.parts = has_parts ? parts.data_ptr() : nullptr;
     problem.unit_student = has_units(student_, grad_student) ? student_unit.data_ptr() : nullptr;
     problem.unit_teacher = has_units(teacher_, grad_teacher) ? teacher_unit.data_ptr() : nullptr;
     problem.counts = workspace.data_ptr();
     problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
-    if (grad_student) problem.grad_student = *as_rows(student_gradient, dim_, split_);
+    if (grad_student) {
+      if (is_narrow_) {
+        Tensor other_columns = student_gradient;
+        torch::stable::zero_(other_columns);
+      }
+      problem.grad_student = *as_rows(student_gradient, dim_, split_);
+      narrow(problem.grad_student);
+    }
     if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_, split_);
     Device::row_loss(problem, student_);
     return {loss, parts, student_gradient, teacher_gradient, student_unit, teacher_unit};
@@ -125,8 +180,8 @@ class RowCall {
   ScalarType accumulated() const { return problem.is_double() ? ScalarType::Double : ScalarType::Float; }
 
  private:
-  // The split that suits student and teacher; a teacher that suits none of the student's is copied. Copies and dense gradients
-  // suit every split.
+  // The split that suits student and teacher; a teacher that suits none of the student's is copied. Copies and dense
+  // gradients suit every split.
   void lay_out() {
     auto split = common_split(student_, teacher_, dim_);
     if (!split) {
@@ -139,6 +194,12 @@ class RowCall {
     problem.middle = spans.middle.size;
     problem.inner = spans.inner.size;
     problem.student = *as_rows(student_, dim_, split_);
+  }
+
+  // Moves column 0 to the first class of the range.
+  void narrow(Rows& rows) const {
+    const int64_t elements = problem.hard.first_class * rows.class_stride;
+    rows.data = static_cast<char*>(rows.data) + elements * element_size(rows.dtype);
   }
 
   size_t float_size() const { return problem.is_double() ? sizeof(double) : sizeof(float); }
@@ -177,32 +238,40 @@ class RowCall {
 
   Tensor student_, teacher_;  // or copies of them that can be read row by row
   int64_t dim_, groups_, split_ = 0;
-  bool has_target_ = false;
+  bool has_hard_term_ = false, is_narrow_ = false;
   std::vector<Tensor> kept_;
 };
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> softened_kl_op(
     const Tensor& student,                         // logits, `dim` is the class dimension
-    const Tensor& teacher,                         // same shape, what `source` says
+    const Tensor& teacher,                         // same shape but for `shared_classes`, what `teacher_kind` says
     const std::optional<Tensor>& target,           // row shape, int64
+    const std::optional<Tensor>& target_probs,     // shape of student, any float dtype; instead of `target`
     const std::optional<Tensor>& mask,             // row shape, bool
     const std::optional<Tensor>& row_weight,       // row shape, arithmetic type
     const std::optional<Tensor>& row_temperature,  // row shape, arithmetic type
-    double temperature, int64_t source, int64_t divergence, double beta, double target_eps, bool scale_by_t2,
-    double kl_weight, double ce_weight, double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t groups,
-    int64_t dim, bool grad_student, bool grad_teacher) {
+    const std::optional<Tensor>& denominator,      // one number per group, float64
+    double temperature, int64_t teacher_kind, int64_t divergence, double beta, double skew, double target_eps,
+    bool standardize, bool mask_ignored, int64_t shared_classes, bool scale_by_t2, double kl_weight, double ce_weight,
+    double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim, bool grad_student,
+    bool grad_teacher) {
   RowCall call(student, dim, groups, reduction);
-  call.teacher(teacher);
+  call.teacher(teacher, shared_classes);
   call.target(target, ignore_index);
+  call.target_probs(target_probs);
   call.mask(mask);
+  call.denominator(denominator);
   call.row_weight(row_weight);
   call.row_temperature(row_temperature);
   RowLoss& problem = call.problem;
-  problem.source = static_cast<TargetSource>(source);
+  problem.source = static_cast<TargetSource>(teacher_kind);
   problem.soft.divergence = static_cast<Divergence>(divergence);
   problem.soft.temperature = temperature;
   problem.soft.beta = beta;
+  problem.soft.skew = skew;
+  problem.soft.standardize = standardize;
+  problem.soft.needs_label = mask_ignored;
   problem.soft.target_eps = target_eps;
   problem.soft.scale_by_t2 = scale_by_t2;
   problem.soft.weight = kl_weight;
@@ -214,16 +283,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> softened_kl_op(
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
-    const Tensor& student,                    // logits, `dim` is the class dimension
-    const Tensor& target,                     // row shape, int64
-    const std::optional<Tensor>& teacher,     // logits, same shape: their confidence weighs the rows
-    const std::optional<Tensor>& confidence,  // row shape, arithmetic type
-    double on, double off, bool relative, double temperature, double kl_weight, double ce_weight, bool normalise,
-    int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
+    const Tensor& student,                     // logits, `dim` is the class dimension
+    const Tensor& target,                      // one value for every `transforms` rows, int64
+    const std::optional<Tensor>& teacher,      // logits, same shape: their confidence weighs the rows
+    const std::optional<Tensor>& confidence,   // row shape, arithmetic type
+    const std::optional<Tensor>& denominator,  // one number per group, float64
+    double on, double off, bool relative, double temperature, double kl_weight, double ce_weight, bool normalize,
+    int64_t transforms, int64_t start, int64_t stop, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim,
+    bool grad_student) {
   RowCall call(student, dim, groups, reduction);
   RowLoss& problem = call.problem;
   if (teacher) call.teacher(*teacher);
-  call.target(target, ignore_index);
+  call.target(target, ignore_index, transforms);
+  call.denominator(denominator);
+  require(!teacher || (start == 0 && stop == 0), "a range of classes has no teacher");
+  call.class_range(start, stop);
   problem.source = TargetSource::label;
   set_label_target(problem, on, off, relative);
   problem.soft.temperature = temperature;
@@ -239,7 +313,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
     call.row_weight(statistic);
     problem.first.statistic = RowStatistic::confidence;
     problem.first.numbers = statistic->data_ptr();
-    problem.first.normalize = normalise;
+    problem.first.normalize = normalize;
   }
   const auto found = call.template solve<Device>(grad_student, false);
   return {found.loss, found.parts, found.grad_student, found.unit_student};
@@ -252,6 +326,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
     const std::optional<Tensor>& permutation,  // same shape, int64
     const std::optional<Tensor>& mask,         // row shape, bool
     const std::optional<Tensor>& row_weight,   // row shape, arithmetic type
+    const std::optional<Tensor>& denominator,  // one number per group, float64
     double temperature,
     const std::optional<Tensor>& seed,  // int64 scalar on the CPU
     int64_t reduction, int64_t groups, int64_t dim, bool grad_student) {
@@ -263,6 +338,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
   call.mask(mask);
   call.row_weight(row_weight);
   call.permutation(permutation);
+  call.denominator(denominator);
   problem.source = TargetSource::permuted;
   problem.soft.divergence = Divergence::cross_entropy;
   problem.soft.temperature = temperature;
@@ -279,6 +355,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     const std::optional<Tensor>& mask,             // row shape, bool
     const std::optional<Tensor>& row_weight,       // row shape, arithmetic type
     const std::optional<Tensor>& row_temperature,  // row shape, arithmetic type
+    const std::optional<Tensor>& denominator,      // one number per group, float64
     double temperature, double beta, double gamma, int64_t mode, int64_t adjust, double smoothing, bool l1, double t_min,
     bool scale_by_t2, double ce_weight, bool return_parts, int64_t ignore_index, int64_t reduction, int64_t groups,
     int64_t dim, bool grad_student) {
@@ -288,6 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
   call.target(target, ignore_index);
   call.mask(mask);
   call.row_weight(row_weight);
+  call.denominator(denominator);
   problem.source = TargetSource::adjusted;
   problem.adjustment = static_cast<Adjustment>(adjust);
   const double off = smoothing / static_cast<double>(problem.classes);
@@ -296,19 +374,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
   problem.soft.scale_by_t2 = scale_by_t2;
   problem.hard.weight = ce_weight;
   problem.hard.wanted = return_parts || ce_weight != 0;
+  call.returns_parts = return_parts;
   const Tensor temperatures = row_temperature ? torch::stable::clone(*row_temperature) : call.row_numbers();
-  if (!row_temperature && mode == 0) {
+  const auto statistic = static_cast<RowStatistic>(mode);
+  if (!row_temperature && statistic == RowStatistic::none) {
     Tensor constant = temperatures;
     torch::stable::fill_(constant, temperature);
   } else if (!row_temperature) {
-    problem.first.statistic = mode == 1 ? RowStatistic::cosine : RowStatistic::doubt;
+    problem.first.statistic = statistic;
     problem.first.numbers = temperatures.data_ptr();
     problem.first.normalize = l1;
     problem.first.power = gamma;
     problem.first.slope = beta;
     problem.first.least_temperature = t_min;
   }
-  if (row_temperature || mode != 0) call.row_temperature(temperatures);
+  if (row_temperature || statistic != RowStatistic::none) call.row_temperature(temperatures);
   const auto found = call.template solve<Device>(grad_student, false);
   return {found.loss, found.parts, found.grad_student, found.unit_student, temperatures};
 }
@@ -324,7 +404,7 @@ Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim`
   call.target(target, ignore_index);
   problem.source = TargetSource::adjusted;
   problem.adjustment = static_cast<Adjustment>(adjust);
-  problem.first.statistic = static_cast<RowStatistic>(statistic + 1);
+  problem.first.statistic = static_cast<RowStatistic>(statistic);
   problem.first.power = gamma;
   const Tensor statistics = call.row_numbers();
   problem.first.numbers = statistics.data_ptr();

@@ -85,3 +85,13 @@ def threads(count):
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(usual)
+
+
+NEUTRAL = {"float": 0.0, "bool": False, "int": 0}
+
+
+def op_arguments(op, **given):
+    """The arguments of an op in the order of its schema; absent ones are None, 0 or False."""
+    arguments = op._schema.arguments
+    assert set(given) <= {argument.name for argument in arguments}
+    return tuple(given.get(argument.name, NEUTRAL.get(str(argument.type))) for argument in arguments)

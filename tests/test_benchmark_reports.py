@@ -272,12 +272,14 @@ def test_stages_of_a_call(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     stages = overhead.stages()
     generator = torch.Generator().manual_seed(0)
-    student, teacher, _ = row_losses.draw(overhead.ROWS, overhead.CLASSES, torch.float32, "cpu", generator)
+    student, teacher, target = row_losses.draw(overhead.ROWS, overhead.CLASSES, torch.float32, "cpu", generator)
     loss = kd.softened_kl(student.requires_grad_(), teacher, temperature=overhead.T)
     (gradient,) = torch.autograd.grad(loss, student)
+    both = kd.kd_loss(student, teacher, target, temperature=overhead.T)
     expected = {
         **dict.fromkeys(("op", "forward, no gradient", "forward"), loss),
         **dict.fromkeys(("forward + backward", "forward + backward, compiled"), gradient),
+        "kd_loss, forward + backward": torch.autograd.grad(both, student)[0],
         "nothing, forward + backward": torch.zeros_like(gradient),
         **dict.fromkeys(("sum, forward + backward", "sum, forward + backward, compiled"), torch.ones_like(gradient)),
     }

@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_formula, draw, labels
+from helpers import assert_same_formula, draw, labels, op_arguments
 from test_nn import PAIRS, arguments
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -232,9 +232,11 @@ def test_overloads_of_the_ops():
     student, teacher = (draw(4, 5, seed=seed).requires_grad_() for seed in (0, 1))
     peers = draw(2, 4, 3, 5, dtype=torch.float64)
     temperature, beta, eps, kl_weight, ce_weight, smoothing = scalars(2.0, 0.3, 0.0, 1.0, 0.0, 0.0)
-    options = (True, kl_weight, ce_weight, smoothing, 0, 2, 0, 1, True, True)
-    arguments = (student, teacher, None, None, None, None, temperature, 0, 2, beta, eps, *options)
-    torch.library.opcheck(torch.ops.kdkernels.softened_kl.open, arguments)
+    op = torch.ops.kdkernels.softened_kl.open
+    given = dict(student=student, teacher=teacher, temperature=temperature, beta=beta, skew=eps, target_eps=eps)
+    weights = dict(kl_weight=kl_weight, ce_weight=ce_weight, label_smoothing=smoothing)
+    options = dict(divergence=2, scale_by_t2=True, reduction=2, dim=1, grad_student=True, grad_teacher=True)
+    torch.library.opcheck(op, op_arguments(op, **given, **weights, **options))
 
     mixture = torch.ops.kdkernels.peer_mixture.open
     torch.library.opcheck(mixture, (peers[0].requires_grad_(), None, None, temperature, 1))

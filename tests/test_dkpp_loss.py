@@ -212,6 +212,7 @@ def test_opcheck(device, reduction):
                 permutation=permutation,
                 mask=torch.arange(24, device=device).view(4, 6) > 3,
                 row_weight=torch.ones(4, 6, dtype=arithmetic, device=device),
+                denominator=torch.tensor(7.0, dtype=torch.float64, device=device),
                 seed=torch.tensor(5) if permutation is None else None,
                 temperature=2.0,
                 reduction=reduction,

@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
-from helpers import FLOATS, assert_accurate, assert_same_formula, double, draw, labels
+from helpers import FLOATS, assert_accurate, assert_same_formula, double, draw, labels, op_arguments
 from student_losses import check, run
 
 import kdkernels as kd
+from kdkernels import _names
 
 pytestmark = pytest.mark.numeric
 
@@ -266,7 +267,7 @@ def test_vmap(device, in_dims, reduction):
 
 
 @pytest.mark.parametrize("reduction", [0, 2])
-@pytest.mark.parametrize("mode, adjust", [(0, 2), (1, 1), (2, 0)])
+@pytest.mark.parametrize("mode, adjust", [("const", "lsr"), ("flsw", "ps"), ("cwsm", "none")])
 def test_opcheck(device, mode, adjust, reduction):
     op = torch.ops.kdkernels.dynamic_temperature_kl.default
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -274,12 +275,34 @@ def test_opcheck(device, mode, adjust, reduction):
         arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
         ones = torch.ones(8, dtype=arithmetic, device=device)
         for row_temperature in (None, 3 * ones):
-            numbers = (4.0, 0.5, 1.0, mode, adjust, 0.1, False, 1.0, True, 0.5, True, -100, reduction, 0, 1)
-            tensors = (student.requires_grad_(), teacher, target, target > 3, ones, row_temperature)
-            torch.library.opcheck(op, (*tensors, *numbers, True))
+            for return_parts in (True, False):
+                given = op_arguments(
+                    op,
+                    student=student.requires_grad_(),
+                    teacher=teacher,
+                    target=target,
+                    mask=target > 3,
+                    row_weight=ones,
+                    row_temperature=row_temperature,
+                    temperature=4.0,
+                    beta=0.5,
+                    gamma=1.0,
+                    mode=_names.TEMPERATURE_MODES[mode],
+                    adjust=_names.ADJUSTMENTS[adjust],
+                    smoothing=0.1,
+                    t_min=1.0,
+                    scale_by_t2=True,
+                    ce_weight=0.5,
+                    return_parts=return_parts,
+                    ignore_index=-100,
+                    reduction=reduction,
+                    dim=1,
+                    grad_student=True,
+                )
+                torch.library.opcheck(op, given)
+        numbers = (_names.STATISTICS["flsw"], 0.5, _names.ADJUSTMENTS[adjust], -100, 1)
         torch.library.opcheck(
-            torch.ops.kdkernels.row_statistics.default,
-            (student.detach(), teacher, target, 1, 0.5, adjust, -100, 1),
+            torch.ops.kdkernels.row_statistics.default, (student.detach(), teacher, target, *numbers)
         )
 
 

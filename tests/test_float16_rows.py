@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from all_losses import BY_STUDENT, of_student
-from helpers import double, draw, labels
+from helpers import double, draw, labels, op_arguments
 
 import kdkernels as kd
 
@@ -222,6 +222,7 @@ def test_nothing_overflows_on_the_way(divergence):
 def test_other_dtypes_are_stored_in_units_of_one():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         student, teacher = draw(4, 10, dtype=dtype), draw(4, 10, seed=1, dtype=dtype)
-        options = (None, None, None, None, 1.0, 0, 0, 0.5, 0.0, True, 1.0, 0.0, 0.0, -100, 2, 0, 1, True, True)
-        *_, unit_student, unit_teacher = torch.ops.kdkernels.softened_kl(student, teacher, *options)
+        op = torch.ops.kdkernels.softened_kl.default
+        options = dict(temperature=1.0, kl_weight=1.0, reduction=2, dim=1, grad_student=True, grad_teacher=True)
+        *_, unit_student, unit_teacher = op(*op_arguments(op, student=student, teacher=teacher, **options))
         assert unit_student.numel() == unit_teacher.numel() == 0

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from helpers import FLOATS, assert_same_formula, draw, labels
+from helpers import FLOATS, assert_same_formula, draw, labels, op_arguments
 from student_losses import check, run
 
 import kdkernels as kd
@@ -239,8 +239,26 @@ def test_opcheck(device, reduction):
             (student.detach().flip(0), None),
             (None, torch.ones(rows, 6, dtype=arithmetic, device=device)),
         ):
-            numbers = (0.6, 0.1, True, 2.0, 0.7, 0.3, True, -100, reduction, 0, 2, True)
-            torch.library.opcheck(op, (student, target[:rows], teacher, confidence, *numbers))
+            given = op_arguments(
+                op,
+                student=student,
+                target=target[:rows],
+                teacher=teacher,
+                confidence=confidence,
+                on=0.6,
+                off=0.1,
+                relative=True,
+                temperature=2.0,
+                kl_weight=0.7,
+                ce_weight=0.3,
+                normalize=True,
+                transforms=1,
+                ignore_index=-100,
+                reduction=reduction,
+                dim=2,
+                grad_student=True,
+            )
+            torch.library.opcheck(op, given)
 
 
 def test_autocast(device):

@@ -6,9 +6,8 @@ from helpers import assert_accurate, assert_same_formula, double, draw, labels
 from similarity_losses import pairs, run
 
 import kdkernels as kd
-from kdkernels import ops
 from kdkernels._names import KEY_TARGETS, REDUCTIONS
-from kdkernels.functional.similarity import _tf32_is_allowed as tf32_is_allowed
+from kdkernels.ops.similarity import _LOSS, _tf32_is_allowed
 
 OP = torch.ops.kdkernels.similarity_loss.default
 RANK = torch.ops.kdkernels.similarity_rank.default
@@ -97,8 +96,7 @@ def test_registered_autograd_is_the_one_of_the_functions(device, target, reducti
         loss, *_ = OP(*given[:-3], *flags)
         upstream = draw(8, seed=3, device=device) if reduction == "none" else torch.tensor(3.0, device=device)
         ours = torch.autograd.grad(loss, differentiated, upstream)
-        similarity_loss = ops.similarity.similarity_loss
-        expected = similarity_loss.reference(given[: similarity_loss.tensors], given[similarity_loss.tensors :])
+        expected = _LOSS.reference(given[: _LOSS.tensors], given[_LOSS.tensors :])
         assert_same_formula(ours, torch.autograd.grad(expected, differentiated, upstream))
 
 
@@ -335,7 +333,7 @@ def test_inference_mode_and_checkpoint(device):
 def test_tf32_follows_the_users_choice():
     """By either of its names, compiled or not."""
     matmul = torch.backends.cuda.matmul
-    compiled = torch.compile(lambda x: x + tf32_is_allowed(), fullgraph=True, backend="eager")
+    compiled = torch.compile(lambda x: x + _tf32_is_allowed(), fullgraph=True, backend="eager")
     before = matmul.fp32_precision
     try:
         for name, value, expected in (
@@ -345,7 +343,7 @@ def test_tf32_follows_the_users_choice():
             ("fp32_precision", "ieee", False),
         ):
             setattr(matmul, name, value)
-            assert tf32_is_allowed() is expected and compiled(torch.zeros(())) == expected
+            assert _tf32_is_allowed() is expected and compiled(torch.zeros(())) == expected
     finally:
         matmul.fp32_precision = before
 

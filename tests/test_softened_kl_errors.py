@@ -123,7 +123,7 @@ def test_temperature(function):
 def test_names():
     with refuses(
         ValueError,
-        "softened_kl: divergence must be one of 'forward', 'reverse', 'jsd', 'cross_entropy', got 'backward'",
+        "softened_kl: divergence must be one of 'forward', 'reverse', 'jsd', 'cross_entropy', 'tvd', got 'backward'",
     ):
         call(divergence="backward")
     for function in FUNCTIONS[:2]:

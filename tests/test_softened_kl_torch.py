@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import assert_same_formula, draw, labels, run
+from helpers import assert_same_formula, draw, labels, op_arguments, run
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -28,9 +28,28 @@ def losses(device, shape=(8, 10)):
 
 def arguments(student, teacher, target, reduction, groups, dim, gradients):
     temperature = None if target is None else target.to(torch.promote_types(student.dtype, torch.float32)) + 1
-    mask = None if target is None else target > 0
-    options = (2.0, 0, 0, 0.5, 0.0, True, 1.0, 1.0, 0.1, -100, reduction, groups, dim, *gradients)
-    return (student, teacher, target, mask, None, temperature, *options)
+    return op_arguments(
+        OP,
+        student=student,
+        teacher=teacher,
+        target=target,
+        mask=None if target is None else target > 0,
+        row_temperature=temperature,
+        denominator=torch.full((max(groups, 1),), 7.0, dtype=torch.float64, device=student.device),
+        temperature=2.0,
+        beta=0.5,
+        scale_by_t2=True,
+        kl_weight=1.0,
+        ce_weight=1.0,
+        label_smoothing=0.1,
+        ignore_index=-100,
+        reduction=reduction,
+        groups=groups,
+        dim=dim,
+        grad_student=gradients[0],
+        grad_teacher=gradients[1],
+    )
+
 
 
 LAYOUTS = {
@@ -95,13 +114,14 @@ def test_scale_gradient_is_the_product(machine, dtype):
 def test_registered_autograd_is_the_one_of_the_functions(device):
     """Who calls the op itself, as a compiled graph does, gets the same gradients."""
     student, teacher = (draw(8, 10, seed=seed, device=device).requires_grad_() for seed in (0, 1))
-    options = (2.0, 0, 0, 0.5, 0.0, True, 1.0, 0.0, 0.0, 0, BATCHMEAN, 0, 1)
+    options = dict(temperature=2.0, beta=0.5, scale_by_t2=True, kl_weight=1.0, reduction=BATCHMEAN, dim=1)
     expected = run(device, kd.softened_kl, student, teacher, temperature=2.0)
     for flags in (
         (True, True),
         (False, False),
     ):  # gradients that the forward pass was not asked for are made up for
-        loss, *_ = OP(student, teacher, None, None, None, None, *options, *flags)
+        wanted = dict(grad_student=flags[0], grad_teacher=flags[1])
+        loss, *_ = OP(*op_arguments(OP, student=student, teacher=teacher, **options, **wanted))
         gradients = torch.autograd.grad(loss, (student, teacher))
         assert all(torch.equal(a, b) for a, b in zip((loss, *gradients), expected))
 

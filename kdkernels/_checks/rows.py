@@ -151,14 +151,14 @@ def labels(
     return target
 
 
-def label_range(function: str, target: Tensor, classes: int, ignore_index: int) -> None:
+def label_range(function: str, target: Tensor, classes: int, ignore_index: int, first: int = 0) -> None:
     """For the reference, and for what the compiled CPU op, which checks its labels itself, has refused."""
     if not readable(target):
         return
-    bad = (target != ignore_index) & ((target < 0) | (target >= classes))
+    bad = (target != ignore_index) & ((target < first) | (target >= first + classes))
     if bool(bad.any()):
         raise ValueError(
-            f"{function}: target contains {target[bad][0].item()}, valid labels are 0..{classes - 1} "
+            f"{function}: target contains {target[bad][0].item()}, valid labels are {first}..{first + classes - 1} "
             f"(or ignore_index={ignore_index})"
         ) from None
 

@@ -9,8 +9,7 @@ from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import REDUCTIONS
 from .._shards import row_loss
-from .._shared.permutation import draw_permutation, draw_seed
-from .._shared.rows import arithmetic, reduce_rows
+from .._shared.permutation import draw_permutation
 from .softened_kl import soft_cross_entropy
 
 
@@ -80,7 +79,7 @@ def dkpp_loss(
     if generator is not None:
         _checks.host_generator("dkpp_loss", generator)
     temperature = _checks.one_temperature("dkpp_loss", temperature, student, "student")
-    reduction_code = _checks.one_of("dkpp_loss", "reduction", reduction, REDUCTIONS)
+    _checks.one_of("dkpp_loss", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("dkpp_loss", mask, student, dim)
     if row_weight is not None:
@@ -114,28 +113,15 @@ def dkpp_loss(
             dim=dim,
         )
 
-    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
-    learned_weight = row_weight is not None and row_weight.requires_grad
-    weight = None if learned_weight else row_weight
-    if weight is not None:
-        weight = weight.to(arithmetic(student, teacher))
-    try:
-        loss, _ = ops.dkpp_loss.dkpp_loss(
-            student,
-            teacher,
-            None if permutation is None else permutation.movedim(dim, -1),
-            mask,
-            weight,
-            temperature,
-            draw_seed(generator) if permutation is None else None,
-            REDUCTIONS["none"] if learned_weight else reduction_code,
-            0,
-            dim,
-            torch.is_grad_enabled() and student.requires_grad,
-        )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad permutation; how its exception arrives depends on the version of torch.
-        if permutation is not None:
-            _checks.permutes_classes("dkpp_loss", permutation, dim)
-        raise
-    return reduce_rows(loss, mask, row_weight, reduction, student.shape[dim]) if learned_weight else loss
+    return ops.dkpp_loss(
+        function="dkpp_loss",
+        student=student,
+        teacher=teacher,
+        permutation=permutation,
+        generator=generator,
+        temperature=temperature,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
+    )

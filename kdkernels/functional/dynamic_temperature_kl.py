@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
-from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, STATISTICS, TEMPERATURE_MODES
+from .._names import ADJUSTMENTS, NORMALIZATIONS, REDUCTIONS, TEMPERATURE_MODES
 from .._shards import row_loss_with_labels
 from .._shared.row_statistics import constant_temperature, row_temperatures
-from .._shared.rows import arithmetic, reduce_rows
-from .label_loss import label_smoothing_loss
+from .._shared.rows import arithmetic
 
 
 def dynamic_temperature_kl(
@@ -120,16 +117,16 @@ def dynamic_temperature_kl(
     temperature = _checks.one_temperature("dynamic_temperature_kl", temperature, student, "student")
     beta = _checks.not_negative("dynamic_temperature_kl", "beta", beta)
     gamma = _checks.not_negative("dynamic_temperature_kl", "gamma", gamma)
-    mode_code = _checks.one_of("dynamic_temperature_kl", "mode", mode, TEMPERATURE_MODES)
-    adjust_code = _checks.one_of("dynamic_temperature_kl", "adjust", adjust, ADJUSTMENTS)
+    _checks.one_of("dynamic_temperature_kl", "mode", mode, TEMPERATURE_MODES)
+    _checks.one_of("dynamic_temperature_kl", "adjust", adjust, ADJUSTMENTS)
     smoothing = _checks.unit_interval("dynamic_temperature_kl", "smoothing", smoothing)
-    l1 = _checks.one_of("dynamic_temperature_kl", "normalize", normalize, NORMALIZATIONS)
+    _checks.one_of("dynamic_temperature_kl", "normalize", normalize, NORMALIZATIONS)
     if t_min is not None:
         t_min = _checks.positive("dynamic_temperature_kl", "t_min", t_min)
     scale_by_t2 = _checks.flag("dynamic_temperature_kl", "scale_by_t2", scale_by_t2)
     ce_weight = _checks.not_negative("dynamic_temperature_kl", "ce_weight", ce_weight)
     return_parts = _checks.flag("dynamic_temperature_kl", "return_parts", return_parts)
-    reduction_code = _checks.one_of("dynamic_temperature_kl", "reduction", reduction, REDUCTIONS)
+    _checks.one_of("dynamic_temperature_kl", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("dynamic_temperature_kl", mask, student, dim)
     if row_weight is not None:
@@ -161,60 +158,45 @@ def dynamic_temperature_kl(
             group=group,
         )
 
-    learned_weight = row_weight is not None and row_weight.requires_grad
-    weight = None if learned_weight else row_weight
-    if weight is not None:
-        weight = weight.to(arithmetic(student, teacher))
-    try:
-        row_temperature = None
-        if mode == "const":
-            if isinstance(temperature, Tensor):  # the op takes a number, or one per row
-                row_temperature = constant_temperature(temperature, target, arithmetic(student, teacher))
-        elif group is not None or isinstance(temperature, Tensor):
-            hardness = ops.row_statistics.row_statistics(
-                student.detach(), teacher, target, STATISTICS[mode], gamma, adjust_code, ignore_index, dim
-            )
-            hardness = hardness.to(arithmetic(student, teacher))
-            row_temperature = row_temperatures(hardness, mask, temperature, beta, normalize, t_min, group)
-        loss, parts, row_temperature = ops.dynamic_temperature_kl.dynamic_temperature_kl(
-            student,
-            teacher,
-            target,
-            mask,
-            weight,
-            row_temperature,
-            1.0 if row_temperature is not None else temperature,
-            beta,
-            gamma,
-            mode_code,
-            adjust_code,
-            smoothing,
-            l1,
-            -inf if t_min is None else t_min,
-            scale_by_t2,
-            0.0 if learned_weight else ce_weight,
-            return_parts,
-            ignore_index,
-            REDUCTIONS["none"] if learned_weight else reduction_code,
-            0,
-            dim,
-            torch.is_grad_enabled() and student.requires_grad,
+    row_temperature = None
+    if mode == "const":
+        if isinstance(temperature, Tensor):  # the op takes a number, or one per row
+            row_temperature = constant_temperature(temperature, target, arithmetic(student, teacher))
+    elif group is not None or isinstance(temperature, Tensor):
+        hardness = ops.row_statistics(
+            function="dynamic_temperature_kl",
+            rows=student.detach(),
+            teacher=teacher,
+            target=target,
+            statistic=mode,
+            gamma=gamma,
+            adjust=adjust,
+            ignore_index=ignore_index,
+            dim=dim,
         )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
-        _checks.label_range("dynamic_temperature_kl", target, student.shape[dim], ignore_index)
-        raise
-    if not learned_weight:
-        if not return_parts:
-            return loss
-        return loss, {"kl": parts[0], "ce": parts[1], "temperature": row_temperature}
-    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
-    kl = reduce_rows(loss, mask, row_weight, reduction, student.shape[dim])
-    if not (ce_weight or return_parts):
-        return kl
-    ce = label_smoothing_loss(
-        student, target, smoothing=0.0, ignore_index=ignore_index, reduction=reduction, dim=dim
+        hardness = hardness.to(arithmetic(student, teacher))
+        row_temperature = row_temperatures(hardness, mask, temperature, beta, normalize, t_min, group)
+    loss, parts, row_temperature = ops.dynamic_temperature_kl(
+        function="dynamic_temperature_kl",
+        student=student,
+        teacher=teacher,
+        target=target,
+        temperature=temperature,
+        row_temperature=row_temperature,
+        beta=beta,
+        gamma=gamma,
+        mode=mode,
+        adjust=adjust,
+        smoothing=smoothing,
+        normalize=normalize,
+        t_min=t_min,
+        scale_by_t2=scale_by_t2,
+        ce_weight=ce_weight,
+        return_parts=return_parts,
+        ignore_index=ignore_index,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
     )
-    loss = kl + ce_weight * ce if ce_weight else kl
-    parts = {"kl": kl.detach(), "ce": ce.detach(), "temperature": row_temperature}
-    return (loss, parts) if return_parts else loss
+    return (loss, {"kl": parts[0], "ce": parts[1], "temperature": row_temperature}) if return_parts else loss

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, reference
+from .. import _backend, _checks, ops, reference
 from .._names import REDUCTIONS
 from .._shared.groups import info_nce_directions, keys_of_group, mean_of_directions
-from .similarity import run_similarity
 
 
 def info_nce(
@@ -104,15 +102,22 @@ def info_nce(
     if not _backend.use_library("info_nce", query):
         options.update(symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, group=group)
         return reference.info_nce(query, key, positive, **options)
+    options.update(function="info_nce", key_target="positive")
     if group is None:
-        return _of_process(
-            query, key, positive, symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, **options
+        return ops.similarity_loss(
+            query=query,
+            key=key,
+            positive=positive,
+            symmetric=symmetric,
+            logit_bias=logit_bias,
+            reduction=reduction,
+            **options,
         )
     directions = info_nce_directions(query, key, positive, symmetric, logit_bias, mask, group)
     divisor = 1
     if reduction == "elementmean":
         reduction, divisor = "batchmean", directions[0]["key"].shape[0]
-    losses = [_of_process(**each, reduction=reduction, **options) for each in directions]
+    losses = [ops.similarity_loss(**each, reduction=reduction, **options) for each in directions]
     return mean_of_directions(losses, divisor)
 
 
@@ -198,26 +203,16 @@ def supervised_contrastive(
         )
 
     key, key_labels, own_key = keys_of_group(features, labels, group)
-    return run_similarity(
-        "labels",
-        features,
-        key,
-        labels=(labels, key_labels),
+    return ops.similarity_loss(
+        function=function,
+        query=features,
+        key=key,
+        key_target="labels",
+        query_labels=labels,
+        key_labels=key_labels,
         own_key=own_key,
         temperature=temperature,
         normalize=normalize,
         mask=mask,
         reduction=reduction,
     )
-
-
-def _of_process(
-    query: Tensor, key: Tensor, positive: Tensor | None, *, mask: Tensor | None, **options: Any
-) -> Tensor:
-    try:
-        return run_similarity("positive", query, key, positive=positive, mask=mask, **options)
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
-        if positive is not None:
-            _checks.positive_range("info_nce", positive, key.shape[0], mask)
-        raise

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
-from .._names import CONVENTIONS, REDUCTIONS, STATISTICS
+from .._names import CONVENTIONS, REDUCTIONS
 from .._shards import row_loss
 from .._shared.label_targets import over_rows, smoothed_label, virtual_teacher
 from .._shared.row_statistics import confidence_weights
 from .._shared.rows import arithmetic
-
-_CONFIDENCE = STATISTICS["confidence"]
 
 
 def virtual_teacher_loss(
@@ -91,7 +89,7 @@ def virtual_teacher_loss(
     )
     ce_weight = _checks.not_negative("virtual_teacher_loss", "ce_weight", ce_weight)
     kl_weight = _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
-    reduction_code = _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
+    _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
     return_parts = _checks.flag("virtual_teacher_loss", "return_parts", return_parts)
 
     # The op takes numbers.
@@ -112,22 +110,19 @@ def virtual_teacher_loss(
         )
 
     on, off = virtual_teacher(student.shape[dim], correct_prob, temperature)
-    loss, parts = _run(
-        "virtual_teacher_loss",
-        student,
-        target,
-        None,
-        None,
-        on,
-        off,
-        True,
-        student_temperature,
-        kl_weight,
-        ce_weight,
-        False,
-        ignore_index,
-        reduction_code,
-        dim,
+    loss, parts = ops.label_loss(
+        function="virtual_teacher_loss",
+        student=student,
+        target=target,
+        on=on,
+        off=off,
+        relative=True,
+        temperature=student_temperature,
+        kl_weight=kl_weight,
+        ce_weight=ce_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        dim=dim,
     )
     return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
 
@@ -187,7 +182,7 @@ def label_smoothing_loss(
     _checks.one_of("label_smoothing_loss", "convention", convention, CONVENTIONS)
     if convention == "others" and smoothing:
         _checks.several_classes("label_smoothing_loss", student, dim)
-    reduction_code = _checks.one_of("label_smoothing_loss", "reduction", over_rows(reduction), REDUCTIONS)
+    _checks.one_of("label_smoothing_loss", "reduction", over_rows(reduction), REDUCTIONS)
 
     if not _backend.use_library("label_smoothing_loss", student):
         return reference.label_smoothing_loss(
@@ -201,23 +196,17 @@ def label_smoothing_loss(
         )
 
     on, off = smoothed_label(student.shape[dim], smoothing, convention)
-    return _run(
-        "label_smoothing_loss",
-        student,
-        target,
-        None,
-        None,
-        on,
-        off,
-        False,
-        1.0,
-        1.0,
-        0.0,
-        False,
-        ignore_index,
-        reduction_code,
-        dim,
-    )[0]
+    loss, _ = ops.label_loss(
+        function="label_smoothing_loss",
+        student=student,
+        target=target,
+        on=on,
+        off=off,
+        ignore_index=ignore_index,
+        reduction=over_rows(reduction),
+        dim=dim,
+    )
+    return loss
 
 
 def cwtm_loss(
@@ -290,7 +279,7 @@ def cwtm_loss(
     normalize = _checks.normalization("cwtm_loss", normalize, normalise)
     if confidence is not None:
         _checks.confidence("cwtm_loss", confidence, student, target, dim, ignore_index)
-    reduction_code = _checks.one_of("cwtm_loss", "reduction", over_rows(reduction), REDUCTIONS)
+    _checks.one_of("cwtm_loss", "reduction", over_rows(reduction), REDUCTIONS)
     if group is not None:
         _checks.process_group("cwtm_loss", group)
 
@@ -307,55 +296,29 @@ def cwtm_loss(
             group=group,
         )
 
-    if confidence is not None:
-        confidence = confidence.detach().to(arithmetic(student))
     if group is not None and normalize:
         if confidence is None:
-            confidence = ops.row_statistics.row_statistics(
-                teacher, None, target, _CONFIDENCE, 0.0, 0, ignore_index, dim
+            confidence = ops.row_statistics(
+                function="cwtm_loss",
+                rows=teacher,
+                target=target,
+                statistic="confidence",
+                ignore_index=ignore_index,
+                dim=dim,
             )
-            confidence, teacher = confidence.to(arithmetic(student)), None
+            teacher = None
+        confidence = confidence.detach().to(arithmetic(student))
         confidence = confidence_weights(confidence, target != ignore_index, group)
         normalize = False
-    return _run(
-        "cwtm_loss",
-        student,
-        target,
-        teacher,
-        confidence,
-        1.0,
-        0.0,
-        False,
-        1.0,
-        1.0,
-        0.0,
-        normalize,
-        ignore_index,
-        reduction_code,
-        dim,
-    )[0]
-
-
-def _run(
-    function: str,
-    student: Tensor,
-    target: Tensor,
-    *arguments: Tensor | None | float | int | bool,  # the rest of the op's, up to `reduction`; and dim
-) -> tuple[Tensor, Tensor]:
-    """Loss and parts from the compiled op."""
-    *arguments, ignore_index, reduction_code, dim = arguments
-    try:
-        return ops.label_loss.label_loss(
-            student,
-            target,
-            *arguments,
-            ignore_index,
-            reduction_code,
-            0,
-            dim,
-            torch.is_grad_enabled() and student.requires_grad,
-        )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
-        _checks.label_range(function, target, student.shape[dim], ignore_index)
-        raise
+    loss, _ = ops.label_loss(
+        function="cwtm_loss",
+        student=student,
+        target=target,
+        teacher=teacher,
+        confidence=confidence,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        reduction=over_rows(reduction),
+        dim=dim,
+    )
+    return loss

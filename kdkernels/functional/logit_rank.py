@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
-from .._names import ADJUSTMENTS, STATISTICS
 from .._shards import row_numbers
 
 _NO_LABEL = -(2**63)  # what the op ignores: no label may be
@@ -60,7 +59,7 @@ def logit_rank(
     if not _backend.use_library(function, logits, differentiable=False):
         return reference.logit_rank(logits, target, dim=dim)
     _checks.class_range(function, target, logits.shape[dim])
-    ranks = ops.row_statistics.row_statistics(
-        logits, None, target, STATISTICS["rank"], 1.0, ADJUSTMENTS["none"], _NO_LABEL, dim
+    ranks = ops.row_statistics(
+        function=function, rows=logits, target=target, statistic="rank", ignore_index=_NO_LABEL, dim=dim
     )
     return ranks.long()

@@ -82,7 +82,7 @@ def memory_bank_nce(
     temperature = _checks.one_temperature(function, temperature, embedding, "embedding")
     eps = _checks.not_negative(function, "eps", eps)
     return_parts = _checks.flag(function, "return_parts", return_parts)
-    reduction_code = _checks.one_of(function, "reduction", reduction, BANK_REDUCTIONS)
+    _checks.one_of(function, "reduction", reduction, BANK_REDUCTIONS)
     if group is not None:
         _checks.process_group(function, group)
 
@@ -99,31 +99,27 @@ def memory_bank_nce(
             group=group,
         )
 
-    bank, dtype = bank.detach(), arithmetic(embedding, bank)
+    dtype = arithmetic(embedding, bank)
     if isinstance(temperature, Tensor):  # the ops take a number
         embedding, temperature = embedding.to(dtype) / temperature.to(dtype), 1.0
-    try:
-        if normalizer is None or isinstance(normalizer, Tensor):
-            known = None if normalizer is None else normalizer.detach().to(dtype)
-            found = ops.memory_bank.memory_bank_normalizer(embedding.detach(), bank, index, known, temperature)
-            z = found if group is None else agreed_normalizer(found, known, group)
-        else:
-            # Not torch.full, which would tie a compiled graph to the value.
-            z = torch.zeros((), dtype=dtype, device=embedding.device) + normalizer
-        loss, positive = ops.memory_bank.memory_bank_nce(
-            embedding,
-            bank,
-            index,
-            z,
-            temperature,
-            eps,
-            reduction_code,
-            torch.is_grad_enabled() and embedding.requires_grad,
+    z = normalizer
+    if normalizer is None or isinstance(normalizer, Tensor):
+        known = None if normalizer is None else normalizer.detach().to(dtype)
+        z = ops.memory_bank_normalizer(
+            function=function, embedding=embedding, bank=bank, index=index, known=known, temperature=temperature
         )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad index; how its exception arrives depends on the version of torch.
-        _checks.index_range(function, index, bank.shape[0])
-        raise
+        if group is not None:
+            z = agreed_normalizer(z, known, group)
+    loss, z, positive = ops.memory_bank_nce(
+        function=function,
+        embedding=embedding,
+        bank=bank,
+        index=index,
+        normalizer=z,
+        temperature=temperature,
+        eps=eps,
+        reduction=reduction,
+    )
     return (loss, {"normalizer": z, "positive": positive}) if return_parts else loss
 
 

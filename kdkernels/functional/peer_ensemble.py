@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
@@ -93,7 +92,7 @@ def okddip_loss(
     target, temperature, kl_weight, target_eps = _checks.peer_terms(
         function, target, peers, "peer_logits", temperature, kl_weight, target_eps
     )
-    mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
+    _checks.one_of(function, "mix", mix, PEER_MIXES)
     detach_targets = _checks.flag(function, "detach_targets", detach_targets)
     return_parts = _checks.flag(function, "return_parts", return_parts)
 
@@ -113,28 +112,19 @@ def okddip_loss(
             return_parts=return_parts,
         )
 
-    grad = torch.is_grad_enabled()
-    try:
-        loss, parts = ops.peer_ensemble.okddip_loss(
-            peers,
-            leader_logits,
-            query,
-            key,
-            target,
-            temperature,
-            kl_weight,
-            target_eps,
-            mix_code,
-            detach_targets,
-            grad and peers.requires_grad,
-            grad and leader_logits is not None and leader_logits.requires_grad,
-            grad and query.requires_grad,
-            grad and key.requires_grad,
-        )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
-        _checks.class_range(function, target, peers.shape[2])
-        raise
+    loss, parts = ops.okddip_loss(
+        function=function,
+        peer_logits=peers,
+        leader_logits=leader_logits,
+        query=query,
+        key=key,
+        target=target,
+        temperature=temperature,
+        kl_weight=kl_weight,
+        target_eps=target_eps,
+        mix=mix,
+        detach_targets=detach_targets,
+    )
     if not return_parts:
         return loss
     return loss, dict(zip(("ce_peers", "ce_leader", "kl_peers", "kl_leader"), parts.unbind()))
@@ -206,21 +196,15 @@ def gated_ensemble_loss(
             return_parts=return_parts,
         )
 
-    grad = torch.is_grad_enabled()
-    try:
-        loss, parts = ops.peer_ensemble.gated_ensemble_loss(
-            gate,
-            branches,
-            target,
-            temperature,
-            kl_weight,
-            target_eps,
-            grad and gate.requires_grad,
-            grad and branches.requires_grad,
-        )
-    except (RuntimeError, ValueError):
-        _checks.class_range(function, target, branches.shape[2])
-        raise
+    loss, parts = ops.gated_ensemble_loss(
+        function=function,
+        gate=gate,
+        branch_logits=branches,
+        target=target,
+        temperature=temperature,
+        kl_weight=kl_weight,
+        target_eps=target_eps,
+    )
     return (loss, dict(zip(("ce_branches", "ce_ensemble", "kl"), parts.unbind()))) if return_parts else loss
 
 
@@ -292,17 +276,13 @@ def leave_one_out_loss(
             return_parts=return_parts,
         )
 
-    try:
-        loss, parts = ops.peer_ensemble.leave_one_out_loss(
-            peers,
-            target,
-            temperature,
-            kl_weight,
-            target_eps,
-            pairwise,
-            torch.is_grad_enabled() and peers.requires_grad,
-        )
-    except (RuntimeError, ValueError):
-        _checks.class_range(function, target, peers.shape[2])
-        raise
+    loss, parts = ops.leave_one_out_loss(
+        function=function,
+        peer_logits=peers,
+        target=target,
+        temperature=temperature,
+        kl_weight=kl_weight,
+        target_eps=target_eps,
+        pairwise=pairwise,
+    )
     return (loss, {"ce": parts[0], "kl": parts[2]}) if return_parts else loss

@@ -58,7 +58,7 @@ def peer_attention(
     function = "peer_attention"
     peers = _checks.peers(function, "peer_logits", peer_logits)
     _checks.peer_features(function, query, key, peers)
-    mix_code = _checks.one_of(function, "mix", mix, PEER_MIXES)
+    _checks.one_of(function, "mix", mix, PEER_MIXES)
     return_attention = _checks.flag(function, "return_attention", return_attention)
     temperature = _checks.one_temperature(function, temperature, peers, "peer_logits")
 
@@ -68,7 +68,9 @@ def peer_attention(
             query, key, peers, mix=mix, temperature=temperature, return_attention=return_attention
         )
 
-    mixed, attention = ops.peer_mixture.peer_mixture(peers, query, key, temperature, mix_code)
+    mixed, attention = ops.peer_mixture(
+        peer_logits=peers, query=query, key=key, temperature=temperature, mix=mix
+    )
     return (mixed, attention) if return_attention else mixed
 
 
@@ -104,5 +106,5 @@ def mean_probabilities(
     if not _backend.use_library(function, peers) or isinstance(temperature, Tensor):
         return reference.mean_probabilities(peers, temperature=temperature)
 
-    mixed, _ = ops.peer_mixture.peer_mixture(peers, None, None, temperature, PEER_MIXES["probs"])
+    mixed, _ = ops.peer_mixture(peer_logits=peers, temperature=temperature, mix="probs")
     return mixed.squeeze(1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
-from .._names import KEY_TARGETS, REDUCTIONS
-from .._shared.rows import arithmetic, reduce_rows
+from .._names import REDUCTIONS
 
 
 def similarity_kl(
@@ -97,21 +95,20 @@ def similarity_kl(
             reduction=reduction,
         )
 
-    # The gradient of the weights is the loss of each query, which the op has only when it does not reduce.
-    learned_weight = row_weight is not None and row_weight.requires_grad
-    loss = run_similarity(
-        "teacher",
-        student_query,
-        student_key,
-        teacher=(teacher_query, teacher_key),
+    return ops.similarity_loss(
+        function=function,
+        query=student_query,
+        key=student_key,
+        key_target="teacher",
+        teacher_query=teacher_query,
+        teacher_key=teacher_key,
         temperature=temperature,
         normalize=normalize,
         scale_by_t2=scale_by_t2,
         mask=mask,
-        row_weight=None if learned_weight else row_weight,
-        reduction="none" if learned_weight else reduction,
+        row_weight=row_weight,
+        reduction=reduction,
     )
-    return reduce_rows(loss, mask, row_weight, reduction, student_key.shape[0]) if learned_weight else loss
 
 
 def similarity_rank(
@@ -157,14 +154,7 @@ def similarity_rank(
     if not _backend.use_library("similarity_rank", query, differentiable=False):
         return reference.similarity_rank(query, key, positive, normalize=normalize)
 
-    try:
-        return ops.similarity.similarity_rank(
-            query.detach(), key.detach(), positive, normalize, _allow_tf32(query, key)
-        )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad positive; how its exception arrives depends on the version of torch.
-        _checks.positive_range("similarity_rank", positive, key.shape[0])
-        raise
+    return ops.similarity_rank(function="similarity_rank", query=query, key=key, positive=positive, normalize=normalize)
 
 
 def select_trusted_rows(
@@ -196,71 +186,3 @@ def select_trusted_rows(
     ratio = _checks.unit_interval("select_trusted_rows", "ratio", ratio)
     # No kernel: Q numbers are sorted once per step, and what torch does for that neither waits nor keeps a matrix.
     return reference.select_trusted_rows(rank, ratio)
-
-
-def run_similarity(
-    target: str,  # one of KEY_TARGETS
-    query: Tensor,
-    key: Tensor,
-    *,
-    temperature: float | Tensor,
-    normalize: bool,
-    reduction: str,
-    mask: Tensor | None,
-    teacher: tuple[Tensor | None, Tensor | None] = (None, None),
-    positive: Tensor | None = None,
-    labels: tuple[Tensor | None, Tensor | None] = (None, None),
-    own_key: int = -1,
-    logit_bias: Tensor | None = None,
-    symmetric: bool = False,
-    scale_by_t2: bool = False,
-    row_weight: Tensor | None = None,
-) -> Tensor:
-    """The loss from the compiled op."""
-    teacher_query, teacher_key = teacher
-    dtype = arithmetic(query, key, *[each for each in teacher if each is not None])
-    grad = torch.is_grad_enabled()
-    temperature_tensor = None
-    if isinstance(temperature, Tensor):
-        temperature_tensor, temperature = temperature.to(dtype), 1.0
-    if logit_bias is not None:
-        logit_bias = logit_bias.detach().to(dtype).expand(query.shape[0], key.shape[0])
-    (loss,) = ops.similarity.similarity_loss(
-        query,
-        key,
-        temperature_tensor,
-        teacher_query,
-        teacher_key,
-        positive,
-        *labels,
-        logit_bias,
-        mask,
-        None if row_weight is None else row_weight.to(dtype),
-        temperature,
-        KEY_TARGETS[target],
-        normalize,
-        symmetric,
-        scale_by_t2,
-        own_key,
-        _allow_tf32(query, key),
-        REDUCTIONS[reduction],
-        grad and query.requires_grad,
-        grad and key.requires_grad,
-        grad and temperature_tensor is not None and temperature_tensor.requires_grad,
-    )
-    return loss
-
-
-def _allow_tf32(query: Tensor, key: Tensor) -> bool:
-    """Whether these are multiplied on tensor cores where torch would do so itself."""
-    return query.is_cuda and torch.promote_types(query.dtype, key.dtype) is torch.float32 and _tf32_is_allowed()
-
-
-def _tf32_is_allowed() -> bool:
-    # Not `allow_tf32`, which is an error once the precision has been set by its newer name.
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-# torch.compile cannot trace it, and compiles anew where it changes. torch.compiler.assume_constant_result does no more,
-# but imports the compiler, which takes longer than all the rest of this package.
-_tf32_is_allowed._dynamo_marked_constant = True

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _backend, _checks, ops, reference
 from .._backend import is_sharded
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 from .._shards import row_loss, row_loss_with_labels
-from .._shared.rows import arithmetic, reduce_rows
-
-_LOGITS = TEACHER_KINDS["logits"]
-_FORWARD = DIVERGENCES["forward"]
 
 
 def softened_kl(
@@ -248,7 +243,7 @@ def kd_loss(
     label_smoothing = _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
     target_eps = _checks.not_negative("kd_loss", "target_eps", target_eps)
     return_parts = _checks.flag("kd_loss", "return_parts", return_parts)
-    reduction_code = _checks.one_of("kd_loss", "reduction", reduction, REDUCTIONS)
+    _checks.one_of("kd_loss", "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask("kd_loss", mask, student, dim)
     if row_weight is not None:
@@ -272,47 +267,23 @@ def kd_loss(
             return_parts=return_parts,
         )
 
-    learned_weight = row_weight is not None and row_weight.requires_grad
-    try:
-        loss, parts = _run(
-            student,
-            teacher,
-            target,
-            mask,
-            None if learned_weight else row_weight,
-            temperature,
-            _LOGITS,
-            _FORWARD,
-            0.5,
-            target_eps,
-            True,
-            0.0 if learned_weight else kl_weight,
-            ce_weight,
-            label_smoothing,
-            ignore_index,
-            reduction_code,
-            dim,
-        )
-    except (RuntimeError, ValueError):
-        # The CPU kernel found a bad label; how its exception arrives depends on the version of torch.
-        _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
-        raise
-    if not learned_weight:
-        return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
-    # The gradient of the weights is the loss of each row, which the op has only when it does not reduce.
-    kl = softened_kl(
-        student,
-        teacher,
+    loss, parts = ops.softened_kl(
+        function="kd_loss",
+        student=student,
+        teacher=teacher,
+        target=target,
         temperature=temperature,
         target_eps=target_eps,
+        kl_weight=kl_weight,
+        ce_weight=ce_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
         dim=dim,
     )
-    if kl_weight:
-        loss = loss + kl_weight * kl
-    return (loss, {"ce": parts[1], "kl": kl.detach()}) if return_parts else loss
+    return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
 
 
 def _divergence_loss(
@@ -332,12 +303,12 @@ def _divergence_loss(
 ) -> Tensor:
     dim = _checks.pair(function, student, teacher, dim)
     temperature = _checks.temperature(function, temperature, student, dim)
-    divergence_code = _checks.one_of(function, "divergence", divergence, DIVERGENCES)
+    _checks.one_of(function, "divergence", divergence, DIVERGENCES)
     beta = _checks.mixture_weight(function, divergence, beta)
-    source = _checks.one_of(function, "teacher_kind", teacher_kind, TEACHER_KINDS)
+    _checks.one_of(function, "teacher_kind", teacher_kind, TEACHER_KINDS)
     target_eps = _checks.not_negative(function, "target_eps", target_eps)
     scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
-    reduction_code = _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    _checks.one_of(function, "reduction", reduction, REDUCTIONS)
     if mask is not None:
         _checks.row_mask(function, mask, student, dim)
     if row_weight is not None:
@@ -359,61 +330,19 @@ def _divergence_loss(
             dim=dim,
         )
 
-    learned_weight = row_weight is not None and row_weight.requires_grad
-    loss, _ = _run(
-        student,
-        teacher,
-        None,
-        mask,
-        None if learned_weight else row_weight,
-        temperature,
-        source,
-        divergence_code,
-        beta,
-        target_eps,
-        scale_by_t2,
-        1.0,
-        0.0,
-        0.0,
-        0,
-        REDUCTIONS["none"] if learned_weight else reduction_code,
-        dim,
+    loss, _ = ops.softened_kl(
+        function=function,
+        student=student,
+        teacher=teacher,
+        temperature=temperature,
+        teacher_kind=teacher_kind,
+        divergence=divergence,
+        beta=beta,
+        target_eps=target_eps,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        dim=dim,
     )
-    if learned_weight:
-        return reduce_rows(loss, mask, row_weight, reduction, student.shape[dim])
     return loss
-
-
-def _run(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor | None,
-    mask: Tensor | None,
-    row_weight: Tensor | None,
-    temperature: float | Tensor,
-    *options: float | int | bool,
-) -> tuple[Tensor, Tensor]:
-    """Loss and parts from the compiled op; `options`: its arguments from `source` to `reduction`, and dim."""
-    row_temperature = None
-    if row_weight is not None or isinstance(temperature, Tensor):
-        dtype = arithmetic(student, teacher)
-        if row_weight is not None:
-            row_weight = row_weight.to(dtype)
-        if isinstance(temperature, Tensor):
-            row_temperature, temperature = temperature.detach().to(dtype), 1.0
-    grad = torch.is_grad_enabled()
-    *options, dim = options
-    return ops.softened_kl.softened_kl(
-        student,
-        teacher,
-        target,
-        mask,
-        row_weight,
-        row_temperature,
-        temperature,
-        *options,
-        0,
-        dim,
-        grad and student.requires_grad,
-        grad and teacher.requires_grad,
-    )

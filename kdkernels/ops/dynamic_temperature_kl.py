@@ -2,64 +2,139 @@
 
 from __future__ import annotations
 
+from math import inf
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
-from .._names import ADJUSTMENTS, TEMPERATURE_MODES
+from .._names import ADJUSTMENTS, REDUCTIONS, TEMPERATURE_MODES
+from .._shared.denominator import as_denominator, divided
+from .._shared.rows import arithmetic, reduce_rows
 from ..reference.dynamic_temperature_kl import adjusted_kl
-from .row_loss import RowLoss
+from .fused_loss import explained
+from .label_loss import label_loss
+from .row_loss import RowLoss, check_labels
 
-_MODE_OF = {code: name for name, code in TEMPERATURE_MODES.items()}
-_ADJUSTMENT_OF = {code: name for name, code in ADJUSTMENTS.items()}
+__all__ = ["dynamic_temperature_kl"]
 
 
-def _reference(
+def _by_twin(
+    *,
     student: Tensor,
     teacher: Tensor,
     target: Tensor,
-    mask: Tensor | None,
-    row_weight: Tensor | None,
     row_temperature: Tensor | None,
+    denominator: Tensor | None,
     temperature: float,
     beta: float,
     gamma: float,
-    mode: int,
-    adjust: int,
-    smoothing: float,
+    mode: str,
     l1: bool,
     t_min: float,
-    scale_by_t2: bool,
     ce_weight: float,
     return_parts: bool,
-    ignore_index: int,
     reduction: str,
     dim: int,
+    **shared: Any,
 ) -> Tensor:
-    shared = dict(
-        adjust=_ADJUSTMENT_OF[adjust],
-        smoothing=smoothing,
-        scale_by_t2=scale_by_t2,
-        ce_weight=ce_weight,
-        ignore_index=ignore_index,
-        mask=mask,
-        row_weight=row_weight,
-        reduction=reduction,
-        dim=dim,
-    )
+    by = None if reduction in ("none", "sum") else denominator
+    # The hard term is not divided by the number of classes.
+    classes = student.shape[dim] if by is not None and reduction == "elementmean" else 1
+    shared.update(ce_weight=ce_weight * classes, reduction=reduction if by is None else "sum", dim=dim)
     if row_temperature is not None:
-        return adjusted_kl(student, teacher, target, row_temperature, **shared)[0]
-    return reference.dynamic_temperature_kl(
+        loss, _ = adjusted_kl(student, teacher, target, row_temperature, **shared)
+    else:
+        loss = reference.dynamic_temperature_kl(
+            student,
+            teacher,
+            target,
+            temperature=temperature,
+            beta=beta,
+            gamma=gamma,
+            mode=mode,
+            normalize="l1" if l1 else None,
+            t_min=t_min,
+            **shared,
+        )
+    return loss if by is None else divided(loss / classes, by)
+
+
+_OP = RowLoss("dynamic_temperature_kl", _by_twin, row_outputs=1)
+
+
+def dynamic_temperature_kl(
+    *,
+    function: str,  # the public one, whose name errors bear
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,  # int64
+    temperature: float = 4.0,
+    row_temperature: Tensor | None = None,  # instead, where the caller knows them
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    mode: str = "flsw",
+    adjust: str = "none",
+    smoothing: float = 0.1,
+    normalize: str | None = None,
+    t_min: float | None = 1.0,
+    scale_by_t2: bool = True,
+    ce_weight: float = 0.0,
+    return_parts: bool = False,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    reduction: str,
+    dim: int,  # >= 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; its parts, soft and hard term in a new first dimension, before their weights, empty unless asked for; and
+    the temperature of each row."""
+    denominator = as_denominator(denominator, student)
+    learned = row_weight is not None and row_weight.requires_grad
+    given_weight = None if learned or row_weight is None else row_weight.to(arithmetic(student, teacher))
+    arguments = (
         student,
         teacher,
         target,
-        temperature=temperature,
-        beta=beta,
-        gamma=gamma,
-        mode=_MODE_OF[mode],
-        normalize="l1" if l1 else None,
-        t_min=t_min,
-        **shared,
+        mask,
+        given_weight,
+        row_temperature,
+        denominator,
+        1.0 if row_temperature is not None else temperature,
+        beta,
+        gamma,
+        TEMPERATURE_MODES[mode],
+        ADJUSTMENTS[adjust],
+        smoothing,
+        normalize == "l1",
+        -inf if t_min is None else t_min,
+        scale_by_t2,
+        0.0 if learned else ce_weight,
+        return_parts and not learned,
+        ignore_index,
+        REDUCTIONS["none" if learned else reduction],
+        0,
+        dim,
+        torch.is_grad_enabled() and student.requires_grad,
     )
-
-
-dynamic_temperature_kl = RowLoss("dynamic_temperature_kl", _reference, row_outputs=1)
+    loss, parts, row_temperature = explained(
+        _OP, arguments, check_labels, function, target, student.shape[dim], ignore_index
+    )
+    if not learned:
+        return loss, parts, row_temperature
+    loss = reduce_rows(loss, mask, row_weight, reduction, student.shape[dim], denominator)
+    if not (ce_weight or return_parts):
+        return loss, parts, row_temperature
+    ce, _ = label_loss(
+        function=function,
+        student=student,
+        target=target,
+        ignore_index=ignore_index,
+        denominator=denominator,
+        reduction="batchmean" if reduction == "elementmean" else reduction,
+        dim=dim,
+    )
+    parts = torch.stack((loss.detach(), ce.detach()))
+    return loss + ce_weight * ce if ce_weight else loss, parts, row_temperature

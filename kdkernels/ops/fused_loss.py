@@ -2,7 +2,11 @@
 
 Their schemas (csrc/library.cpp) have one form: tensors, the first of them differentiable; options, which
 vmap does not map; and for each differentiable tensor, last, whether its gradient is wanted. They return the
-loss, what else belongs to it, those gradients, and whatever comes after them.
+loss, what else belongs to it, those gradients, and whatever comes after them. An argument has the name that the
+public functions give it, and an option that has names there is an integer here (`OPTIONS` of _names.py).
+
+One function per op, beside the op and of the same name, turns what a public function has checked into these arguments.
+It alone knows their order, and takes all by keyword.
 
 The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
 out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
@@ -20,7 +24,7 @@ No forward-mode derivatives: the reference has them, and runs where they may be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -29,6 +33,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from .._backend import forward_mode, has_tangent
+from .._names import OPTIONS, name_of
 from .._shared.modes import savable
 from .open_op import OpenOp
 
@@ -46,7 +51,7 @@ class FusedLoss:
     def __init__(
         self,
         name: str,
-        reference: Callable[..., Tensor],  # by the twin: see `reference` of the family
+        reference: Callable[..., Tensor],  # by the twin: tensors and options by name, without the flags -> loss
         *,
         differentiable: int,  # tensors, from the first on
         first_gradient: int,  # in the output
@@ -57,8 +62,11 @@ class FusedLoss:
         arguments = self.op._schema.arguments
         self.names = [argument.name for argument in arguments]
         self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
+        self.option = {name: at for at, name in enumerate(self.names[self.tensors :])}  # its place among the options
         self.differentiable = differentiable
+        self.flags = slice(-differentiable, None)  # which gradients are wanted, at the end of the options
         self.gradients = slice(first_gradient, first_gradient + differentiable)  # and what `scaled` needs beside them
+        self.without_names = {*self.names[self.flags], "groups"}  # arguments that no twin has
         self.constants = (None,) * (len(arguments) - differentiable)
         self._reference = reference
 
@@ -72,7 +80,7 @@ class FusedLoss:
             return self.without_gradients(self.call(*arguments))
         if torch._C._are_functorch_transforms_active():
             return self.without_gradients(_Transformed.apply(self, *arguments))
-        return self.eager(arguments, True in arguments[-self.differentiable :])
+        return self.eager(arguments, True in arguments[self.flags])
 
     def eager(self, arguments: tuple, differentiable: bool) -> tuple[Tensor, ...]:
         """Outside of transforms and graphs: computed first, then put into the graph."""
@@ -97,6 +105,14 @@ class FusedLoss:
         if torch._C._are_functorch_transforms_active():
             return _Transformed.apply(self, *arguments)
         return self.call(*arguments)
+
+    def named(self, tensors: Sequence, options: Sequence = ()) -> dict[str, Any]:
+        """The arguments by name."""
+        return dict(zip(self.names, (*tensors, *options), strict=True))
+
+    def changed(self, options: tuple, **changes: Any) -> tuple:
+        """Options, some of them others."""
+        return tuple(changes.get(name, options[at]) for name, at in self.option.items())
 
     # What a family says
 
@@ -129,14 +145,19 @@ class FusedLoss:
 
     def reference(self, tensors: tuple, options: tuple) -> Tensor:
         """The loss of the op by the twins of the functions that call it."""
-        raise NotImplementedError
+        given = self.named(tensors, options)
+        for name in self.without_names:
+            given.pop(name, None)
+        return self._reference(
+            **{name: name_of(name, value) if name in OPTIONS else value for name, value in given.items()}
+        )
 
     def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
         """One call per mapped problem, for families whose problems are work enough for a call of their own."""
         options = arguments[self.tensors :]
         problems = mapped_problems(info, in_dims, arguments[: self.tensors])
         outputs = zip(*[self.whole(*problem, *options) for problem in problems])
-        given = (*[True] * self.gradients.start, *options[-self.differentiable :])
+        given = (*[True] * self.gradients.start, *options[self.flags])
         results = tuple(torch.stack(each) if has else each[0] for each, has in zip(outputs, given))
         return results, tuple(0 if has else None for has in given)
 
@@ -162,7 +183,7 @@ class FusedLoss:
         if upstream is None:
             return (None,) * self.differentiable
         refuse_tangent(self.name, upstream)
-        gradients, has = ctx.gradients, ctx.options[-self.differentiable :]
+        gradients, has = ctx.gradients, ctx.options[self.flags]
         if gradients is None or any(want > given for want, given in zip(wanted, has)):
             # A second backward over the same graph: the first has given the buffers away.
             gradients = self.computed_again(ctx.saved_tensors, ctx.options, upstream, wanted)
@@ -180,6 +201,16 @@ class FusedLoss:
     ) -> tuple[Tensor, ...]:
         """The gradients that `scaled` is to multiply by the upstream gradient."""
         return self.whole(*tensors, *options[: -self.differentiable], *wanted)[self.gradients]
+
+
+def explained(op: Callable, arguments: tuple, check: Callable[..., None], *details: Any) -> Any:
+    """`op(*arguments)`. The kernels of the CPU refuse a label or an index that is out of range; how their exception
+    arrives depends on the version of torch. `check(*details)` then raises the ValueError that names function and value."""
+    try:
+        return op(*arguments)
+    except (RuntimeError, ValueError):
+        check(*details)
+        raise
 
 
 @torch.library.register_fake("kdkernels::scale_gradient_")
@@ -272,7 +303,7 @@ class _Eager(torch.autograd.Function):
             and ctx.loss.returns_as_stored(gradients)
         ):
             ctx.gradients = None
-            return (None, None, None, *map(_if_any, gradients, ctx.options[-ctx.loss.differentiable :]))
+            return (None, None, None, *map(_if_any, gradients, ctx.options[ctx.loss.flags]))
         return (None, None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[3:]))
 
 

@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._names import REDUCTIONS
+from .. import _checks, reference
+from .._names import BANK_REDUCTIONS
 from .._shared.rows import arithmetic
-from ..reference.memory_bank import memory_bank_nce as _reference
-from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
+from .fused_loss import SCALE, FusedLoss, explained, is_plain, kept_dtype, mapped_problems
 from .open_op import OpenOp
 
-_NONE = REDUCTIONS["none"]
-_NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
+__all__ = ["memory_bank_nce", "memory_bank_normalizer"]
+
+_NONE = BANK_REDUCTIONS["none"]
 
 
 class MemoryBankNCE(FusedLoss):
     """The op: the embedding alone is differentiable. Returns loss and positives."""
 
     def __init__(self):
-        super().__init__("memory_bank_nce", _reference, differentiable=1, first_gradient=2)
+        super().__init__("memory_bank_nce", reference.memory_bank_nce, differentiable=1, first_gradient=2)
 
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return output[:2]
@@ -51,22 +52,53 @@ class MemoryBankNCE(FusedLoss):
             return (gradient,)
         return ((gradient * (upstream.unsqueeze(1) if upstream.dim() else upstream)).to(gradient.dtype),)
 
-    def reference(self, tensors: tuple, options: tuple) -> Tensor:
-        embedding, bank, index, normalizer = tensors
-        temperature, eps, reduction, _ = options
-        return self._reference(
-            embedding,
-            bank,
-            index,
-            normalizer=normalizer,
-            temperature=temperature,
-            eps=eps,
-            reduction=_NAME_OF_REDUCTION[reduction],
-        )
+
+_NCE = MemoryBankNCE()
+_NORMALIZER = OpenOp("memory_bank_normalizer")
 
 
-memory_bank_nce = MemoryBankNCE()
-memory_bank_normalizer = OpenOp("memory_bank_normalizer")
+def memory_bank_nce(
+    *,
+    function: str,  # the public one, whose name errors bear
+    embedding: Tensor,
+    bank: Tensor,
+    index: Tensor,  # int64
+    normalizer: float | Tensor,  # a tensor: of the arithmetic type
+    temperature: float,
+    eps: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, Z, and the scores of the positives."""
+    if not isinstance(normalizer, Tensor):
+        # Not torch.full, which would tie a compiled graph to the value.
+        zero = torch.zeros((), dtype=arithmetic(embedding, bank), device=embedding.device)
+        normalizer = zero + normalizer
+    arguments = (
+        embedding,
+        bank.detach(),
+        index,
+        normalizer,
+        temperature,
+        eps,
+        BANK_REDUCTIONS[reduction],
+        torch.is_grad_enabled() and embedding.requires_grad,
+    )
+    loss, positive = explained(_NCE, arguments, _checks.index_range, function, index, bank.shape[0])
+    return loss, normalizer, positive
+
+
+def memory_bank_normalizer(
+    *,
+    function: str,  # the public one, whose name errors bear
+    embedding: Tensor,
+    bank: Tensor,
+    index: Tensor,  # int64
+    known: Tensor | None,  # of the arithmetic type; comes back unless it is NaN
+    temperature: float,
+) -> Tensor:
+    """Z of this call, a constant."""
+    arguments = (embedding.detach(), bank.detach(), index, known, temperature)
+    return explained(_NORMALIZER, arguments, _checks.index_range, function, index, bank.shape[0])
 
 
 def _normalizer_shape(embedding, bank, index, known, temperature):
@@ -75,7 +107,7 @@ def _normalizer_shape(embedding, bank, index, known, temperature):
 
 def _normalizer_vmap(info, in_dims, *arguments):
     problems = mapped_problems(info, in_dims, arguments[:4])
-    return torch.stack([memory_bank_normalizer(*problem, arguments[-1]) for problem in problems]), 0
+    return torch.stack([_NORMALIZER(*problem, arguments[-1]) for problem in problems]), 0
 
 
-memory_bank_normalizer.register(fake=_normalizer_shape, vmap=_normalizer_vmap)
+_NORMALIZER.register(fake=_normalizer_shape, vmap=_normalizer_vmap)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _checks, reference
 from .._names import PEER_MIXES
 from .._shared.rows import arithmetic
-from .fused_loss import FusedLoss, is_plain, kept_dtype
+from .fused_loss import FusedLoss, explained, is_plain, kept_dtype
+
+__all__ = ["gated_ensemble_loss", "leave_one_out_loss", "okddip_loss"]
 
 PARTS = 4
-NAME_OF_MIX = {code: name for name, code in PEER_MIXES.items()}
 _SCALE_ALL = torch.ops.kdkernels.scale_gradients_.default
 
 
@@ -28,7 +29,7 @@ class PeerLoss(FusedLoss):
         return output[:2]
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
-        tensors, wanted = arguments[: self.tensors], arguments[-self.differentiable :]
+        tensors, wanted = arguments[: self.tensors], arguments[self.flags]
         first, dtype = tensors[0], arithmetic(*[tensor for tensor in tensors if tensor is not None])
         kept = [kept_dtype(first if tensor is None else tensor) for tensor in tensors]
         return (
@@ -56,72 +57,95 @@ class PeerLoss(FusedLoss):
         found = iter(given)
         return tuple(next(found) if want else None for want in wanted)
 
-    def reference(self, tensors: tuple, options: tuple) -> Tensor:
-        return self._reference(*tensors, *options[: -self.differentiable])
-
 
 @torch.library.register_fake("kdkernels::scale_gradients_")
 def _scale_shapes(gradients, upstream):
     return None
 
 
-def _okddip(
+_OKDDIP = PeerLoss("okddip_loss", reference.okddip_loss, differentiable=4, first_gradient=2)
+_GATED = PeerLoss("gated_ensemble_loss", reference.gated_ensemble_loss, differentiable=2, first_gradient=2)
+_LEAVE_ONE_OUT = PeerLoss("leave_one_out_loss", reference.leave_one_out_loss, differentiable=1, first_gradient=2)
+
+
+def okddip_loss(
+    *,
+    function: str,  # the public one, whose name errors bear
     peer_logits: Tensor,
     leader_logits: Tensor | None,
     query: Tensor,
     key: Tensor,
-    target: Tensor,
+    target: Tensor,  # int64
     temperature: float,
     kl_weight: float,
     target_eps: float,
-    mix: int,
+    mix: str,
     detach_targets: bool,
-) -> Tensor:
-    return reference.okddip_loss(
+) -> tuple[Tensor, Tensor]:
+    """The loss and its parts: cross entropy of the peers and of the leader, divergence of the peers and of the leader."""
+    grad = torch.is_grad_enabled()
+    arguments = (
         peer_logits,
         leader_logits,
         query,
         key,
         target,
-        temperature=temperature,
-        kl_weight=kl_weight,
-        target_eps=target_eps,
-        mix=NAME_OF_MIX[mix],
-        detach_targets=detach_targets,
+        temperature,
+        kl_weight,
+        target_eps,
+        PEER_MIXES[mix],
+        detach_targets,
+        grad and peer_logits.requires_grad,
+        grad and leader_logits is not None and leader_logits.requires_grad,
+        grad and query.requires_grad,
+        grad and key.requires_grad,
     )
+    return explained(_OKDDIP, arguments, _checks.class_range, function, target, peer_logits.shape[2])
 
 
-def _gated(
+def gated_ensemble_loss(
+    *,
+    function: str,  # the public one, whose name errors bear
     gate: Tensor,
     branch_logits: Tensor,
-    target: Tensor,
+    target: Tensor,  # int64
     temperature: float,
     kl_weight: float,
     target_eps: float,
-) -> Tensor:
-    return reference.gated_ensemble_loss(
-        gate, branch_logits, target, temperature=temperature, kl_weight=kl_weight, target_eps=target_eps
+) -> tuple[Tensor, Tensor]:
+    """The loss and its parts: cross entropy of the branches and of the ensemble, divergence; the fourth is 0."""
+    grad = torch.is_grad_enabled()
+    arguments = (
+        gate,
+        branch_logits,
+        target,
+        temperature,
+        kl_weight,
+        target_eps,
+        grad and gate.requires_grad,
+        grad and branch_logits.requires_grad,
     )
+    return explained(_GATED, arguments, _checks.class_range, function, target, branch_logits.shape[2])
 
 
-def _leave_one_out(
+def leave_one_out_loss(
+    *,
+    function: str,  # the public one, whose name errors bear
     peer_logits: Tensor,
-    target: Tensor,
+    target: Tensor,  # int64
     temperature: float,
     kl_weight: float,
     target_eps: float,
     pairwise: bool,
-) -> Tensor:
-    return reference.leave_one_out_loss(
+) -> tuple[Tensor, Tensor]:
+    """The loss and its parts: cross entropy, 0, divergence, 0."""
+    arguments = (
         peer_logits,
         target,
-        temperature=temperature,
-        kl_weight=kl_weight,
-        pairwise=pairwise,
-        target_eps=target_eps,
+        temperature,
+        kl_weight,
+        target_eps,
+        pairwise,
+        torch.is_grad_enabled() and peer_logits.requires_grad,
     )
-
-
-okddip_loss = PeerLoss("okddip_loss", _okddip, differentiable=4, first_gradient=2)
-gated_ensemble_loss = PeerLoss("gated_ensemble_loss", _gated, differentiable=2, first_gradient=2)
-leave_one_out_loss = PeerLoss("leave_one_out_loss", _leave_one_out, differentiable=1, first_gradient=2)
+    return explained(_LEAVE_ONE_OUT, arguments, _checks.class_range, function, target, peer_logits.shape[2])

@@ -12,29 +12,32 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._names import PEER_MIXES, name_of
 from .._shared.rows import arithmetic
 from ..reference.peer_ensemble import mixed_rows
 from .fused_loss import all_savable, any_from_inference, mapped_problems, refuse_tangent
 from .open_op import OpenOp
-from .peer_ensemble import NAME_OF_MIX
+
+__all__ = ["peer_mixture"]
 
 _OP = OpenOp("peer_mixture")
 _BACKWARD = OpenOp("peer_mixture_backward")
 
 
 def peer_mixture(
+    *,
     peer_logits: Tensor,  # [B, P, C]
-    query: Tensor | None,  # [B, P, d]; without query and key the mixture is the mean
-    key: Tensor | None,  # [B, P, d]
+    query: Tensor | None = None,  # [B, P, d]; without query and key the mixture is the mean
+    key: Tensor | None = None,  # [B, P, d]
     temperature: float,
-    mix: int,  # PEER_MIXES
+    mix: str,
 ) -> tuple[Tensor, Tensor]:
     """Mixture `[B, P, C]`, without query `[B, 1, C]`, and attention `[B, P, P]`, without query empty."""
+    inputs = peer_logits, query, key, temperature, PEER_MIXES[mix]
     if torch.compiler.is_compiling():
-        return _OP(peer_logits, query, key, temperature, mix)
+        return _OP(*inputs)
     if torch._C._are_functorch_transforms_active():
-        return _twin(peer_logits, query, key, temperature, mix)
-    inputs = peer_logits, query, key, temperature, mix
+        return _twin(*inputs)
     try:
         return _PeerMixture.apply(*inputs)
     except RuntimeError:
@@ -46,10 +49,11 @@ def peer_mixture(
 def _twin(
     peer_logits: Tensor, query: Tensor | None, key: Tensor | None, temperature: float, mix: int
 ) -> tuple[Tensor, Tensor]:
+    name = name_of("mix", mix)
     if query is not None:
-        options = dict(mix=NAME_OF_MIX[mix], temperature=temperature)
+        options = dict(mix=name, temperature=temperature)
         return reference.peer_attention(query, key, peer_logits, return_attention=True, **options)
-    rows = mixed_rows(peer_logits.to(arithmetic(peer_logits)), NAME_OF_MIX[mix], temperature)
+    rows = mixed_rows(peer_logits.to(arithmetic(peer_logits)), name, temperature)
     return rows.mean(1, keepdim=True).to(peer_logits.dtype), rows.new_empty(0)
 
 

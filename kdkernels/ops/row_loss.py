@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._names import REDUCTIONS
+from .._shared.rows import arithmetic
 from .fused_loss import SCALE, FusedLoss, is_plain
 
 _NONE = REDUCTIONS["none"]
-_NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
 
 
 class RowLoss(FusedLoss):
@@ -28,18 +29,14 @@ class RowLoss(FusedLoss):
     def __init__(
         self,
         name: str,
-        reference: Callable[..., Tensor],  # (*tensors, *options, reduction name, dim) -> loss, by the twin
+        reference: Callable[..., Tensor],  # by the twin: tensors and options by name, without groups and flags -> loss
         *,
         differentiable: int = 1,  # tensors, from the first on
         row_outputs: int = 0,  # after the gradients
     ):
         super().__init__(name, reference, differentiable=differentiable, first_gradient=2)
-        names = self.names
         self.gradients = slice(2, 2 + 2 * differentiable)  # with their units
         self.first_row_output = self.gradients.stop if row_outputs else None
-        self.target = names.index("target") if "target" in names else None
-        self.teacher = names.index("teacher") if "teacher" in names else None
-        self.parts = names.index("return_parts") if "return_parts" in names else None
 
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.first_row_output is None:
@@ -49,32 +46,21 @@ class RowLoss(FusedLoss):
     # Shapes
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
-        reduction, groups, dim, *wanted = self.layout(arguments)
-        student = arguments[0]
+        given, wanted = self.named(arguments), arguments[self.flags]
+        student, teacher, groups, dim = given["student"], given.get("teacher"), given["groups"], given["dim"]
         rows = student.shape[:dim] + student.shape[dim + 1 :]
-        shape = rows if reduction == _NONE else (groups,) if groups else ()
-        logits = [student] if self.teacher is None else [student, arguments[self.teacher]]
-        is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in logits)
-        dtype = torch.float64 if is_double else torch.float32
+        shape = rows if given["reduction"] == _NONE else (groups,) if groups else ()
+        dtype = arithmetic(student) if teacher is None else arithmetic(student, teacher)
         gradients = [
-            _gradient_like(tensor, dim) if want else tensor.new_empty(0)
-            for tensor, want in zip(arguments, wanted)
+            _gradient_like(tensor, dim) if want else tensor.new_empty(0) for tensor, want in zip(arguments, wanted)
         ]
         return (
             student.new_empty(shape, dtype=dtype),
-            student.new_empty((2, *shape) if self.has_parts(arguments) else (0,), dtype=dtype),
+            student.new_empty((2, *shape) if _has_parts(given) else (0,), dtype=dtype),
             *gradients,
             *[student.new_empty(rows if has else 0, dtype=dtype) for has in _have_units(arguments, wanted)],
             *[student.new_empty(rows, dtype=dtype)] * (self.first_row_output is not None),
         )
-
-    def layout(self, arguments: tuple) -> tuple:
-        """reduction, groups, dim and the wanted gradients."""
-        return arguments[-3 - self.differentiable :]
-
-    def has_parts(self, arguments: tuple) -> bool:
-        asked = self.parts is None or arguments[self.parts]
-        return bool(asked and self.target is not None and arguments[self.target] is not None)
 
     # Derivatives
 
@@ -89,8 +75,8 @@ class RowLoss(FusedLoss):
         options: tuple,
         in_place: bool,
     ) -> tuple[Tensor | None, ...]:
-        reduction, groups, dim, *_ = self.layout(options)
-        if reduction == _NONE:  # one loss per row, those of all groups in one dimension of the rows
+        groups, dim = options[self.option["groups"]], options[self.option["dim"]]
+        if options[self.option["reduction"]] == _NONE:  # one loss per row, all groups in one dimension of the rows
             groups = 0
         return tuple(
             _scaled(gradient, unit, upstream, groups, dim, in_place) if want else None
@@ -98,21 +84,19 @@ class RowLoss(FusedLoss):
         )
 
     def reference(self, tensors: tuple, options: tuple) -> Tensor:
-        reduction, groups, dim, *_ = self.layout(options)
+        groups, dim = options[self.option["groups"]], options[self.option["dim"]]
         if groups:
             in_dims = tuple(None if tensor is None else 0 for tensor in tensors)
-            inner = (*options[: -3 - self.differentiable], reduction, 0, dim - 1, *[False] * self.differentiable)
+            inner = self.changed(options, groups=0, dim=dim - 1)
             return torch.func.vmap(lambda *each: self.reference(each, inner), in_dims)(*tensors)
-        numbers = options[: -3 - self.differentiable]
-        return self._reference(*tensors, *numbers, _NAME_OF_REDUCTION[reduction], dim)
+        return super().reference(tensors, options)
 
     # vmap
 
     def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
         """The mapped dimension becomes the first; `groups` tells the op that so many problems lie along it."""
-        size = info.batch_size
-        reduction, groups, dim, *wanted = self.layout(arguments)
-        options = arguments[self.tensors : -3 - self.differentiable]
+        size, wanted, options = info.batch_size, arguments[self.flags], arguments[self.tensors :]
+        groups, dim = options[self.option["groups"]], options[self.option["dim"]]
         tensors = [
             None
             if tensor is None
@@ -124,16 +108,27 @@ class RowLoss(FusedLoss):
         if groups:  # mapped twice: the first dimension is a mapped one already, and both become one
             tensors = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
             dim -= 1
-        problems = size * max(groups, 1)
-        loss, parts, *others = self.whole(*tensors, *options, reduction, problems, dim + 1, *wanted)
+        options = self.changed(options, groups=size * max(groups, 1), dim=dim + 1)
+        loss, parts, *others = self.whole(*tensors, *options)
         given = [*wanted, *_have_units(arguments, wanted)]
         given += [True] * (len(others) - len(given))
         if groups:
             loss = loss.unflatten(0, (size, groups))
             parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts
             others = [o.unflatten(0, (size, groups)) if has else o for o, has in zip(others, given)]
-        out_dims = (0, 1 if self.has_parts(arguments) else None, *[0 if has else None for has in given])
+        out_dims = (0, 1 if _has_parts(self.named(arguments)) else None, *[0 if has else None for has in given])
         return (loss, parts, *others), out_dims
+
+
+def check_labels(function: str, target: Tensor | None, classes: int, ignore_index: int, first: int = 0) -> None:
+    """What is to be looked at where an op refuses its labels."""
+    if target is not None:
+        _checks.label_range(function, target, classes, ignore_index, first)
+
+
+def _has_parts(given: dict[str, Any]) -> bool:
+    has_hard_term = given.get("target") is not None or given.get("target_probs") is not None
+    return has_hard_term and given.get("return_parts", True)
 
 
 def _in_units(gradient: Tensor) -> bool:

@@ -1,9 +1,35 @@
 """`kdkernels::row_statistics` for torch: a number per row, without a gradient."""
 
-from .._shared.rows import arithmetic
-from .open_op import OpenOp
+from __future__ import annotations
 
-row_statistics = OpenOp("row_statistics")
+from torch import Tensor
+
+from .._names import ADJUSTMENTS, STATISTICS
+from .._shared.rows import arithmetic
+from .fused_loss import explained
+from .open_op import OpenOp
+from .row_loss import check_labels
+
+__all__ = ["row_statistics"]
+
+_OP = OpenOp("row_statistics")
+
+
+def row_statistics(
+    *,
+    function: str,  # the public one, whose name errors bear
+    rows: Tensor,  # logits of the student; for "confidence" of the teacher
+    teacher: Tensor | None = None,
+    target: Tensor | None = None,  # row shape, int64
+    statistic: str,
+    gamma: float = 1.0,
+    adjust: str = "none",
+    ignore_index: int = -100,
+    dim: int,  # >= 0
+) -> Tensor:
+    """The number of each row that the mean of the batch is taken of."""
+    arguments = (rows, teacher, target, STATISTICS[statistic], gamma, ADJUSTMENTS[adjust], ignore_index, dim)
+    return explained(_OP, arguments, check_labels, function, target, rows.shape[dim], ignore_index)
 
 
 def _shape(rows, teacher, target, statistic, gamma, adjust, ignore_index, dim):
@@ -21,7 +47,7 @@ def _vmap(info, in_dims, *arguments):
         else tensor.movedim(at, 0)
         for tensor, at in zip(tensors, in_dims)
     ]
-    return row_statistics(*tensors, statistic, gamma, adjust, ignore_index, dim + 1), 0
+    return _OP(*tensors, statistic, gamma, adjust, ignore_index, dim + 1), 0
 
 
-row_statistics.register(fake=_shape, vmap=_vmap)
+_OP.register(fake=_shape, vmap=_vmap)

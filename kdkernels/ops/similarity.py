@@ -7,17 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._names import KEY_TARGETS, REDUCTIONS
-from .._shared.rows import arithmetic
+from .._shared.denominator import as_denominator, divided
+from .._shared.rows import arithmetic, reduce_rows
 from ..reference.similarity import info_nce_loss, similarity_kl, supervised_contrastive_loss
-from .fused_loss import SCALE, FusedLoss, is_plain, kept_dtype, mapped_problems
+from .fused_loss import SCALE, FusedLoss, explained, is_plain, kept_dtype, mapped_problems
+
+__all__ = ["similarity_loss", "similarity_rank"]
 
 _NONE, _SUM = REDUCTIONS["none"], REDUCTIONS["sum"]
-_NAME_OF_REDUCTION = {code: name for name, code in REDUCTIONS.items()}
-_TARGET_OF = {code: name for name, code in KEY_TARGETS.items()}
 
 
-def _reference(
+def _by_twin(
+    *,
     query: Tensor,
     key: Tensor,
     temperature_tensor: Tensor | None,
@@ -27,25 +30,16 @@ def _reference(
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     logit_bias: Tensor | None,
-    mask: Tensor | None,
-    row_weight: Tensor | None,
     temperature: float,
-    target: int,
-    normalize: bool,
+    key_target: str,
     symmetric: bool,
     scale_by_t2: bool,
     own_key: int,
     allow_tf32: bool,
-    reduction: str,
+    **shared: Any,
 ) -> Tensor:
-    shared = dict(
-        temperature=temperature if temperature_tensor is None else temperature_tensor,
-        normalize=normalize,
-        mask=mask,
-        row_weight=row_weight,
-        reduction=reduction,
-    )
-    match _TARGET_OF[target]:
+    shared["temperature"] = temperature if temperature_tensor is None else temperature_tensor
+    match key_target:
         case "positive":
             return info_nce_loss(query, key, positive, symmetric=symmetric, logit_bias=logit_bias, **shared)
         case "labels":
@@ -63,30 +57,30 @@ class SimilarityLoss(FusedLoss):
     """
 
     def __init__(self):
-        super().__init__("similarity_loss", _reference, differentiable=3, first_gradient=1)
+        super().__init__("similarity_loss", _by_twin, differentiable=3, first_gradient=1)
         self.row_weight = self.names.index("row_weight")
 
     def __call__(self, *arguments: Any) -> tuple[Tensor]:
-        *others, reduction, grad_query, grad_key, grad_temperature = arguments
-        if reduction != _NONE:
+        tensors, options = arguments[: self.tensors], arguments[self.tensors :]
+        if not self.is_per_query(options):
             return super().__call__(*arguments)
-        arguments = (*others, reduction, False, False, False)
+        arguments = (*tensors, *self.changed(options, grad_query=False, grad_key=False, grad_temperature=False))
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return super().__call__(*arguments)
-        return self.eager(arguments, grad_query or grad_key or grad_temperature)
+        return self.eager(arguments, True in options[self.flags])
 
     def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor]:
         return output[:1]
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
-        query, key, _, *teacher = arguments[:5]
-        reduction, grad_query, grad_key, grad_temperature = arguments[-4:]
-        dtype = arithmetic(query, key, *[each for each in teacher if each is not None])
+        given = self.named(arguments)
+        query, key = given["query"], given["key"]
+        dtype = _arithmetic(query, key, given["teacher_query"], given["teacher_key"])
         return (
-            query.new_empty(query.shape[0] if reduction == _NONE else (), dtype=dtype),
-            query.new_empty(query.shape if grad_query else 0, dtype=kept_dtype(query)),
-            query.new_empty(key.shape if grad_key else 0, dtype=kept_dtype(key)),
-            query.new_empty(() if grad_temperature else 0, dtype=dtype),
+            query.new_empty(query.shape[0] if given["reduction"] == _NONE else (), dtype=dtype),
+            query.new_empty(query.shape if given["grad_query"] else 0, dtype=kept_dtype(query)),
+            query.new_empty(key.shape if given["grad_key"] else 0, dtype=kept_dtype(key)),
+            query.new_empty(() if given["grad_temperature"] else 0, dtype=dtype),
         )
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -95,7 +89,7 @@ class SimilarityLoss(FusedLoss):
             ctx.gradients = None  # whatever the op was asked for
 
     def is_per_query(self, options: tuple) -> bool:
-        return options[-1 - self.differentiable] == _NONE
+        return options[self.option["reduction"]] == _NONE
 
     def computed_again(
         self, tensors: tuple, options: tuple, upstream: Tensor, wanted: tuple[bool, ...]
@@ -104,7 +98,8 @@ class SimilarityLoss(FusedLoss):
             return super().computed_again(tensors, options, upstream, wanted)
         weight, tensors = tensors[self.row_weight], list(tensors)
         tensors[self.row_weight] = upstream if weight is None else upstream * weight
-        return self.whole(*tensors, *options[: -1 - self.differentiable], _SUM, *wanted)[self.gradients]
+        options = self.changed(options, reduction=_SUM)[: -self.differentiable]
+        return self.whole(*tensors, *options, *wanted)[self.gradients]
 
     def scaled(
         self,
@@ -121,10 +116,6 @@ class SimilarityLoss(FusedLoss):
             for gradient, want in zip(gradients, wanted)
         )
 
-    def reference(self, tensors: tuple, options: tuple) -> Tensor:
-        *numbers, reduction, _, _, _ = options
-        return self._reference(*tensors, *numbers, _NAME_OF_REDUCTION[reduction])
-
 
 def _scaled(gradient: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
     if in_place and gradient.dim() and is_plain(gradient):
@@ -133,8 +124,109 @@ def _scaled(gradient: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
     return (gradient * upstream).to(gradient.dtype)
 
 
-similarity_loss = SimilarityLoss()
-similarity_rank = torch.ops.kdkernels.similarity_rank.default
+_LOSS = SimilarityLoss()
+_RANK = torch.ops.kdkernels.similarity_rank.default
+
+
+def similarity_loss(
+    *,
+    function: str,  # the public one, whose name errors bear
+    query: Tensor,
+    key: Tensor,
+    key_target: str,
+    teacher_query: Tensor | None = None,
+    teacher_key: Tensor | None = None,
+    positive: Tensor | None = None,  # int64
+    query_labels: Tensor | None = None,  # int64
+    key_labels: Tensor | None = None,  # int64
+    own_key: int = -1,  # key own_key + j is query j; < 0: a query is none of the keys
+    logit_bias: Tensor | None = None,  # broadcastable to [Q, K]
+    temperature: float | Tensor,
+    normalize: bool,
+    symmetric: bool = False,
+    scale_by_t2: bool = False,
+    mask: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    reduction: str,
+) -> Tensor:
+    dtype = _arithmetic(query, key, teacher_query, teacher_key)
+    # The gradient of the weights is the loss of each query, which the op has only when it does not reduce.
+    learned = row_weight is not None and row_weight.requires_grad
+    denominator = as_denominator(denominator, query)
+    is_divided = denominator is not None and reduction not in ("none", "sum")
+    temperature_tensor = None
+    if isinstance(temperature, Tensor):
+        temperature_tensor, temperature = temperature.to(dtype), 1.0
+    if logit_bias is not None:
+        logit_bias = logit_bias.detach().to(dtype).expand(query.shape[0], key.shape[0])
+    grad = torch.is_grad_enabled()
+    arguments = (
+        query,
+        key,
+        temperature_tensor,
+        teacher_query,
+        teacher_key,
+        positive,
+        query_labels,
+        key_labels,
+        logit_bias,
+        mask,
+        None if learned or row_weight is None else row_weight.to(dtype),
+        temperature,
+        KEY_TARGETS[key_target],
+        normalize,
+        symmetric,
+        scale_by_t2,
+        own_key,
+        _allow_tf32(query, key),
+        REDUCTIONS["none" if learned else "sum" if is_divided else reduction],
+        grad and query.requires_grad,
+        grad and key.requires_grad,
+        grad and temperature_tensor is not None and temperature_tensor.requires_grad,
+    )
+    (loss,) = explained(_LOSS, arguments, _check_positive, function, positive, key.shape[0], mask)
+    if learned:
+        return reduce_rows(loss, mask, row_weight, reduction, key.shape[0], denominator)
+    if is_divided:
+        loss = divided(loss / key.shape[0] if reduction == "elementmean" else loss, denominator)
+    return loss
+
+
+def similarity_rank(
+    *,
+    function: str,  # the public one, whose name errors bear
+    query: Tensor,
+    key: Tensor,
+    positive: Tensor,  # int64
+    normalize: bool,
+) -> Tensor:
+    arguments = (query.detach(), key.detach(), positive, normalize, _allow_tf32(query, key))
+    return explained(_RANK, arguments, _check_positive, function, positive, key.shape[0])
+
+
+def _check_positive(function: str, positive: Tensor | None, keys: int, mask: Tensor | None = None) -> None:
+    if positive is not None:
+        _checks.positive_range(function, positive, keys, mask)
+
+
+def _arithmetic(*features: Tensor | None) -> torch.dtype:
+    return arithmetic(*[each for each in features if each is not None])
+
+
+def _allow_tf32(query: Tensor, key: Tensor) -> bool:
+    """Whether these are multiplied on tensor cores where torch would do so itself."""
+    return query.is_cuda and torch.promote_types(query.dtype, key.dtype) is torch.float32 and _tf32_is_allowed()
+
+
+def _tf32_is_allowed() -> bool:
+    # Not `allow_tf32`, which is an error once the precision has been set by its newer name.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compile cannot trace it, and compiles anew where it changes. torch.compiler.assume_constant_result does no more,
+# but imports the compiler, which takes longer than all the rest of this package.
+_tf32_is_allowed._dynamo_marked_constant = True
 
 
 @torch.library.register_fake("kdkernels::similarity_rank")
@@ -145,4 +237,4 @@ def _rank_shape(query, key, positive, normalize, allow_tf32):
 @torch.library.register_vmap("kdkernels::similarity_rank")
 def _rank_vmap(info, in_dims, *arguments):
     problems = mapped_problems(info, in_dims, arguments[:3])
-    return torch.stack([similarity_rank(*problem, *arguments[3:]) for problem in problems]), 0
+    return torch.stack([_RANK(*problem, *arguments[3:]) for problem in problems]), 0

@@ -2,64 +2,171 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import reference
-from .._names import DIVERGENCES, TEACHER_KINDS
-from .row_loss import RowLoss
+from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
+from .._shared.denominator import as_denominator, divided
+from .._shared.rows import arithmetic, reduce_rows
+from .fused_loss import explained
+from .row_loss import RowLoss, check_labels
 
-_KIND_OF = {code: name for name, code in TEACHER_KINDS.items()}
-_DIVERGENCE_OF = {code: name for name, code in DIVERGENCES.items()}
+__all__ = ["softened_kl"]
+
+_DEFAULTS = {"divergence": "forward", "beta": 0.5, "skew": 0.0, "standardize": False}  # of the twins
 
 
-def _reference(
-    student: Tensor,
-    teacher: Tensor,
+def _by_twin(
+    *,
     target: Tensor | None,
+    target_probs: Tensor | None,
     mask: Tensor | None,
-    row_weight: Tensor | None,
     row_temperature: Tensor | None,
     temperature: float,
-    source: int,
-    divergence: int,
-    beta: float,
-    target_eps: float,
+    denominator: Tensor | None,
+    mask_ignored: bool,
+    ignore_index: int,
     scale_by_t2: bool,
+    teacher_kind: str,
     kl_weight: float,
     ce_weight: float,
     label_smoothing: float,
-    ignore_index: int,
+    shared_classes: int,
     reduction: str,
-    dim: int,
+    **shared: Any,
 ) -> Tensor:
-    shared = dict(
-        temperature=temperature if row_temperature is None else row_temperature,
-        target_eps=target_eps,
-        mask=mask,
-        row_weight=row_weight,
-        reduction=reduction,
-        dim=dim,
-    )
-    if target is None:
-        return reference.softened_kl(
-            student,
-            teacher,
-            divergence=_DIVERGENCE_OF[divergence],
-            beta=beta,
-            teacher_kind=_KIND_OF[source],
-            scale_by_t2=scale_by_t2,
+    if mask_ignored:
+        labelled = target != ignore_index
+        mask = labelled if mask is None else mask & labelled
+    shared = {name: value for name, value in shared.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+    shared["temperature"] = temperature if row_temperature is None else row_temperature
+    if shared_classes:
+        shared["shared_classes"] = shared_classes
+    by = None if reduction in ("none", "sum") else denominator
+    if by is not None and reduction == "elementmean":  # the soft term alone is divided by the number of classes
+        kl_weight = kl_weight / (shared_classes or shared["student"].shape[shared["dim"]])
+    total = "sum" if by is not None else reduction
+    if target is None and target_probs is None:
+        loss = reference.softened_kl(
+            teacher_kind=teacher_kind, scale_by_t2=scale_by_t2, mask=mask, reduction=total, **shared
+        )
+        loss = loss if by is None else kl_weight * loss
+    else:
+        loss = reference.kd_loss(
+            target=target if target_probs is None else target_probs,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            mask=mask,
+            reduction=total,
             **shared,
         )
-    return reference.kd_loss(
+    return loss if by is None else divided(loss, by)
+
+
+_OP = RowLoss("softened_kl", _by_twin, differentiable=2)
+
+
+def softened_kl(
+    *,
+    function: str,  # the public one, whose name errors bear
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor | None = None,  # int64 in row shape, or a distribution in the shape of student; None: no hard term
+    temperature: float | Tensor = 1.0,  # a tensor: row shape
+    teacher_kind: str = "logits",
+    divergence: str = "forward",
+    beta: float = 0.5,
+    skew: float = 0.0,
+    target_eps: float = 0.0,
+    standardize: bool = False,
+    shared_classes: int | None = None,
+    scale_by_t2: bool = True,
+    kl_weight: float = 1.0,
+    ce_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,
+    mask_ignored: bool = False,
+    row_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    reduction: str,
+    dim: int,  # >= 0
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its parts: soft and hard term in a new first dimension, before their weights; empty without a
+    target."""
+    if row_weight is not None and row_weight.requires_grad:
+        return _with_learned_weight(**locals())
+    row_temperature, target_probs = None, None
+    if row_weight is not None:
+        row_weight = row_weight.to(arithmetic(student, teacher))
+    if isinstance(temperature, Tensor):
+        row_temperature, temperature = temperature.detach().to(arithmetic(student, teacher)), 1.0
+    if target is not None and target.dtype is not torch.int64:
+        target_probs, target = target.detach(), None
+    if denominator is not None:
+        denominator = as_denominator(denominator, student)
+    grad = torch.is_grad_enabled()
+    arguments = (
         student,
         teacher,
         target,
-        ce_weight=ce_weight,
-        kl_weight=kl_weight,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        **shared,
+        target_probs,
+        mask,
+        row_weight,
+        row_temperature,
+        denominator,
+        temperature,
+        TEACHER_KINDS[teacher_kind],
+        DIVERGENCES[divergence],
+        beta,
+        skew,
+        target_eps,
+        standardize,
+        mask_ignored,
+        shared_classes or 0,
+        scale_by_t2,
+        kl_weight,
+        ce_weight,
+        label_smoothing,
+        ignore_index,
+        REDUCTIONS[reduction],
+        0,
+        dim,
+        grad and student.requires_grad,
+        grad and teacher.requires_grad,
     )
+    return explained(_OP, arguments, check_labels, function, target, student.shape[dim], ignore_index)
 
 
-softened_kl = RowLoss("softened_kl", _reference, differentiable=2)
+def _with_learned_weight(
+    *,
+    target: Tensor | None,
+    mask: Tensor | None,
+    mask_ignored: bool,
+    row_weight: Tensor,
+    denominator: float | Tensor | None,
+    kl_weight: float,
+    ce_weight: float,
+    reduction: str,
+    **shared: Any,
+) -> tuple[Tensor, Tensor | None]:
+    student, dim = shared["student"], shared["dim"]
+    counted = mask
+    if mask_ignored:
+        labelled = target != shared["ignore_index"]
+        counted = labelled if mask is None else mask & labelled
+    denominator = as_denominator(denominator, student)
+    losses, _ = softened_kl(mask=counted, reduction="none", **shared)
+    kl = reduce_rows(losses, counted, row_weight, reduction, shared["shared_classes"] or student.shape[dim], denominator)
+    if target is None:
+        return kl, None
+    loss, parts = softened_kl(
+        target=target, kl_weight=0.0, ce_weight=ce_weight, denominator=denominator, reduction=reduction, **shared
+    )
+    loss = loss + kl_weight * kl if kl_weight else loss
+    return loss, torch.stack((kl.detach(), parts[1]))
