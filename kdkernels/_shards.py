@@ -46,7 +46,7 @@ def row_loss_with_labels(function: Callable[..., Any], arguments: dict[str, Any]
         dtype = arithmetic(student, local["teacher"])
         labelled, unmasked = (shards.total(shards.counted(local, name)) for name in ("target", "mask"))
         if reduction == "elementmean":
-            unmasked = unmasked * student.shape[shards.dim]
+            unmasked = unmasked * (local.get("shared_classes") or student.shape[shards.dim])
         if weight is None:
             weight = torch.ones_like(student.select(shards.dim, 0), dtype=dtype)
         local.update(reduction="sum", row_weight=weight.to(dtype) * (labelled / unmasked).to(dtype))
@@ -74,6 +74,7 @@ class _Shards:
         self.mesh, self.shape = logits.device_mesh, logits.shape
         self.dim = _checks.class_dimension(function, logits, arguments["dim"])
         self.row_shape = self.shape[: self.dim] + self.shape[self.dim + 1 :]
+        self.shares_classes = arguments.get("shared_classes") is not None
         self.logit_placements = [each if type(each) is Shard else Replicate() for each in logits.placements]
         for each in self.logit_placements:
             if each.is_shard(self.dim):
@@ -156,7 +157,10 @@ class _Shards:
     def _refuse_other_shapes(self, name: str, value: Tensor) -> None:
         """Here, on all processes alike: the parts may fit on some of them, which would wait for the others."""
         one_class = self.shape[: self.dim] + (1,) + self.shape[self.dim + 1 :]  # of labels
-        if value.shape not in (self.shape, one_class, self.row_shape):
+        shape = value.shape
+        if name in ("teacher", "permutation") and self.shares_classes and value.dim() == len(self.shape):
+            shape = shape[: self.dim] + self.shape[self.dim : self.dim + 1] + shape[self.dim + 1 :]
+        if shape not in (self.shape, one_class, self.row_shape):
             raise ValueError(
                 f"{self.function}: {name} must have the shape of {self.name}, {list(self.shape)}, or one value per row, "
                 f"{list(self.row_shape)}, got {list(value.shape)}"

@@ -43,6 +43,15 @@ def jsd(student, teacher, **o):
     return kd.softened_kl(student, teacher, divergence="jsd", temperature=2.0, **o)
 
 
+def skewed(student, teacher, row_weight, **o):
+    options = {"divergence": "reverse", "skew": 0.2, "standardize": True, "shared_classes": CLASSES - 1}
+    return kd.softened_kl(student, teacher, row_weight=row_weight, **options, **o)
+
+
+def total_variation(student, teacher, **o):
+    return kd.kd_loss(student, teacher, TARGET, divergence="tvd", temperature=2.0, **o)
+
+
 def cross_entropy(student, teacher, row_weight, row_temperature, **o):
     return kd.soft_cross_entropy(student, teacher, temperature=row_temperature.detach(), row_weight=row_weight, **o)
 
@@ -143,7 +152,7 @@ def with_defaults(name):
     return function
 
 
-BY_ROWS = (kl, jsd, cross_entropy, hinton, permuted, dynamic, virtual, smoothed, by_teacher, by_confidence)
+BY_ROWS = (kl, jsd, skewed, total_variation, cross_entropy, hinton, permuted, dynamic, virtual, smoothed, by_teacher, by_confidence)
 BY_ROWS += (similarity, contrast, products, supervised, bank)
 _called = {name for function in BY_ROWS for name in function.__code__.co_names}
 BY_ROWS += tuple(with_defaults(name) for name in BY_STUDENT if name not in _called)

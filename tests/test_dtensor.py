@@ -31,6 +31,9 @@ CASES = {
     "one temperature": lambda s, t, w, y, m, o, **k: kd.softened_kl(s, t, temperature=torch.tensor(2.0), **k),
     "temperatures": lambda s, t, w, y, m, o, **k: kd.soft_cross_entropy(s, t, temperature=w.detach() + 1, mask=m, **k),
     "kd of all": lambda s, t, w, y, m, o, **k: kd.kd_loss(s, t, y, **k),
+    "shared classes": lambda s, t, w, y, m, o, **k: kd.kd_loss(
+        s, t.narrow(1, 0, 5), y, mask=m, shared_classes=4, divergence="reverse", skew=0.2, standardize=True, **k
+    ),
     "dynamic": lambda s, t, w, y, m, o, **k: kd.dynamic_temperature_kl(
         s, t, y, mask=m, adjust="ps", ce_weight=0.5, return_parts=True, **k
     ),

@@ -369,7 +369,8 @@ def test_teachers_and_confidences_that_are_refused(backend):
         kd.cwtm_loss(STUDENT, TARGET)
     with refuses(ValueError, "cwtm_loss: one of teacher and confidence must be given, got both"):
         call("cwtm_loss", teacher=STUDENT, confidence=torch.ones(2))
-    with refuses(ValueError, "cwtm_loss: student [2, 3] and teacher [2, 4] must have equal shapes"):
+    rule = "cwtm_loss: student [2, 3] and teacher [2, 4] must have equal shapes"
+    with refuses(ValueError, rule + "; use shared_classes=n where the first n classes of both are the same"):
         call("cwtm_loss", teacher=torch.zeros(2, 4))
     with refuses(TypeError, "cwtm_loss: confidence must be a torch.Tensor, got float"):
         call("cwtm_loss", confidence=0.9)

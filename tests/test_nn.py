@@ -25,6 +25,9 @@ OTHER = {
     "temperature": 3.0,
     "divergence": "jsd",
     "beta": 0.2,
+    "skew": 0.0,
+    "standardize": False,
+    "shared_classes": None,
     "teacher_kind": "probs",
     "target_eps": 0.01,
     "scale_by_t2": False,
@@ -99,6 +102,10 @@ def arguments(module):
     """Tensors for its forward, in float64, and options other than the defaults."""
     parameters = inspect.signature(module).parameters
     options = {name: other(name, its.default) for name, its in parameters.items() if name != FORMER_NAME}
+    if module is kd.nn.DKPPLoss:
+        options["shared_classes"] = None  # of which permutations would have to be drawn
+    if "teacher_kind" in options and "standardize" in options:
+        options["standardize"] = False  # for logits alone
     if "normalize" in options and module is not kd.nn.DynamicTemperatureKL:
         options["normalize"] = False
     forward = inspect.signature(module.forward).parameters
@@ -142,6 +149,24 @@ def test_same_result(module, function):
     if "reduction" in options:
         loss.reduction = options["reduction"] = "none"  # a schedule may change an option
     assert_equal(loss(**given), function(**given, **options))
+
+
+def test_permutations_of_shared_classes():
+    given, _ = arguments(kd.nn.DKPPLoss)
+    given["permutation"] = given["permutation"][:, :5].argsort(1)
+    ours = kd.nn.DKPPLoss(shared_classes=5, dim=1)(**given)
+    given.update(student=given["student"][:, :5], teacher=given["teacher"][:, :5])
+    assert_equal(ours, kd.dkpp_loss(**given, dim=1))
+
+
+@pytest.mark.parametrize("module", [kd.nn.SoftenedKL, kd.nn.KDLoss])
+@pytest.mark.parametrize("options", [{"divergence": "jsd", "beta": 0.2}, {"standardize": True}, {"divergence": "tvd"}], ids=str)
+def test_options_that_exclude_each_other(module, options):
+    given, _ = arguments(module)
+    function = PAIRS[module]
+    ours = module(**options, dim=1)(**given)
+    assert_equal(ours, function(**given, **options, dim=1))
+    assert ours != function(**given, dim=1)
 
 
 def test_numpy_scalars_in_a_graph():

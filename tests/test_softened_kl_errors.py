@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,8 +57,11 @@ def test_dtype(function, name):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_shapes(function):
-    with refuses(ValueError, f"{function}: student [2, 3] and teacher [2, 4] must have equal shapes"):
+    rule = f"{function}: student [2, 3] and teacher [2, 4] must have equal shapes"
+    with refuses(ValueError, f"{rule}; use shared_classes=n where the first n classes of both are the same"):
         call(function, teacher=torch.zeros(2, 4))
+    with refuses(ValueError, rule):
+        call(function, teacher=torch.zeros(2, 4), dim=0)
     with refuses(ValueError, f"{function}: student [2, 3] and teacher [3] must have equal shapes"):
         call(function, teacher=torch.zeros(3))
     scalar = torch.zeros(())
@@ -126,6 +130,11 @@ def test_names():
         "softened_kl: divergence must be one of 'forward', 'reverse', 'jsd', 'cross_entropy', 'tvd', got 'backward'",
     ):
         call(divergence="backward")
+    with refuses(
+        ValueError,
+        "kd_loss: divergence must be one of 'forward', 'reverse', 'jsd', 'cross_entropy', 'tvd', got None",
+    ):
+        call("kd_loss", divergence=None)
     for function in FUNCTIONS[:2]:
         with refuses(
             ValueError,
@@ -140,6 +149,62 @@ def test_names():
             call(function, reduction=None)
         with refuses(ValueError, f"{rule} []"):
             call(function, reduction=[])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_shared_classes(function):
+    wider = torch.zeros(2, 5)
+    assert call(function, teacher=wider, shared_classes=3).isfinite()
+    assert call(function, teacher=wider, shared_classes=np.int64(2)).isfinite()
+    for bad in (0, -1, 4, 2**40):
+        with refuses(
+            ValueError,
+            f"{function}: shared_classes must be at least 1 and at most the number of classes of student, 3, and of "
+            f"teacher, 5, got {bad}",
+        ):
+            call(function, teacher=wider, shared_classes=bad)
+    for bad, name in ((2.0, "float"), (True, "bool"), ("3", "str")):
+        with refuses(TypeError, f"{function}: shared_classes must be an int, got {name}"):
+            call(function, teacher=wider, shared_classes=bad)
+    for teacher in (torch.zeros(3, 5), torch.zeros(3)):
+        with refuses(
+            ValueError,
+            f"{function}: student [2, 3] and teacher {list(teacher.shape)} must have equal shapes but for their classes, "
+            "with dim=1",
+        ):
+            call(function, teacher=teacher, shared_classes=3)
+    with refuses(ValueError, f"{function}: student and teacher must be on one device, got cpu and meta"):
+        call(function, teacher=torch.zeros(2, 5, device="meta"), shared_classes=3)
+
+
+@pytest.mark.parametrize("function", ["softened_kl", "kd_loss"])
+def test_skew(function):
+    for divergence in ("forward", "reverse"):
+        for value in (-0.1, 1, 1.0, nan, inf):
+            with refuses(ValueError, f"{function}: skew must be in [0, 1), got {value}"):
+                call(function, divergence=divergence, skew=value)
+        assert call(function, divergence=divergence, skew=np.float32(0.5)).isfinite()
+    for divergence in ("jsd", "tvd", "cross_entropy"):
+        assert call(function, divergence=divergence, skew=0).isfinite()
+        with refuses(
+            ValueError,
+            f"{function}: skew must be 0 for divergence='{divergence}', got 0.1; "
+            "use divergence='forward' or divergence='reverse'",
+        ):
+            call(function, divergence=divergence, skew=0.1)
+    with refuses(TypeError, f"{function}: skew must be a number, got Tensor; use skew.item()"):
+        call(function, skew=torch.tensor(0.5))
+
+
+def test_standardize():
+    for function in ("softened_kl", "kd_loss"):
+        with refuses(TypeError, f"{function}: standardize must be a bool, got int"):
+            call(function, standardize=1)
+    for kind in ("probs", "log_probs"):
+        with refuses(
+            ValueError, f"softened_kl: standardize must be False for teacher_kind='{kind}', which is no logits"
+        ):
+            call(teacher_kind=kind, standardize=True)
 
 
 def test_beta():

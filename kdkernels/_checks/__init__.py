@@ -56,6 +56,9 @@ from .rows import (
     row_weight,
     same_shape,
     several_classes,
+    shared_classes,
+    skew,
+    standardized,
     temperature,
 )
 from .similarity import (

@@ -17,6 +17,7 @@ from .common import (
     integer,
     integer_range,
     integer_tensor,
+    number,
     one_temperature,
     positive,
     readable,
@@ -51,21 +52,52 @@ def logits_alone(function: str, student: Any, dim: int) -> int:
     return class_dimension(function, student, dim)
 
 
-def pair(function: str, student: Any, teacher: Any, dim: int) -> int:
+def pair(function: str, student: Any, teacher: Any, dim: int, *, equal_classes: bool = True) -> int:
     """Student and teacher, row against row; returns `dim` counted from the front."""
     float_tensor(function, "student", student)
     float_tensor(function, "teacher", teacher)
-    same_shape(function, student, teacher)
-    same_device(function, "teacher", teacher, student)
-    return class_dimension(function, student, dim)
-
-
-def same_shape(function: str, student: Tensor, teacher: Tensor) -> None:
-    if student.shape != teacher.shape:
+    if equal_classes:
+        same_shape(function, student, teacher, dim)
+        same_device(function, "teacher", teacher, student)
+        return class_dimension(function, student, dim)
+    dim = class_dimension(function, student, dim)
+    if not _differ_in_classes(student, teacher, dim):
         raise ValueError(
-            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} "
-            "must have equal shapes"
+            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} must have equal shapes but for "
+            f"their classes, with dim={dim}"
         )
+    same_device(function, "teacher", teacher, student)
+    return dim
+
+
+def shared_classes(function: str, value: Any, student: Tensor, teacher: Tensor, dim: int) -> int:
+    """How many classes are compared, the first of both."""
+    value = integer(function, "shared_classes", value)
+    ours, theirs = student.shape[dim], teacher.shape[dim]
+    if not 1 <= value <= min(ours, theirs):
+        raise ValueError(
+            f"{function}: shared_classes must be at least 1 and at most the number of classes of student, {ours}, and of "
+            f"teacher, {theirs}, got {value}"
+        )
+    return value
+
+
+def same_shape(function: str, student: Tensor, teacher: Tensor, dim: int | None = None) -> None:
+    """`dim`: where student and teacher may share their first classes only."""
+    if student.shape == teacher.shape:
+        return
+    remedy = ""
+    if isinstance(dim, int) and -student.dim() <= dim < student.dim() and _differ_in_classes(student, teacher, dim):
+        remedy = "; use shared_classes=n where the first n classes of both are the same"
+    raise ValueError(
+        f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} must have equal shapes{remedy}"
+    )
+
+
+def _differ_in_classes(student: Tensor, teacher: Tensor, dim: int) -> bool:
+    """At most."""
+    ours, theirs = list(student.shape), list(teacher.shape)
+    return len(ours) == len(theirs) and ours[:dim] + ours[dim:][1:] == theirs[:dim] + theirs[dim:][1:]
 
 
 def several_classes(function: str, logits: Tensor, dim: int) -> None:
@@ -100,6 +132,27 @@ def mixture_weight(function: str, divergence: str, beta: Any) -> float:
             "use divergence='forward' or divergence='reverse'"
         )
     return beta
+
+
+def skew(function: str, divergence: str, value: Any) -> float:
+    """The first distribution's part in the mixture that stands for the second, which only two divergences know."""
+    value = number(function, "skew", value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{function}: skew must be in [0, 1), got {value}")
+    if value and divergence not in ("forward", "reverse"):
+        raise ValueError(
+            f"{function}: skew must be 0 for divergence={divergence!r}, got {value}; "
+            "use divergence='forward' or divergence='reverse'"
+        )
+    return value
+
+
+def standardized(function: str, teacher_kind: str, value: Any) -> bool:
+    """Only logits have a mean and a deviation to be freed of."""
+    value = flag(function, "standardize", value)
+    if value and teacher_kind != "logits":
+        raise ValueError(f"{function}: standardize must be False for teacher_kind={teacher_kind!r}, which is no logits")
+    return value
 
 
 def row_tensor(function: str, name: str, tensor: Tensor, logits: Tensor, dim: int) -> None:

@@ -20,6 +20,7 @@ def dkpp_loss(
     permutation: Tensor | None = None,  # the same shape, integers
     generator: torch.Generator | None = None,
     temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
+    shared_classes: int | None = None,
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
@@ -42,7 +43,8 @@ def dkpp_loss(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: logits, same shape and device, any of those dtypes; a constant.
+        teacher: logits, same shape (but for the classes, with `shared_classes`) and device, any of those dtypes; a
+            constant.
         permutation: class c gets the teacher's probability of class `permutation[..., c]` (along `dim`); of any
             integer dtype, each of 0..C-1 once per row, applied as it is. Another is a ValueError on the CPU; on
             CUDA, where asking would stall, a class out of range makes its row NaN. None draws one per row and
@@ -51,6 +53,8 @@ def dkpp_loss(
             `torch.compile` only the default one serves, and inside `torch.vmap` give the permutation.
         temperature: T, finite and > 0, or a constant tensor of one number; 1 is the paper's. A tensor that is not
             read (see `kdkernels.functional`) costs the teacher's logits and the permutation in memory.
+        shared_classes: compare only so many classes, the first of both, whose widths may then differ (padded
+            vocabularies). The permutation is one of these, and has their number in the place of C.
         mask: bool, row shape. False rows are not computed and not counted.
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
         reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
@@ -73,7 +77,10 @@ def dkpp_loss(
     """
     if is_sharded(student):
         return row_loss(dkpp_loss, locals(), "mask")
-    dim = _checks.pair("dkpp_loss", student, teacher, dim)
+    dim = _checks.pair("dkpp_loss", student, teacher, dim, equal_classes=shared_classes is None)
+    if shared_classes is not None:
+        shared_classes = _checks.shared_classes("dkpp_loss", shared_classes, student, teacher, dim)
+        student, teacher = (logits.narrow(dim, 0, shared_classes) for logits in (student, teacher))
     if permutation is not None:
         permutation = _checks.permutation("dkpp_loss", permutation, student)
     if generator is not None:

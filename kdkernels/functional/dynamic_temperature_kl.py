@@ -19,6 +19,7 @@ def dynamic_temperature_kl(
     target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions
+    shared_classes: int | None = None,
     beta: float = 1.0,
     gamma: float = 1.0,
     mode: str = "flsw",
@@ -62,12 +63,15 @@ def dynamic_temperature_kl(
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0,
             but the cosine of `"flsw"` needs finite logits.
-        teacher: logits, same shape and device, any of those dtypes. `"flsw"` looks at what `"ps"` made of
-            them.
+        teacher: logits, same shape (but for the classes, with `shared_classes`) and device, any of those dtypes.
+            `"flsw"` looks at what `"ps"` made of them.
         target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
             be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
             CUDA, where asking would stall, it makes its row NaN in whatever depends on it.
         temperature: finite and > 0, or a constant tensor of one number; the mean of the T_i where none is clamped.
+        shared_classes: hardness, adjustment and KL see only so many classes, the first of both, whose widths may then
+            differ (padded vocabularies). A row whose label is beyond them is not adjusted. The cross entropy sees all
+            classes of the student.
         beta: slope, finite and >= 0; 0 is a constant temperature. Of order 1 for `"flsw"`, 4 / C for
             `"cwsm"`, and ten times that or more with `normalize="l1"`.
         gamma: exponent of `"flsw"`, finite and >= 0.
@@ -111,7 +115,9 @@ def dynamic_temperature_kl(
     """
     if is_sharded(student):
         return row_loss_with_labels(dynamic_temperature_kl, locals())
-    dim = _checks.pair("dynamic_temperature_kl", student, teacher, dim)
+    dim = _checks.pair("dynamic_temperature_kl", student, teacher, dim, equal_classes=shared_classes is None)
+    if shared_classes is not None:
+        shared_classes = _checks.shared_classes("dynamic_temperature_kl", shared_classes, student, teacher, dim)
     target = _checks.labels("dynamic_temperature_kl", target, student, dim)
     ignore_index = _checks.integer("dynamic_temperature_kl", "ignore_index", ignore_index)
     temperature = _checks.one_temperature("dynamic_temperature_kl", temperature, student, "student")
@@ -140,6 +146,7 @@ def dynamic_temperature_kl(
             teacher,
             target,
             temperature=temperature,
+            shared_classes=shared_classes,
             beta=beta,
             gamma=gamma,
             mode=mode,
@@ -158,6 +165,11 @@ def dynamic_temperature_kl(
             group=group,
         )
 
+    whole, labels = student, target
+    if shared_classes is not None:
+        _checks.label_range("dynamic_temperature_kl", target, student.shape[dim], ignore_index)
+        student, teacher = (logits.narrow(dim, 0, shared_classes) for logits in (student, teacher))
+        target = torch.where((target >= shared_classes) & (target < whole.shape[dim]), ignore_index, target)
     row_temperature = None
     if mode == "const":
         if isinstance(temperature, Tensor):  # the op takes a number, or one per row
@@ -191,7 +203,7 @@ def dynamic_temperature_kl(
         normalize=normalize,
         t_min=t_min,
         scale_by_t2=scale_by_t2,
-        ce_weight=ce_weight,
+        ce_weight=ce_weight if shared_classes is None else 0.0,
         return_parts=return_parts,
         ignore_index=ignore_index,
         mask=mask,
@@ -199,4 +211,15 @@ def dynamic_temperature_kl(
         reduction=reduction,
         dim=dim,
     )
+    if shared_classes is not None and (ce_weight or return_parts):
+        ce, _ = ops.label_loss(
+            function="dynamic_temperature_kl",
+            student=whole,
+            target=labels,
+            ignore_index=ignore_index,
+            reduction="batchmean" if reduction == "elementmean" else reduction,
+            dim=dim,
+        )
+        loss = loss + ce_weight * ce if ce_weight else loss
+        parts = (parts[0], ce.detach()) if return_parts else parts
     return (loss, {"kl": parts[0], "ce": parts[1], "temperature": row_temperature}) if return_parts else loss

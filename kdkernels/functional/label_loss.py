@@ -212,9 +212,10 @@ def label_smoothing_loss(
 def cwtm_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
-    teacher: Tensor | None = None,  # the shape and device of student, logits
+    teacher: Tensor | None = None,  # logits, the shape and device of student
     *,
     confidence: Tensor | None = None,  # row shape, float in [0, 1]
+    shared_classes: int | None = None,
     normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
@@ -238,8 +239,12 @@ def cwtm_loss(
         target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
             be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
             CUDA, where asking would stall, it makes its row NaN.
-        teacher: logits, same shape and device, any of those dtypes; a constant. Either this or `confidence`.
+        teacher: logits, same shape (but for the classes, with `shared_classes`) and device, any of those dtypes; a
+            constant. Either this or `confidence`.
         confidence: the teacher's largest probabilities as they were stored, in [0, 1], a constant.
+        shared_classes: the confidence is the largest of so many probabilities, the softmax of the teacher's first
+            logits, of which there may then be more or fewer than the student's (padded vocabularies). The cross entropy
+            sees all classes of the student.
         normalize: divide confidences by their mean over the rows that are not ignored; else `w = c`, which
             makes the loss, and so the learning rate, smaller by about the mean confidence. If all
             confidences are 0, so is the loss.
@@ -273,7 +278,9 @@ def cwtm_loss(
     if teacher is None:
         dim = _checks.logits_alone("cwtm_loss", student, dim)
     else:
-        dim = _checks.pair("cwtm_loss", student, teacher, dim)
+        dim = _checks.pair("cwtm_loss", student, teacher, dim, equal_classes=shared_classes is None)
+        if shared_classes is not None:
+            shared_classes = _checks.shared_classes("cwtm_loss", shared_classes, student, teacher, dim)
     target = _checks.labels("cwtm_loss", target, student, dim)
     ignore_index = _checks.integer("cwtm_loss", "ignore_index", ignore_index)
     normalize = _checks.normalization("cwtm_loss", normalize, normalise)
@@ -289,6 +296,7 @@ def cwtm_loss(
             target,
             teacher,
             confidence=confidence,
+            shared_classes=shared_classes,
             normalize=normalize,
             ignore_index=ignore_index,
             reduction=reduction,
@@ -296,17 +304,16 @@ def cwtm_loss(
             group=group,
         )
 
+    if teacher is not None and (shared_classes is not None or (group is not None and normalize)):
+        _checks.label_range("cwtm_loss", target, student.shape[dim], ignore_index)
+        confidence = ops.row_statistics(
+            function="cwtm_loss",
+            rows=teacher.narrow(dim, 0, shared_classes or student.shape[dim]),
+            statistic="confidence",
+            dim=dim,
+        )
+        teacher = None
     if group is not None and normalize:
-        if confidence is None:
-            confidence = ops.row_statistics(
-                function="cwtm_loss",
-                rows=teacher,
-                target=target,
-                statistic="confidence",
-                ignore_index=ignore_index,
-                dim=dim,
-            )
-            teacher = None
         confidence = confidence.detach().to(arithmetic(student))
         confidence = confidence_weights(confidence, target != ignore_index, group)
         normalize = False

@@ -17,7 +17,10 @@ def softened_kl(
     temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions or the row shape
     divergence: str = "forward",
     beta: float = 0.5,
+    skew: float = 0.0,
     teacher_kind: str = "logits",
+    standardize: bool = False,
+    shared_classes: int | None = None,
     target_eps: float = 0.0,
     scale_by_t2: bool = True,
     mask: Tensor | None = None,  # row shape, bool
@@ -29,11 +32,12 @@ def softened_kl(
 
     With `q = softmax(student / T)`, `p = softmax(teacher / T) + target_eps` and per row `w`::
 
-        forward    w T^2 sum_c p_c (log p_c - log q_c)
-        reverse    w T^2 sum_c q_c (log q_c - log p_c)
+        forward    w T^2 sum_c p_c (log p_c - log m_c),  m = skew p + (1 - skew) q
+        reverse    w T^2 sum_c q_c (log q_c - log m_c),  m = (1 - skew) p + skew q
         jsd        w T^2 [beta KL(p || m) + (1 - beta) KL(q || m)],  m = beta p + (1 - beta) q
+        tvd        w T^2 sum_c |p_c - q_c| / 2
 
-    For logits `[N, C]` the first is::
+    Without `skew` the first is, for logits `[N, C]`::
 
         T * T * F.kl_div(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1), reduction="batchmean")
 
@@ -41,15 +45,25 @@ def softened_kl(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
+        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient is
+            computed where it requires one.
         temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
             the logits without `dim`). A tensor is a constant.
-        divergence: `"forward"`, `"reverse"`, `"jsd"`, or `"cross_entropy"`, which is `soft_cross_entropy`.
+        divergence: `"forward"`, `"reverse"`, `"jsd"`, `"tvd"` (total variation; its gradient is 0 in a class where
+            `p = q`), or `"cross_entropy"`, which is `soft_cross_entropy`.
         beta: weight of the teacher in the mixture of `"jsd"`, in (0, 1); 0.5 is the symmetric divergence. At 0 and 1,
             which are an error, `"jsd"` is 0 everywhere: for what other libraries compute there give `"forward"` or
             `"reverse"`.
+        skew: in [0, 1), for `"forward"` and `"reverse"` alone. Above 0 the loss is finite, at most `-log(skew)` before
+            the factors and without `target_eps`, even where one of the two has probability 0; 0.1 is the paper's.
         teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
             are not renormalised; T then applies to the student alone.
+        standardize: replace the logits of both, row by row, by `(z - mean) / (s + 1e-7)` first, with the sample
+            standard deviation s; `teacher_kind="logits"` alone. The student then matches the teacher's logits up to
+            their scale and offset. A constant row becomes 0 and has gradient 0, and so has one of one class. A logit of
+            `-inf` remains a class of probability 0 and counts neither in the mean nor in s.
+        shared_classes: compare only so many classes, the first of both, whose widths may then differ (padded
+            vocabularies). Softmax, `standardize` and `"elementmean"` go over these alone; gradients beyond are 0.
         target_eps: added to every target probability, >= 0, without renormalising.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
         mask: bool, row shape. False rows are not computed and not counted.
@@ -67,13 +81,20 @@ def softened_kl(
     Source:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         https://arxiv.org/abs/1503.02531, section 2. `"jsd"` and `"reverse"`: Agarwal et al., "On-Policy
-        Distillation of Language Models", 2024, https://arxiv.org/abs/2306.13649, equation 1 and section 2.
+        Distillation of Language Models", 2024, https://arxiv.org/abs/2306.13649, equation 1 and section 2. `skew`: Ko
+        et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models", ICML 2024,
+        https://arxiv.org/abs/2402.03898, section 3.1. `"tvd"`: Wen et al., "f-Divergence Minimization for
+        Sequence-Level Knowledge Distillation", ACL 2023, https://arxiv.org/abs/2307.15190.
+        `standardize`: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024,
+        https://arxiv.org/abs/2403.01993, and the authors' code.
 
     >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     >>> softened_kl(student, teacher, temperature=2.0)
     tensor(1.2806)
     >>> softened_kl(student, student, temperature=2.0)
     tensor(0.)
+    >>> softened_kl(student, teacher, divergence="tvd")
+    tensor(0.5752)
     """
     if is_sharded(student):
         return row_loss(softened_kl, locals(), "mask")
@@ -84,7 +105,10 @@ def softened_kl(
         temperature,
         divergence,
         beta,
+        skew,
         teacher_kind,
+        standardize,
+        shared_classes,
         target_eps,
         scale_by_t2,
         mask,
@@ -100,6 +124,7 @@ def soft_cross_entropy(
     *,
     temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions or the row shape
     teacher_kind: str = "logits",
+    shared_classes: int | None = None,
     target_eps: float = 0.0,
     scale_by_t2: bool = True,
     mask: Tensor | None = None,  # row shape, bool
@@ -119,11 +144,14 @@ def soft_cross_entropy(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: same shape and device, any of those dtypes. Its gradient is computed where it requires one.
+        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient is
+            computed where it requires one.
         temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
             the logits without `dim`). A tensor is a constant.
         teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
             are not renormalised; T then applies to the student alone.
+        shared_classes: compare only so many classes, the first of both, whose widths may then differ (padded
+            vocabularies). Softmax and `"elementmean"` go over these alone; gradients beyond are 0.
         target_eps: added to every target probability, >= 0, without renormalising.
         scale_by_t2: multiply by T^2, which keeps the size of the gradient when T changes.
         mask: bool, row shape. False rows are not computed and not counted.
@@ -155,7 +183,10 @@ def soft_cross_entropy(
         temperature,
         "cross_entropy",
         0.5,
+        0.0,
         teacher_kind,
+        False,
+        shared_classes,
         target_eps,
         scale_by_t2,
         mask,
@@ -171,6 +202,11 @@ def kd_loss(
     target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions or the row shape
+    divergence: str = "forward",
+    beta: float = 0.5,
+    skew: float = 0.0,
+    standardize: bool = False,
+    shared_classes: int | None = None,
     ce_weight: float = 1.0,
     kl_weight: float = 1.0,
     label_smoothing: float = 0.0,
@@ -186,7 +222,9 @@ def kd_loss(
 
     With `q = softmax(student / T)` and `p = softmax(teacher / T) + target_eps`::
 
-        ce_weight * CE(student, target) + kl_weight * T^2 sum_c p_c (log p_c - log q_c)
+        ce_weight * CE(student, target) + kl_weight * T^2 D(p, q)
+
+    where D is that of `softened_kl`, by default `sum_c p_c (log p_c - log q_c)`.
 
     For logits `[N, C]` that is::
 
@@ -197,13 +235,18 @@ def kd_loss(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: logits, same shape and device, any of those dtypes. Its gradient is computed where it
-            requires one.
+        teacher: logits, same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its
+            gradient is computed where it requires one.
         target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
             be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
             CUDA, where asking would stall, it makes its row NaN.
         temperature: T of the divergence, finite and > 0; a number, a tensor of one number, or a float tensor in row
             shape. A tensor is a constant. 4 is the usual choice on CIFAR (Tian, Krishnan, Isola 2020).
+        divergence, beta, skew, standardize: D, as in `softened_kl`. The cross entropy sees the student's logits as they
+            are.
+        shared_classes: D compares only so many classes, the first of both, whose widths may then differ (padded
+            vocabularies). The cross entropy sees all classes of the student, and beyond these the gradient comes from
+            it alone.
         ce_weight, kl_weight: finite and >= 0. A term of weight 0 adds exactly 0, even where it is infinite.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, in [0, 1].
         target_eps: added to every probability of the teacher, >= 0, without renormalising.
@@ -234,10 +277,16 @@ def kd_loss(
     """
     if is_sharded(student):
         return row_loss_with_labels(kd_loss, locals())
-    dim = _checks.pair("kd_loss", student, teacher, dim)
+    dim = _checks.pair("kd_loss", student, teacher, dim, equal_classes=shared_classes is None)
+    if shared_classes is not None:
+        shared_classes = _checks.shared_classes("kd_loss", shared_classes, student, teacher, dim)
     target = _checks.labels("kd_loss", target, student, dim)
     ignore_index = _checks.integer("kd_loss", "ignore_index", ignore_index)
     temperature = _checks.temperature("kd_loss", temperature, student, dim)
+    _checks.one_of("kd_loss", "divergence", divergence, DIVERGENCES)
+    beta = _checks.mixture_weight("kd_loss", divergence, beta)
+    skew = _checks.skew("kd_loss", divergence, skew)
+    standardize = _checks.flag("kd_loss", "standardize", standardize)
     ce_weight = _checks.not_negative("kd_loss", "ce_weight", ce_weight)
     kl_weight = _checks.not_negative("kd_loss", "kl_weight", kl_weight)
     label_smoothing = _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
@@ -249,12 +298,18 @@ def kd_loss(
     if row_weight is not None:
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
-    if not _backend.use_library("kd_loss", student):
+    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
+    if by_twin or not _backend.use_library("kd_loss", student):
         return reference.kd_loss(
             student,
             teacher,
             target,
             temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            skew=skew,
+            standardize=standardize,
+            shared_classes=shared_classes,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
             label_smoothing=label_smoothing,
@@ -273,6 +328,11 @@ def kd_loss(
         teacher=teacher,
         target=target,
         temperature=temperature,
+        divergence=divergence,
+        beta=beta,
+        skew=skew,
+        standardize=standardize,
+        shared_classes=shared_classes,
         target_eps=target_eps,
         kl_weight=kl_weight,
         ce_weight=ce_weight,
@@ -293,7 +353,10 @@ def _divergence_loss(
     temperature: float | Tensor,
     divergence: str,
     beta: float,
+    skew: float,
     teacher_kind: str,
+    standardize: bool,
+    shared_classes: int | None,
     target_eps: float,
     scale_by_t2: bool,
     mask: Tensor | None,
@@ -301,11 +364,15 @@ def _divergence_loss(
     reduction: str,
     dim: int,
 ) -> Tensor:
-    dim = _checks.pair(function, student, teacher, dim)
+    dim = _checks.pair(function, student, teacher, dim, equal_classes=shared_classes is None)
+    if shared_classes is not None:
+        shared_classes = _checks.shared_classes(function, shared_classes, student, teacher, dim)
     temperature = _checks.temperature(function, temperature, student, dim)
     _checks.one_of(function, "divergence", divergence, DIVERGENCES)
     beta = _checks.mixture_weight(function, divergence, beta)
+    skew = _checks.skew(function, divergence, skew)
     _checks.one_of(function, "teacher_kind", teacher_kind, TEACHER_KINDS)
+    standardize = _checks.standardized(function, teacher_kind, standardize)
     target_eps = _checks.not_negative(function, "target_eps", target_eps)
     scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
@@ -314,14 +381,18 @@ def _divergence_loss(
     if row_weight is not None:
         _checks.row_weight(function, row_weight, student, dim)
 
-    if not _backend.use_library(function, student):
+    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
+    if by_twin or not _backend.use_library(function, student):
         return reference.softened_kl(
             student,
             teacher,
             temperature=temperature,
             divergence=divergence,
             beta=beta,
+            skew=skew,
             teacher_kind=teacher_kind,
+            standardize=standardize,
+            shared_classes=shared_classes,
             target_eps=target_eps,
             scale_by_t2=scale_by_t2,
             mask=mask,
@@ -338,6 +409,9 @@ def _divergence_loss(
         teacher_kind=teacher_kind,
         divergence=divergence,
         beta=beta,
+        skew=skew,
+        standardize=standardize,
+        shared_classes=shared_classes,
         target_eps=target_eps,
         scale_by_t2=scale_by_t2,
         mask=mask,

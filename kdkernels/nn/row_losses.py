@@ -34,7 +34,10 @@ class SoftenedKL(Loss):
         temperature: float | Tensor = 1.0,
         divergence: str = "forward",
         beta: float = 0.5,
+        skew: float = 0.0,
         teacher_kind: str = "logits",
+        standardize: bool = False,
+        shared_classes: int | None = None,
         target_eps: float = 0.0,
         scale_by_t2: bool = True,
         reduction: str = "batchmean",
@@ -44,7 +47,10 @@ class SoftenedKL(Loss):
             temperature=temperature,
             divergence=divergence,
             beta=beta,
+            skew=skew,
             teacher_kind=teacher_kind,
+            standardize=standardize,
+            shared_classes=shared_classes,
             target_eps=target_eps,
             scale_by_t2=scale_by_t2,
             reduction=reduction,
@@ -70,6 +76,7 @@ class SoftCrossEntropy(Loss):
         *,
         temperature: float | Tensor = 1.0,
         teacher_kind: str = "logits",
+        shared_classes: int | None = None,
         target_eps: float = 0.0,
         scale_by_t2: bool = True,
         reduction: str = "batchmean",
@@ -78,6 +85,7 @@ class SoftCrossEntropy(Loss):
         super().__init__(
             temperature=temperature,
             teacher_kind=teacher_kind,
+            shared_classes=shared_classes,
             target_eps=target_eps,
             scale_by_t2=scale_by_t2,
             reduction=reduction,
@@ -104,6 +112,11 @@ class KDLoss(Loss):
         self,
         *,
         temperature: float | Tensor = 4.0,
+        divergence: str = "forward",
+        beta: float = 0.5,
+        skew: float = 0.0,
+        standardize: bool = False,
+        shared_classes: int | None = None,
         ce_weight: float = 1.0,
         kl_weight: float = 1.0,
         label_smoothing: float = 0.0,
@@ -115,6 +128,11 @@ class KDLoss(Loss):
     ):
         super().__init__(
             temperature=temperature,
+            divergence=divergence,
+            beta=beta,
+            skew=skew,
+            standardize=standardize,
+            shared_classes=shared_classes,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
             label_smoothing=label_smoothing,
@@ -209,6 +227,7 @@ class CWTMLoss(Loss):
     def __init__(
         self,
         *,
+        shared_classes: int | None = None,
         normalize: bool = True,
         ignore_index: int = -100,
         reduction: str = "batchmean",
@@ -217,6 +236,7 @@ class CWTMLoss(Loss):
         normalise: bool | None = None,
     ):
         super().__init__(
+            shared_classes=shared_classes,
             normalize=_checks.normalization("CWTMLoss", normalize, normalise),
             ignore_index=ignore_index,
             reduction=reduction,
@@ -242,10 +262,11 @@ class DKPPLoss(Loss):
         self,
         *,
         temperature: float | Tensor = 1.0,
+        shared_classes: int | None = None,
         reduction: str = "batchmean",
         dim: int = -1,
     ):
-        super().__init__(temperature=temperature, reduction=reduction, dim=dim)
+        super().__init__(temperature=temperature, shared_classes=shared_classes, reduction=reduction, dim=dim)
 
     def forward(
         self,
@@ -275,6 +296,7 @@ class DynamicTemperatureKL(Loss):
         self,
         *,
         temperature: float | Tensor = 4.0,
+        shared_classes: int | None = None,
         beta: float = 1.0,
         gamma: float = 1.0,
         mode: str = "flsw",
@@ -292,6 +314,7 @@ class DynamicTemperatureKL(Loss):
     ):
         super().__init__(
             temperature=temperature,
+            shared_classes=shared_classes,
             beta=beta,
             gamma=gamma,
             mode=mode,

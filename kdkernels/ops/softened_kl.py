@@ -16,8 +16,6 @@ from .row_loss import RowLoss, check_labels
 
 __all__ = ["softened_kl"]
 
-_DEFAULTS = {"divergence": "forward", "beta": 0.5, "skew": 0.0, "standardize": False}  # of the twins
-
 
 def _by_twin(
     *,
@@ -41,10 +39,8 @@ def _by_twin(
     if mask_ignored:
         labelled = target != ignore_index
         mask = labelled if mask is None else mask & labelled
-    shared = {name: value for name, value in shared.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
     shared["temperature"] = temperature if row_temperature is None else row_temperature
-    if shared_classes:
-        shared["shared_classes"] = shared_classes
+    shared["shared_classes"] = shared_classes or None
     by = None if reduction in ("none", "sum") else denominator
     if by is not None and reduction == "elementmean":  # the soft term alone is divided by the number of classes
         kl_weight = kl_weight / (shared_classes or shared["student"].shape[shared["dim"]])

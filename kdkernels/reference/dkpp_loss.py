@@ -14,17 +14,20 @@ __all__ = ["dkpp_loss"]
 
 def dkpp_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
-    teacher: Tensor,  # the same shape, logits; constant
+    teacher: Tensor,  # logits, the same shape where shared_classes is None; constant
     *,
-    permutation: Tensor | None = None,  # the same shape, int64; None: drawn
+    permutation: Tensor | None = None,  # the shape of what is compared, int64; None: drawn
     generator: torch.Generator | None = None,
     temperature: float | Tensor = 1.0,  # > 0; a tensor has no dimensions
+    shared_classes: int | None = None,
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
     dim: int = -1,
 ) -> Tensor:
     dim %= student.dim()
+    if shared_classes is not None:
+        student, teacher = (logits.narrow(dim, 0, shared_classes) for logits in (student, teacher))
     teacher = teacher.detach()
     if permutation is None:
         permutation = draw_permutation(teacher, generator, dim)

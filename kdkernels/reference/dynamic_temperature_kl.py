@@ -23,10 +23,11 @@ __all__ = ["dynamic_temperature_kl"]
 
 def dynamic_temperature_kl(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
-    teacher: Tensor,  # the same shape, logits; constant
+    teacher: Tensor,  # logits, the same shape where shared_classes is None; constant
     target: Tensor,  # row shape, int64 labels or ignore_index
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions
+    shared_classes: int | None = None,
     beta: float = 1.0,
     gamma: float = 1.0,
     mode: str = "flsw",
@@ -47,6 +48,11 @@ def dynamic_temperature_kl(
     dim %= student.dim()
     dtype = arithmetic(student, teacher)
     _checks.label_range("dynamic_temperature_kl", target, student.shape[dim], ignore_index)
+    whole, labels = student, target
+    if shared_classes is not None:
+        student, teacher = (logits.narrow(dim, 0, shared_classes) for logits in (student, teacher))
+        # A row whose label is beyond the shared classes is not adjusted.
+        target = torch.where((target >= shared_classes) & (target < whole.shape[dim]), ignore_index, target)
     if mode == "const":
         row_temperature = constant_temperature(temperature, target, dtype)
     else:
@@ -75,6 +81,7 @@ def dynamic_temperature_kl(
         row_weight=row_weight,
         reduction=reduction,
         dim=dim,
+        hard=(whole.to(dtype), labels),
     )
     return (loss, {**parts, "temperature": row_temperature}) if return_parts else loss
 
@@ -94,6 +101,7 @@ def adjusted_kl(
     row_weight: Tensor | None,
     reduction: str,
     dim: int,
+    hard: tuple[Tensor, Tensor] | None = None,  # logits and labels of the cross entropy, if others
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss at given temperatures, and its parts."""
     student, teacher = (logits.to(arithmetic(student, teacher)) for logits in (student, teacher.detach()))
@@ -116,8 +124,9 @@ def adjusted_kl(
         reduction=reduction,
         dim=dim,
     )
-    losses = hard_losses(student, target, 0.0, ignore_index, dim)
-    ce = reduce_rows(losses, target != ignore_index, None, reduction, classes=1)
+    logits, labels = hard or (student, target)
+    losses = hard_losses(logits, labels, 0.0, ignore_index, dim)
+    ce = reduce_rows(losses, labels != ignore_index, None, reduction, classes=1)
     loss = kl + ce_weight * ce if ce_weight else kl  # a weight of 0 silences even an infinite term
     return loss, {"kl": kl.detach(), "ce": ce.detach()}
 

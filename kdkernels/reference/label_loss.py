@@ -79,9 +79,10 @@ def label_smoothing_loss(
 def cwtm_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     target: Tensor,  # row shape, int64 labels or ignore_index
-    teacher: Tensor | None = None,  # the shape of student, logits; constant
+    teacher: Tensor | None = None,  # logits, the shape of student where shared_classes is None; constant
     *,
     confidence: Tensor | None = None,  # row shape, in [0, 1]: the teacher's largest probabilities
+    shared_classes: int | None = None,
     normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
@@ -91,6 +92,8 @@ def cwtm_loss(
 ) -> Tensor:
     normalize = _checks.normalization("cwtm_loss", normalize, normalise)
     _checks.label_range("cwtm_loss", target, student.shape[dim], ignore_index)
+    if teacher is not None and shared_classes is not None:
+        teacher = teacher.narrow(dim, 0, shared_classes)
     return label_loss(
         student,
         target,
