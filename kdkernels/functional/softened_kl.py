@@ -299,7 +299,7 @@ def kd_loss(
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
     by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
-    if by_twin or not _backend.use_library("kd_loss", student):
+    if not _backend.use_library("kd_loss", student) or by_twin:
         return reference.kd_loss(
             student,
             teacher,
@@ -382,7 +382,7 @@ def _divergence_loss(
         _checks.row_weight(function, row_weight, student, dim)
 
     by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
-    if by_twin or not _backend.use_library(function, student):
+    if not _backend.use_library(function, student) or by_twin:
         return reference.softened_kl(
             student,
             teacher,
