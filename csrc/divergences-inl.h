@@ -3,6 +3,7 @@
 // No include guard: included once per instruction set, inside its namespace, by CPU kernels, and once by CUDA kernels.
 // The includer defines KD_INLINE and, for V (a vector of lanes, or a number), select(condition, a, b) and log(x).
 //
+//     of          the divergence with the parameters of a soft term (row_loss.h)
 //     value       the class's term of D(p, q)
 //     by_log_q    q dD/dq. The student's logits get  (by_log_q - q * sum) / T,  `sum` being its sum over the classes.
 //     by_log_p    p dD/dp, less left_out * p: a target source turns it into the gradient of what it was made from
@@ -33,6 +34,8 @@ struct ForwardKL {
   static constexpr bool minus_p = true, minus_q = false;
   static constexpr A left_out = 1;
 
+  static KD_INLINE ForwardKL of(const SoftTerm&) { return {}; }
+
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
     return select(c.p == A(0), V{}, c.p * c.log_ratio);
@@ -52,6 +55,8 @@ template <class A>
 struct CrossEntropy {
   static constexpr bool minus_p = true, minus_q = false;
   static constexpr A left_out = 0;
+
+  static KD_INLINE CrossEntropy of(const SoftTerm&) { return {}; }
 
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
@@ -73,6 +78,8 @@ struct ReverseKL {
   static constexpr bool minus_p = false, minus_q = true;
   static constexpr A left_out = 0;
 
+  static KD_INLINE ReverseKL of(const SoftTerm&) { return {}; }
+
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {
     return select(c.q == A(0), V{}, -c.q * c.log_ratio);
@@ -93,6 +100,8 @@ struct JensenShannon {
   static constexpr bool minus_p = false, minus_q = false;
   static constexpr A left_out = 0;
   A beta;
+
+  static KD_INLINE JensenShannon of(const SoftTerm& soft) { return {static_cast<A>(soft.beta)}; }
 
   template <class V>
   KD_INLINE V value(const Terms<V>& c) const {

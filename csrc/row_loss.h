@@ -47,7 +47,7 @@ struct SoftTerm {
   const void* row_temperature = nullptr;  // Float [rows] > 0, contiguous; replaces `temperature`; null: absent
   double beta = 0.5;                      // Jensen-Shannon: weight of p in the mixture, in [0, 1]
   double skew = 0;                        // forward, reverse: share of the first distribution in the second's place, in [0, 1)
-  int64_t classes = 0;                    // the first so many classes of both rows are compared
+  int64_t classes = 0;                    // the first so many classes of both rows are compared; 0: all
   bool standardize = false;               // their logits are z-scored first, row by row
   bool needs_label = false;               // rows without a label do not count
   double target_eps = 0;                  // added to every p, not renormalised
@@ -92,12 +92,15 @@ struct FirstPass {
   double least_temperature = 0;  // clamps the result; -inf: not clamped
 };
 
+// How far rows are solved: at once, or in the steps of row_measure.h, which are for rows that come in parts.
+enum class RowStep : int { all, exponentials, gradients, finish };
+
 struct RowLoss {
   int64_t outer = 0;
   int64_t middle = 1;
   int64_t inner = 1;
   int64_t classes = 0;          // of the student
-  int64_t teacher_classes = 0;  // of the teacher
+  int64_t teacher_classes = 0;  // of the teacher; 0: as many
   int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
 
   Rows student;       // logits
@@ -117,6 +120,9 @@ struct RowLoss {
   FirstPass first;
   Reduction reduction = Reduction::batchmean;
   const double* denominators = nullptr;  // [groups]: what means divide by instead of counted rows; NaN where not > 0
+
+  RowStep step = RowStep::all;
+  void* measures = nullptr;  // [rows] RowMeasure<Float>: written by steps exponentials and gradients, read by all after it
 
   // Float. Reduction::none: one number per row, else one per group. `parts` is [2, same]: soft then hard, before their
   // weights; null where absent.
@@ -145,7 +151,18 @@ struct RowLoss {
 
   // Confidences that stand in first.numbers from the beginning.
   KD_HOST_DEVICE bool has_statistics() const { return first.statistic == RowStatistic::confidence && !teacher.data; }
-  KD_HOST_DEVICE bool has_label(int64_t row) const { return hard.target && hard.target[row] != hard.ignore_index; }
+  KD_HOST_DEVICE int64_t target_of(int64_t row) const { return hard.target[hard.transforms == 1 ? row : row / hard.transforms]; }
+  KD_HOST_DEVICE bool has_label(int64_t row) const { return hard.target && target_of(row) != hard.ignore_index; }
+  // The column of the student's logits that a row's label names; of no use without a label.
+  KD_HOST_DEVICE int64_t label_of(int64_t row) const {
+    const int64_t label = target_of(row) - hard.first_class;
+    return hard.transforms == 1 ? label : label * hard.transforms + row % hard.transforms;
+  }
+  // Classes that the soft term compares, and whether a row has others.
+  KD_HOST_DEVICE int64_t compared_classes() const { return soft.classes > 0 ? soft.classes : classes; }
+  KD_HOST_DEVICE bool shares_classes() const {
+    return compared_classes() < classes || (teacher_classes > 0 && compared_classes() < teacher_classes);
+  }
   // Whether the soft term counts a row.
   KD_HOST_DEVICE bool counts_row(int64_t row) const {
     return (!mask || mask[row]) && (source != TargetSource::label || has_label(row));
@@ -170,9 +187,12 @@ KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
     case TargetSource::adjusted: return RowPath::adjusted;
     default: break;
   }
+  const SoftTerm& soft = problem.soft;
+  const bool is_plain = soft.skew == 0 && soft.target_eps == 0 && !soft.standardize && !problem.shares_classes() &&
+                        problem.step == RowStep::all;
   // A term of weight 0 adds nothing, not even NaN; the forward rows do not check for that.
-  const bool is_forward = problem.source == TargetSource::logits && problem.soft.divergence == Divergence::forward &&
-                          problem.soft.target_eps == 0 && problem.soft.weight != 0 && !problem.grad_teacher.data;
+  const bool is_forward = problem.source == TargetSource::logits && soft.divergence == Divergence::forward && is_plain &&
+                          soft.weight != 0 && !problem.grad_teacher.data;
   return is_forward ? RowPath::forward : RowPath::general;
 }
 

@@ -50,8 +50,8 @@ KD_HOST_DEVICE RowScales<A> row_scales(const RowLoss& problem, int64_t row, cons
   RowScales<A> scales{};
   scales.has_soft = problem.counts_row(row);
   if (problem.hard.target) {
-    scales.label = problem.hard.target[row];
-    scales.has_label = scales.label != problem.hard.ignore_index;
+    scales.label = problem.label_of(row);
+    scales.has_label = problem.has_label(row);
     scales.has_hard = scales.has_label && problem.hard.wanted;
     scales.bad_label = scales.has_label && (scales.label < 0 || scales.label >= problem.classes);
   }

@@ -1,14 +1,26 @@
 // Forward KL of two softmaxes to a constant teacher, the commonest of all, with the hard label's term where there is one: a
-// sweep for the exponentials of all terms and one for the gradient. Included by cpu/row_loss-inl.h.
+// sweep for the exponentials of all terms and one for the gradient.
 //
 // The divergence follows from sums of the weights alone: sum p ((t - z) / T) less the difference of the log-sums.
+#if defined(KD_CPU_FORWARD_ROWS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_FORWARD_ROWS_INL_H
+#undef KD_CPU_FORWARD_ROWS_INL_H
+#else
+#define KD_CPU_FORWARD_ROWS_INL_H
+#endif
 
-// Whether the soft term of a problem is of that kind. One of weight 0 is not: it adds nothing, not even NaN, and these rows do
-// not check for that.
-inline bool is_forward_kl(const RowLoss& problem) {
-  return problem.source == TargetSource::logits && problem.soft.divergence == Divergence::forward && problem.soft.target_eps == 0 &&
-         !problem.grad_teacher.data && problem.soft.weight != 0;
-}
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cpu/label_terms-inl.h"
+#include "cpu/row_gradient-inl.h"
+#include "cpu/row_lines-inl.h"
+#include "cpu/row_sweeps-inl.h"
+#include "row_loss.h"
+#include "row_scales.h"
+
+KD_BEGIN_TARGET
 
 // The sum with what a class adds to it, and the divergence; `sums`: of the weights of student and teacher, and that one.
 template <class V>
@@ -21,26 +33,18 @@ KD_INLINE A forward_value(const A* sums, A inverse_temperature) {
   return sums[2] * inverse_temperature / sums[1] - std::log(sums[1] / sums[0]);
 }
 
-// How the teacher's weights are dealt out to the classes once they and their sum are known; its row itself stays as it is.
-// `sum` is that of weight * ((t - max t) - (z - max z)).
-struct AsTheyAre {
-  template <class A>
-  KD_INLINE void rearrange(const Lines<A>&, int64_t, A&) const {}
-};
+// Two classes whose teacher's weights change places, `one` being its largest; its row itself stays as it is. -1: none do.
+struct Exchange {
+  int64_t one = -1, other = -1;
 
-// Two classes change places, `one` being the teacher's largest. The part of the sum that has t does not notice.
-struct Exchanged {
-  int64_t one, other;
-
+  // `sum`: of weight * ((t - max t) - (z - max z)), before and after. The part of it that has t does not notice.
+  // Not inlined: the sweeps around it would keep fewer numbers in registers.
   template <class A>
-  KD_INLINE void rearrange(const Lines<A>& row, int64_t classes, A& sum) const {
+  __attribute__((noinline)) A weights(const Lines<A>& row, int64_t classes, A sum) const {
     const A excess = row.teacher_weight[one] - row.teacher_weight[other];
     const A z_one = *class_at(row.student, one, classes), z_other = *class_at(row.student, other, classes);
     std::swap(row.teacher_weight[one], row.teacher_weight[other]);
-    if (z_one != -std::numeric_limits<A>::infinity()) {
-      if (excess != A(0)) sum += excess * (z_one - z_other);
-      return;
-    }
+    if (z_one != -std::numeric_limits<A>::infinity()) return excess == A(0) ? sum : sum + excess * (z_one - z_other);
     // It has made the sum infinite, and nothing can be taken from that.
     sum = 0;
     for (int64_t c = 0; c < classes; ++c) {
@@ -48,51 +52,9 @@ struct Exchanged {
       if (row.teacher_weight[c] != A(0))
         sum += row.teacher_weight[c] * ((t - row.teacher_max) - (*class_at(row.student, c, classes) - row.student_max));
     }
+    return sum;
   }
 };
-
-// Whether the row's gradient is written past the caches. For whole vectors of rows at multiples of their size.
-template <class A>
-KD_INLINE bool streams(const Lines<A>& row) {
-  return row.large_gradient && reinterpret_cast<uintptr_t>(row.grad_student.body) % sizeof(Vec<A>) == 0;
-}
-
-// gradient(i, place) for the vector of classes at each i, to where the row's gradient belongs. Returns whether that was not
-// row.grad_student.
-template <class A, class Gradient>
-KD_INLINE bool write_gradient(const RowLoss& problem, const Lines<A>& row, const Gradient gradient) {
-  constexpr int lanes = Simd<A>::lanes;
-  const int64_t classes = problem.classes, split = body_classes(classes);
-  if (!row.grad_elements.data) {
-    const Line<A> to = row.grad_student;
-    if (streams(row)) {
-      for (int64_t i = 0; i < split; i += lanes) stream(to.body + i, gradient(i, InBody{}));
-      for (int64_t i = split; i < classes; i += lanes) store(to.tail + i, gradient(i, InTail{}));
-    } else {
-      each_vector<A>(classes, [=](int64_t i, auto place) { store(to.in(place) + i, gradient(i, place)); });
-    }
-    return false;
-  }
-  with_dtype(row.grad_elements.dtype, [&](auto* type) {
-    auto* to = static_cast<decltype(type)>(row.grad_elements.data);
-    constexpr int64_t together = 32;  // so many that the compiler keeps the loop, and makes one of vectors of it
-    A numbers[together];
-    int64_t i = 0;
-    for (; i + together <= split; i += together) {
-      for (int64_t c = 0; c < together; c += lanes) store(numbers + c, gradient(i + c, InBody{}));
-      for (int64_t c = 0; c < together; ++c) from_arithmetic(numbers[c], to + i + c);
-    }
-    const auto write = [&](Vec<A> v, int64_t c) {
-      std::remove_pointer_t<decltype(to)> part[lanes];
-      store(numbers, v);
-      for (int lane = 0; lane < lanes; ++lane) from_arithmetic(numbers[lane], part + lane);
-      write_part<lanes>(to + c, part, classes - c);
-    };
-    for (; i < split; i += lanes) write(gradient(i, InBody{}), i);
-    for (; i < classes; i += lanes) write(gradient(i, InTail{}), i);
-  });
-  return true;
-}
 
 // How often e^(x / T) is squared to give e^x: the weights at temperature 1, the hard label's, come nearly free at the usual
 // temperatures 1, 2 and 4, for a few roundings more. -1 at others.
@@ -101,9 +63,9 @@ KD_INLINE int squarings(A inverse_temperature) {
   return inverse_temperature == A(1) ? 0 : inverse_temperature == A(0.5) ? 1 : inverse_temperature == A(0.25) ? 2 : -1;
 }
 
-template <class A, bool labelled, class Order>
+template <class A, bool labelled>
 KD_INLINE bool forward_row_of(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines,
-                              const Order& order, A& soft, A& hard) {
+                              const Exchange& exchange, A& soft, A& hard) {
   const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
   const int64_t classes = problem.classes;
   const A inverse_temperature = scales.inverse_temperature;
@@ -130,7 +92,7 @@ KD_INLINE bool forward_row_of(const RowLoss& problem, const RowScales<A>& scales
       if (!place) part[4] += z;
     }
   });
-  order.rearrange(row, classes, sums[2]);
+  if (exchange.one >= 0) sums[2] = exchange.weights(lines, classes, sums[2]);
   soft = scales.soft * forward_value(sums, inverse_temperature);
   LabelGradient<A> label;
   if constexpr (labelled) {
@@ -166,9 +128,17 @@ KD_INLINE bool forward_row_of(const RowLoss& problem, const RowScales<A>& scales
 }
 
 // Both terms of a row, the hard one where it is wanted. Returns what write_gradient does.
-template <class A, class Order>
-KD_INLINE bool forward_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, const Order& order,
-                           A& soft, A& hard) {
-  return scales.has_hard ? forward_row_of<A, true>(problem, scales, row, order, soft, hard)
-                         : forward_row_of<A, false>(problem, scales, row, order, soft, hard);
+template <class A>
+bool forward_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, const Exchange& exchange, A& soft,
+                 A& hard) {
+  return scales.has_hard ? forward_row_of<A, true>(problem, scales, row, exchange, soft, hard)
+                         : forward_row_of<A, false>(problem, scales, row, exchange, soft, hard);
 }
+
+template <class A>
+bool solve_forward_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, A& soft, A& hard) {
+  return forward_row(problem, scales, row, {}, soft, hard);
+}
+
+KD_END_TARGET
+#endif

@@ -8,7 +8,19 @@
 //
 // An element is summed over t in the same order wherever it lies in a tile, whatever is computed beside it and on however
 // many threads: equal rows give equal bits. Sums are taken in blocks of steps, which bounds their rounding error.
-// No intrinsics, no #if; included once per instruction set (cpu/each_isa.h), after cpu/simd.h.
+// No intrinsics.
+#if defined(KD_CPU_GEMM_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_GEMM_INL_H
+#undef KD_CPU_GEMM_INL_H
+#else
+#define KD_CPU_GEMM_INL_H
+#endif
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+KD_BEGIN_TARGET
 
 // 24 sums of an AVX-512 tile, with the panel's vectors and a broadcast, fill its 32 registers; the other sets have 16.
 constexpr int gemm_rows = 6;
@@ -85,3 +97,6 @@ void gemm(const GemmLeft<A>& a, const A* panel, int64_t rows, int64_t columns, i
                     c_stride, rows - i, columns, add || t > 0);
   }
 }
+
+KD_END_TARGET
+#endif

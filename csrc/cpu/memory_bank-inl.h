@@ -7,7 +7,22 @@
 //
 // Sums over the columns of a row are added to a float64 after 16 entries; the weighted sum is added to a total after 256, so
 // that its rounding error grows with the number of parts, not of columns.
-// Included by cpu/memory_bank_kernel.cpp through cpu/each_isa.h.
+#if defined(KD_CPU_MEMORY_BANK_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_MEMORY_BANK_INL_H
+#undef KD_CPU_MEMORY_BANK_INL_H
+#else
+#define KD_CPU_MEMORY_BANK_INL_H
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/simd.h"
+#include "elements.h"
+#include "memory_bank.h"
+
+KD_BEGIN_TARGET
 
 constexpr int64_t gathered = 16;      // a multiple of the lanes of every vector of every instruction set
 constexpr int64_t part_blocks = 16;   // of 16 entries, weighted and summed before the total is touched
@@ -235,3 +250,6 @@ void sum_bank_rows_float(const MemoryBank& problem, int64_t begin, int64_t end, 
 void sum_bank_rows_double(const MemoryBank& problem, int64_t begin, int64_t end, void* scratch) {
   sum_bank_rows(problem, begin, end, static_cast<double*>(scratch));
 }
+
+KD_END_TARGET
+#endif

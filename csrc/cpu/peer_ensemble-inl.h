@@ -11,9 +11,23 @@
 // Logits are shifted by their row's maximum before they are mixed, which no softmax notices: logits of 1e4 keep their
 // digits. The gradient of the weights is right for the same reason: that of a mixture's logits adds up to 0.
 // Sums are taken in blocks (cpu/row_sweeps-inl.h). Behind the last class y is -inf, and what is made of it 0.
-// Included by cpu/peer_ensemble_kernel.cpp through cpu/each_isa.h.
+#if defined(KD_CPU_PEER_ENSEMBLE_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_PEER_ENSEMBLE_INL_H
+#undef KD_CPU_PEER_ENSEMBLE_INL_H
+#else
+#define KD_CPU_PEER_ENSEMBLE_INL_H
+#endif
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/peer_mixture-inl.h"
 #include "cpu/peer_sample-inl.h"
+#include "peer_ensemble.h"
+
+KD_BEGIN_TARGET
 
 // How log t' is known: from the mixed logits, from t' itself; or each peer is a target of its own.
 enum class LogTarget { of_logits, of_sum, of_each };
@@ -397,3 +411,6 @@ void solve_samples_double(const PeerEnsemble& problem, int64_t begin, int64_t en
 inline int64_t peer_scratch_numbers(const PeerEnsemble& problem) { return PeerSamples<float>::scratch_numbers(problem); }
 
 #include "cpu/peer_mixture-inl.h"
+
+KD_END_TARGET
+#endif

@@ -1,5 +1,19 @@
 // The mixture of peers on the CPU, for one instruction set: a range of samples, of logits as they are or of probabilities,
-// and the gradients for whatever comes from above. Included by cpu/peer_ensemble-inl.h.
+// and the gradients for whatever comes from above.
+#if defined(KD_CPU_PEER_MIXTURE_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_PEER_MIXTURE_INL_H
+#undef KD_CPU_PEER_MIXTURE_INL_H
+#else
+#define KD_CPU_PEER_MIXTURE_INL_H
+#endif
+
+#include <cstring>
+#include <limits>
+
+#include "cpu/peer_sample-inl.h"
+#include "peer_ensemble.h"
+
+KD_BEGIN_TARGET
 
 // One thread's samples, one after another.
 template <class A>
@@ -163,3 +177,6 @@ void mix_samples_double(const PeerMixture& problem, bool backward, int64_t begin
 }
 
 inline int64_t mixture_scratch_numbers(const PeerMixture& problem) { return PeerMixtures<float>::scratch_numbers(problem); }
+
+KD_END_TARGET
+#endif

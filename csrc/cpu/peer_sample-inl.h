@@ -1,8 +1,21 @@
-// What the peer kernels share: rows of one sample in scratch memory, mixtures of them, the attention. Included by
-// cpu/peer_ensemble-inl.h, once per instruction set.
+// What the peer kernels share: rows of one sample in scratch memory, mixtures of them, the attention.
+#if defined(KD_CPU_PEER_SAMPLE_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_PEER_SAMPLE_INL_H
+#undef KD_CPU_PEER_SAMPLE_INL_H
+#else
+#define KD_CPU_PEER_SAMPLE_INL_H
+#endif
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "cpu/row_io-inl.h"
 #include "cpu/row_sweeps-inl.h"
+#include "peer_ensemble.h"
+
+KD_BEGIN_TARGET
 
 // [B, P, n] as rows b P + p.
 inline Rows rows_of(const PeerRows& rows) {
@@ -182,3 +195,6 @@ class PeerAttention {
   const RowAccess<A> query_, key_, grad_query_, grad_key_;
   int64_t first_ = 0;  // row of the sample
 };
+
+KD_END_TARGET
+#endif

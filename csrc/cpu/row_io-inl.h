@@ -1,5 +1,22 @@
 // Rows between tensors of any dtype and layout and scratch rows of the arithmetic type A, `padded` numbers each.
-// Included by cpu/row_loss-inl.h and cpu/peer_sample-inl.h, once per instruction set; the loops vectorise by themselves.
+// The loops vectorize by themselves.
+#if defined(KD_CPU_ROW_IO_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_ROW_IO_INL_H
+#undef KD_CPU_ROW_IO_INL_H
+#else
+#define KD_CPU_ROW_IO_INL_H
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/simd.h"
+#include "cpu/vector_part.h"
+#include "elements.h"
+#include "types.h"
+
+KD_BEGIN_TARGET
 
 // A multiple of the lanes of every vector of every instruction set.
 constexpr int64_t vector_classes = 16;
@@ -164,3 +181,6 @@ class RowAccess {
   const int64_t padded_, size_;
   const bool in_place_;
 };
+
+KD_END_TARGET
+#endif

@@ -1,26 +1,19 @@
-// Softened KL on the CPU: counts, statistics and rows on all threads (cpu/row_loss-inl.h, for each instruction set),
-// reduction.
+// Row losses on the CPU: counts, the first pass, rows on all threads (cpu/row_loss-inl.h, for each instruction set), reduction.
 #define KD_ISA_SOURCE "cpu/row_loss-inl.h"
 #include "cpu/each_isa.h"
 
 #include "cpu/row_loss_kernel.h"
 
-#include <memory>
-#include <new>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/row_ranges.h"
+#include "row_statistics.h"
+
 namespace kd {
 namespace {
-
-void check_labels(const RowLoss& problem) {
-  for (int64_t row = 0; row < problem.rows(); ++row)
-    if (problem.has_label(row) && (problem.hard.target[row] < 0 || problem.hard.target[row] >= problem.classes))
-      throw std::invalid_argument("target contains " + std::to_string(problem.hard.target[row]) + ", valid labels are 0.." +
-                                  std::to_string(problem.classes - 1) + " (or ignore_index=" +
-                                  std::to_string(problem.hard.ignore_index) + ")");
-}
 
 // Rows counted by the soft and the hard term of each group.
 void count_rows(const RowLoss& problem) {
@@ -96,29 +89,19 @@ void reduce_rows(const RowLoss& problem) {
   }
 }
 
-// body(begin, end, scratch) on all threads, over all rows.
-template <class Body>
-void each_range(const RowLoss& problem, const ParallelFor& parallel_for, const Body& body) {
-  const int64_t grain = std::max<int64_t>(1, grain_elements / problem.classes);
-  parallel_for(problem.rows(), grain, [&](int64_t begin, int64_t end) {
-    const size_t bytes = base::scratch_numbers(problem) * (problem.is_double() ? sizeof(double) : sizeof(float));
-    const std::unique_ptr<CacheLine[]> scratch(new CacheLine[bytes / sizeof(CacheLine) + 1]);
-    body(begin, end, scratch.get());
+void solve(const RowLoss& problem, const ParallelFor& parallel_for) {
+  each_range(problem, base::scratch_numbers(problem), parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
+    if (problem.is_double()) KD_CALL_ISA(solve_rows_double, problem, begin, end, scratch);
+    else KD_CALL_ISA(solve_rows_float, problem, begin, end, scratch);
   });
 }
 
 }  // namespace
 
-void row_statistics_cpu(const RowLoss& problem, const ParallelFor& parallel_for) {
-  check_labels(problem);
-  each_range(problem, parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
-    if (problem.is_double()) KD_CALL_ISA(row_statistics_double, problem, begin, end, scratch);
-    else KD_CALL_ISA(row_statistics_float, problem, begin, end, scratch);
-  });
-}
+void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for) { solve(problem, parallel_for); }
 
 void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for) {
-  check_labels(problem);
+  if (problem.step == RowStep::all) check_labels(problem);  // of a part, a label may name another part's class
   count_rows(problem);
   if (problem.permutation.of_rows) check_permutation(problem);
   if (problem.first.statistic != RowStatistic::none) {
@@ -126,24 +109,9 @@ void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for) {
     if (problem.is_double()) apply_statistics<double>(problem);
     else apply_statistics<float>(problem);
   }
-  const RowLoss rest = problem.after_statistics();
-  each_range(rest, parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
-    if (rest.is_double()) KD_CALL_ISA(solve_rows_double, rest, begin, end, scratch);
-    else KD_CALL_ISA(solve_rows_float, rest, begin, end, scratch);
-  });
+  solve(problem.after_statistics(), parallel_for);
   if (problem.is_double()) reduce_rows<double>(problem);
   else reduce_rows<float>(problem);
-}
-
-void scale_gradient_cpu(const Rows& gradient, int64_t outer, int64_t classes, int64_t inner, const void* upstream,
-                        Dtype upstream_dtype, bool per_row, const ParallelFor& parallel_for) {
-  const bool is_double = upstream_dtype == Dtype::float64;
-  if (!per_row && (is_double ? *static_cast<const double*>(upstream) == 1.0 : *static_cast<const float*>(upstream) == 1.0f))
-    return;
-  const int64_t grain = std::max<int64_t>(1, grain_elements / classes);
-  parallel_for(outer * inner, grain, [&](int64_t begin, int64_t end) {
-    KD_CALL_ISA(scale_rows, gradient, classes, inner, upstream, upstream_dtype, per_row, begin, end);
-  });
 }
 
 }  // namespace kd

@@ -9,6 +9,9 @@ namespace kd {
 // depend on how rows are split.
 void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
+// Steps exponentials and gradients (row_measure.h): writes problem.measures, no loss and no gradient.
+void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
+
 // The first pass alone: the statistic of every row, as it is before the batch is known.
 void row_statistics_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 

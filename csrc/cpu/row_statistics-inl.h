@@ -1,4 +1,22 @@
-// The first pass on the CPU: the statistic of each row (row_statistics.h). Included by cpu/row_loss-inl.h.
+// The first pass on the CPU: the statistic of each row (row_statistics.h).
+#if defined(KD_CPU_ROW_STATISTICS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_ROW_STATISTICS_INL_H
+#undef KD_CPU_ROW_STATISTICS_INL_H
+#else
+#define KD_CPU_ROW_STATISTICS_INL_H
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/row_io-inl.h"
+#include "cpu/row_lines-inl.h"
+#include "cpu/row_sweeps-inl.h"
+#include "row_loss.h"
+#include "row_statistics.h"
+
+KD_BEGIN_TARGET
 
 // sum exp(x - largest).
 template <class A>
@@ -32,7 +50,7 @@ KD_INLINE A cosine_of_rows(const RowLoss& problem, int64_t number, const Line<A>
     sums[2] += t * t;
   }
   if (problem.adjustment == Adjustment::exchange && problem.has_label(number)) {
-    const int64_t largest = largest_class(teacher, classes), label = problem.hard.target[number];
+    const int64_t largest = largest_class(teacher, classes), label = problem.label_of(number);
     if (largest != label)
       sums[0] -= (*class_at(student, largest, classes) - *class_at(student, label, classes)) *
                  (*class_at(teacher, largest, classes) - *class_at(teacher, label, classes));
@@ -45,7 +63,7 @@ template <class A>
 KD_INLINE A rank_of_label(const RowLoss& problem, int64_t number, const Line<A>& row) {
   if (!problem.has_label(number)) return A(no_rank);
   constexpr int64_t lanes = Simd<A>::lanes;
-  const int64_t classes = problem.classes, label = problem.hard.target[number];
+  const int64_t classes = problem.classes, label = problem.label_of(number);
   const A own = *class_at(row, label, classes);
   const int64_t split = body_classes(classes), begin = std::min(label / lanes * lanes, split);
   const int64_t end = std::min(begin + lanes, split);
@@ -111,3 +129,6 @@ void row_statistics_float(const RowLoss& problem, int64_t begin, int64_t end, vo
 void row_statistics_double(const RowLoss& problem, int64_t begin, int64_t end, void* scratch) {
   row_statistics(problem, begin, end, static_cast<double*>(scratch));
 }
+
+KD_END_TARGET
+#endif

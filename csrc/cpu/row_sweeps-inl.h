@@ -1,4 +1,18 @@
-// Sweeps over the classes of a row (cpu/row_io-inl.h), vector by vector. Included once per instruction set.
+// Sweeps over the classes of a row (cpu/row_io-inl.h), vector by vector.
+#if defined(KD_CPU_ROW_SWEEPS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_ROW_SWEEPS_INL_H
+#undef KD_CPU_ROW_SWEEPS_INL_H
+#else
+#define KD_CPU_ROW_SWEEPS_INL_H
+#endif
+
+#include <limits>
+
+#include "cpu/row_io-inl.h"
+#include "cpu/simd.h"
+#include "elements.h"
+
+KD_BEGIN_TARGET
 
 // body(i, place) for the vector of classes at each i.
 template <class A, class Body>
@@ -45,6 +59,30 @@ KD_INLINE A max_classes(const Line<A>& row, int64_t classes) {
   return largest_of<A>(classes, [&](int64_t i, auto place) { return load(row.in(place) + i); });
 }
 
+// The lowest class of the largest logit; 0 where there is none, in a row of NaN.
+template <class A>
+KD_INLINE int64_t largest_class(const Line<A>& row, int64_t classes) {
+  using Lanes = typename Simd<A>::I;
+  Vec<A> most = splat(-std::numeric_limits<A>::infinity());
+  Lanes first = {}, here = {};  // in each lane: the vector of its largest, and the one at hand
+  each_vector<A>(classes, [&](int64_t i, auto place) {
+    const Vec<A> v = load(row.in(place) + i);
+    const Lanes higher = v > most;
+    most = select(higher, v, most);
+    first = higher ? here : first;
+    here += 1;
+  });
+  int64_t index = classes;
+  A largest = -std::numeric_limits<A>::infinity();
+  for (int lane = 0; lane < Simd<A>::lanes; ++lane) {
+    const int64_t c = static_cast<int64_t>(first[lane]) * Simd<A>::lanes + lane;
+    if (!(most[lane] > largest) && !(most[lane] == largest && c < index)) continue;
+    largest = most[lane];
+    index = c;
+  }
+  return index < classes ? index : 0;
+}
+
 // Loads row `number` and finds its largest class: in one sweep, where it has to be converted.
 template <class A>
 KD_INLINE A load_largest(const RowAccess<A>& rows, int64_t number, int64_t classes) {
@@ -88,3 +126,6 @@ KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) 
   for (int64_t i = split; i < classes; i += lanes) body(i, InTail{}, total);
   for (int j = 0; j < count; ++j) sums[j] = sum_lanes<A>(total[j]);
 }
+
+KD_END_TARGET
+#endif

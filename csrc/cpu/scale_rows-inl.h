@@ -1,4 +1,19 @@
-// Gradients times the upstream gradient of their loss, where they lie. Included by cpu/row_loss-inl.h.
+// Gradients times the upstream gradient of their loss, where they lie.
+#if defined(KD_CPU_SCALE_ROWS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_SCALE_ROWS_INL_H
+#undef KD_CPU_SCALE_ROWS_INL_H
+#else
+#define KD_CPU_SCALE_ROWS_INL_H
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/target.h"
+#include "elements.h"
+#include "types.h"
+
+KD_BEGIN_TARGET
 
 // numbers[i * stride] *= factor(i). Two loops, so that the one over neighbours is one of vectors.
 template <class E, class Factor>
@@ -46,3 +61,6 @@ void scale_rows(const Rows& gradient, int64_t classes, int64_t inner, const void
   else
     scale_rows_by(gradient, classes, inner, static_cast<const float*>(upstream), per_row, begin, end);
 }
+
+KD_END_TARGET
+#endif

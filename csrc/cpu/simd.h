@@ -1,13 +1,27 @@
 // Vectors of one instruction set: loads, select, exp, log, sums. GCC and Clang vector types, so that the same source is
 // SSE2 or NEON (base), AVX2 and AVX-512 code.
 //
-// No include guard: cpu/each_isa.h includes it once per instruction set, inside a namespace of that name and under the
-// matching target pragma. Nothing here may call an inline function from outside but memcpy and <cmath> on one number:
-// such a function could be compiled for a machine the user does not have.
+// Nothing here may call an inline function of another header but memcpy and <cmath> on one number: it would be compiled for
+// the base set, or not be inlined.
 //
 // Relative errors: exp at most 1 + 0.6 |x| ulp down to e^-87, then 0 (x log2(e) is rounded: probabilities far behind the
 // largest have fewer digits); log at most 1 ulp; float64 calls libm per lane. What they amount to in losses and gradients is
 // held against float64 by tests/test_host.py, for each instruction set.
+#if defined(KD_CPU_SIMD_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_SIMD_H
+#undef KD_CPU_SIMD_H
+#else
+#define KD_CPU_SIMD_H
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/target.h"
+
+KD_BEGIN_TARGET
 
 template <class A>
 struct Simd;
@@ -211,3 +225,6 @@ template <class A>
 KD_INLINE A max_lanes(Vec<A> v) {
   return Halves<A, Simd<A>::lanes>::reduce(v, [](auto low, auto high) { return high > low ? high : low; });
 }
+
+KD_END_TARGET
+#endif

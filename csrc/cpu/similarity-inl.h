@@ -10,36 +10,36 @@
 //
 // Keys are taken in blocks that stay in the cache from one of these steps to the next, and sums are taken by blocks, so that
 // rounding errors grow with their number. Columns of a band beyond the last query hold rows of 0, as do those of queries
-// that do not count, whose H is set to 0 too. A band without a query that counts is skipped. After highway's pattern: no
-// intrinsics, no #if.
+// that do not count, whose H is set to 0 too. A band without a query that counts is skipped.
+// No intrinsics, no #if.
+#if defined(KD_CPU_SIMILARITY_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_SIMILARITY_INL_H
+#undef KD_CPU_SIMILARITY_INL_H
+#else
+#define KD_CPU_SIMILARITY_INL_H
+#endif
+
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "cpu/gemm-inl.h"
-
 #include "cpu/similarity_rows-inl.h"
+#include "cpu/similarity_targets-inl.h"
+#include "cpu/similarity_work.h"
+
+KD_BEGIN_TARGET
 
 static_assert(band_queries == panel_columns, "a band is a panel");
 
 // Whole tiles of the matrix product, and not more steps than it takes at once.
 constexpr int64_t block_keys = gemm_steps / gemm_rows * gemm_rows;
 
-template <class A>
-using Lanes = typename Simd<A>::I;
-
 // body(begin, end) for each block of keys.
 template <class Body>
 KD_INLINE void each_block(int64_t keys, const Body& body) {
   for (int64_t begin = 0; begin < keys; begin += block_keys)
     body(begin, keys - begin < block_keys ? keys : begin + block_keys);
-}
-
-inline int64_t queries_of(const Similarity& problem, int64_t band) {
-  const int64_t left = problem.queries() - band * band_queries;
-  return left < band_queries ? left : band_queries;
-}
-
-// Columns of the band that are computed.
-inline int64_t padded_queries(const Similarity& problem, int64_t band) {
-  return round_up(queries_of(problem, band), padded_lanes);
 }
 
 // --- Reading -----------------------------------------------------------------------------------------------------------
@@ -88,12 +88,6 @@ struct Comparison {
   A *logits, *max;
   bool biased;
 };
-
-// Logits stay similarities, at a scale of 1 / T, unless there is a bias.
-template <class A>
-KD_INLINE A logit_scale(const SimilarityWork<A>& work) {
-  return work.problem->bias ? A(1) : work.inverse_temperature;
-}
 
 // Similarities of the keys [begin, end) to s = A / T + bias. The teacher's have no bias, but the same scale.
 template <class A>
@@ -186,8 +180,6 @@ void add_columns(const SimilarityWork<A>& work, int64_t slots, int64_t begin, in
     work.column_sum[k] = max == none ? A(0) : kept + sum_lanes<A>(sum);
   }
 }
-
-#include "cpu/similarity_targets-inl.h"
 
 // --- Losses and gradients ----------------------------------------------------------------------------------------------
 
@@ -342,3 +334,6 @@ template <class A>
 SimilarityPhases<A> similarity_phases() {
   return {read_keys<A>, compare<A>, add_columns<A>, solve<A>, add_key_products<A>, finish_keys<A>, rank<A>};
 }
+
+KD_END_TARGET
+#endif

@@ -1,5 +1,22 @@
 // Rows of features on their way into the matrix products, as unit rows of the arithmetic type, and gradients on their way
-// out. Included by cpu/similarity-inl.h, once per instruction set.
+// out.
+#if defined(KD_CPU_SIMILARITY_ROWS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_SIMILARITY_ROWS_INL_H
+#undef KD_CPU_SIMILARITY_ROWS_INL_H
+#else
+#define KD_CPU_SIMILARITY_ROWS_INL_H
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "cpu/gemm-inl.h"
+#include "cpu/simd.h"
+#include "elements.h"
+#include "similarity.h"
+
+KD_BEGIN_TARGET
 
 // A multiple of the lanes of every vector of every instruction set.
 constexpr int64_t padded_lanes = 16;
@@ -86,3 +103,6 @@ void turn_block(const A* from, int64_t rows, int64_t columns, A* to) {
     for (int64_t c = 0; c < columns; c += Simd<A>::lanes)
       turn_square(from + r * panel_columns + c, to + c * panel_columns + r);
 }
+
+KD_END_TARGET
+#endif

@@ -1,5 +1,38 @@
-// A band of queries under way, and the targets its losses are taken from. Included by cpu/similarity-inl.h, once per
-// instruction set.
+// A band of queries under way, and the targets its losses are taken from.
+#if defined(KD_CPU_SIMILARITY_TARGETS_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_SIMILARITY_TARGETS_INL_H
+#undef KD_CPU_SIMILARITY_TARGETS_INL_H
+#else
+#define KD_CPU_SIMILARITY_TARGETS_INL_H
+#endif
+
+#include <cmath>
+#include <cstring>
+
+#include "cpu/similarity_rows-inl.h"
+#include "cpu/simd.h"
+#include "cpu/similarity_work.h"
+
+KD_BEGIN_TARGET
+
+template <class A>
+using Lanes = typename Simd<A>::I;
+
+inline int64_t queries_of(const Similarity& problem, int64_t band) {
+  const int64_t left = problem.queries() - band * band_queries;
+  return left < band_queries ? left : band_queries;
+}
+
+// Columns of the band that are computed.
+inline int64_t padded_queries(const Similarity& problem, int64_t band) {
+  return round_up(queries_of(problem, band), padded_lanes);
+}
+
+// Logits stay similarities, at a scale of 1 / T, unless there is a bias.
+template <class A>
+KD_INLINE A logit_scale(const SimilarityWork<A>& work) {
+  return work.problem->bias ? A(1) : work.inverse_temperature;
+}
 
 // A band's place in memory, key by key and vector by vector of queries, and what sweeps over the keys find for its queries.
 template <class A>
@@ -157,3 +190,6 @@ struct TeacherTarget {
   }
   KD_INLINE void correct(int64_t, int64_t) const {}
 };
+
+KD_END_TARGET
+#endif

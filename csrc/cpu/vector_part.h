@@ -2,7 +2,21 @@
 // where `count` is less or more.
 //
 // By one instruction where there is one: a vector read where its elements were just written one by one waits until they have
-// all reached the cache. Included by cpu/each_isa.h after cpu/simd.h, which says what may stand here.
+// all reached the cache.
+#if defined(KD_CPU_VECTOR_PART_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_VECTOR_PART_H
+#undef KD_CPU_VECTOR_PART_H
+#else
+#define KD_CPU_VECTOR_PART_H
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/simd.h"
+
+KD_BEGIN_TARGET
 
 template <class A>
 KD_INLINE typename Simd<A>::I first_lanes(int64_t count) {
@@ -61,3 +75,6 @@ KD_INLINE void write_part(E* to, const E* from, int64_t count) {
 #endif
   for (int lane = 0; lane < lanes && lane < count; ++lane) to[lane] = from[lane];
 }
+
+KD_END_TARGET
+#endif

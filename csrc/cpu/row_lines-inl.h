@@ -1,0 +1,55 @@
+// One row of everything, as the paths see it, and how many rows are taken together.
+#if defined(KD_CPU_ROW_LINES_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_ROW_LINES_INL_H
+#undef KD_CPU_ROW_LINES_INL_H
+#else
+#define KD_CPU_ROW_LINES_INL_H
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/row_io-inl.h"
+#include "row_loss.h"
+#include "row_scales.h"
+
+KD_BEGIN_TARGET
+
+// `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
+// line wide if that stays within the L1 cache, so that strided logits are read line by line.
+inline int64_t tile_rows(const RowLoss& problem) {
+  if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
+  return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
+}
+
+// Numbers of scratch memory a thread needs: four tiles, three rows of weights, one of a permutation.
+inline int64_t scratch_numbers(const RowLoss& problem) {
+  const int64_t rows = problem.source == TargetSource::permuted ? 4 : 3;
+  return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
+}
+
+template <class A>
+struct Lines {
+  int64_t number;
+  Line<A> student, teacher, grad_student, grad_teacher;
+  A student_max, teacher_max;  // of the logits
+  Elements grad_elements;      // where the student's gradient belongs, if a sweep may write it there
+  bool large_gradient;         // of all rows: see is_large_gradient
+  Line<A> student_scratch;
+  A* teacher_weight;  // scratch, padded
+  A* spare;           // scratch, padded: weights of the hard term, weights before they are permuted
+  uint32_t* order;    // scratch, source permuted: for each class that whose weight it gets
+  Upcoming next_student, next_teacher;
+
+  // The student's weights lie where its gradient will, for the sake of the caches, unless that is to be kept from them or
+  // has something in it already.
+  KD_INLINE Line<A> student_weight(bool apart) const { return grad_student && !apart ? grad_student : student_scratch; }
+};
+
+// Both terms of a row whose soft term counts. Returns whether the student's gradient stands where it belongs, and not in
+// row.grad_student.
+template <class A>
+using SolveRow = bool (*)(const RowLoss&, const RowScales<A>&, const Lines<A>& row, A& soft, A& hard);
+
+KD_END_TARGET
+#endif

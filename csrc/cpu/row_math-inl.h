@@ -1,0 +1,20 @@
+// The divergences and the target sources for vectors of this instruction set: both are host and device code, and what they ask
+// of their includer is in cpu/simd.h.
+#if defined(KD_CPU_ROW_MATH_INL_H) == defined(KD_TARGET_TOGGLE)
+#ifdef KD_CPU_ROW_MATH_INL_H
+#undef KD_CPU_ROW_MATH_INL_H
+#else
+#define KD_CPU_ROW_MATH_INL_H
+#endif
+
+#include <cmath>
+
+#include "cpu/simd.h"
+
+KD_BEGIN_TARGET
+
+#include "divergences-inl.h"
+#include "target_sources-inl.h"
+
+KD_END_TARGET
+#endif
