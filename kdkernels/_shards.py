@@ -22,11 +22,13 @@ def row_loss(function: Callable[..., Any], arguments: dict[str, Any], counted: s
     """`function`, all of whose terms are means over the same rows: those that `counted` tells, mask or labels."""
     shards = _Shards(function.__name__, arguments)
     local = shards.local(arguments)
-    rows = shards.counted(local, counted)
+    share = 1
+    if local["reduction"] not in ("none", "sum") and local.get("denominator") is None:
+        rows = shards.counted(local, counted)
+        share = rows / shards.total(rows)
     result = function(**local)
     if local["reduction"] == "none":
         return shards.each(result, shards.rows)
-    share = 1 if local["reduction"] == "sum" else rows / shards.total(rows)
     return shards.each(result, lambda part: shards.sum((part * share).to(part.dtype)))
 
 
@@ -41,7 +43,7 @@ def row_loss_with_labels(function: Callable[..., Any], arguments: dict[str, Any]
     if reduction == "none":
         return shards.each(function(**local), shards.rows)
     labelled = 1
-    if reduction in ("mean", "batchmean", "elementmean"):
+    if reduction in ("mean", "batchmean", "elementmean") and local.get("denominator") is None:
         student, weight = local["student"], local["row_weight"]
         dtype = arithmetic(student, local["teacher"])
         labelled, unmasked = (shards.total(shards.counted(local, name)) for name in ("target", "mask"))
@@ -49,7 +51,9 @@ def row_loss_with_labels(function: Callable[..., Any], arguments: dict[str, Any]
             unmasked = unmasked * (local.get("shared_classes") or student.shape[shards.dim])
         if weight is None:
             weight = torch.ones_like(student.select(shards.dim, 0), dtype=dtype)
-        local.update(reduction="sum", row_weight=weight.to(dtype) * (labelled / unmasked).to(dtype))
+        ratio = labelled / unmasked
+        ratio = ratio.to(dtype) if isinstance(ratio, Tensor) else ratio
+        local.update(reduction="sum", row_weight=weight.to(dtype) * ratio)
 
     def whole(part: Tensor) -> Tensor:
         return shards.rows(part) if part.dim() else shards.sum((part / labelled).to(part.dtype))
@@ -102,14 +106,16 @@ class _Shards:
 
     def counted(self, local: dict[str, Any], name: str) -> Tensor | int:
         """Number of rows of this process that count."""
-        if name == "target":
-            target = _checks.labels(self.function, local["target"], local["student"], self.dim)
-            ignore_index = _checks.integer(self.function, "ignore_index", local["ignore_index"])
-            return (target != ignore_index).sum(dtype=torch.float64)
-        if local["mask"] is not None:
-            _checks.row_mask(self.function, local["mask"], local["student"], self.dim)
-            return local["mask"].sum(dtype=torch.float64)
-        return local["student"].numel() // self.shape[self.dim]
+        student, counted = local["student"], None
+        if name == "mask" and local["mask"] is not None:
+            _checks.row_mask(self.function, local["mask"], student, self.dim)
+            counted = local["mask"]
+        probabilities = isinstance(local.get("target"), Tensor) and local["target"].is_floating_point()
+        if (name == "target" or local.get("mask_ignored")) and not probabilities:
+            target = _checks.labels(self.function, local["target"], student, self.dim)
+            labelled = target != _checks.integer(self.function, "ignore_index", local["ignore_index"])
+            counted = labelled if counted is None else counted & labelled
+        return student.numel() // self.shape[self.dim] if counted is None else counted.sum(dtype=torch.float64)
 
     def total(self, number: Tensor | int) -> Tensor | int:
         """Its sum over the processes, 1 at least."""
@@ -143,7 +149,7 @@ class _Shards:
     def _part(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        one = "temperature" in name and value.dim() <= 1 and value.numel() == 1  # for all rows
+        one = ("temperature" in name or name == "denominator") and value.dim() <= 1 and value.numel() == 1  # for all rows
         if not is_sharded(value):
             if one:
                 return value

@@ -34,6 +34,12 @@ CASES = {
     "shared classes": lambda s, t, w, y, m, o, **k: kd.kd_loss(
         s, t.narrow(1, 0, 5), y, mask=m, shared_classes=4, divergence="reverse", skew=0.2, standardize=True, **k
     ),
+    "kd of labelled rows": lambda s, t, w, y, m, o, **k: kd.kd_loss(
+        s, t, y, row_weight=w, mask=m, mask_ignored=True, return_parts=True, **k
+    ),
+    "kd of probabilities": lambda s, t, w, y, m, o, **k: kd.kd_loss(
+        s, t, t.detach().softmax(1), row_weight=w, mask=m, return_parts=True, **k
+    ),
     "dynamic": lambda s, t, w, y, m, o, **k: kd.dynamic_temperature_kl(
         s, t, y, mask=m, adjust="ps", ce_weight=0.5, return_parts=True, **k
     ),
@@ -73,6 +79,13 @@ def cases(mesh):
     sharded = [spread(0)(x) for x in (STUDENT, TEACHER)]
     ranks = kd.logit_rank(sharded[0], spread(0)(TARGET.clamp(min=0)), dim=1)
     assert torch.equal(ranks.full_tensor(), kd.logit_rank(STUDENT, TARGET.clamp(min=0), dim=1))
+
+    # A sum divided by what is given needs no counting; the number may be a DTensor, too.
+    for name, number in (("softened_kl", 9.0), ("kd_loss", torch.tensor(9)), ("cwtm_loss", spread(None)(torch.tensor(9.0)))):
+        given = {"student": STUDENT, "teacher": TEACHER, "target": TARGET, "mask": MASK}
+        ours = of_student(name, **{at: spread(0)(x) for at, x in given.items()}, denominator=number, dim=1)
+        expected = of_student(name, **given, denominator=9.0, dim=1)
+        torch.testing.assert_close(ours.full_tensor(), expected)
 
     # A teacher that is spread otherwise is spread again.
     ours = kd.softened_kl(sharded[0], spread(-1)(TEACHER), dim=1).to_local()

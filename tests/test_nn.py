@@ -34,6 +34,7 @@ OTHER = {
     "ce_weight": 0.3,
     "kl_weight": 0.7,
     "label_smoothing": 0.1,
+    "mask_ignored": True,
     "ignore_index": 2,
     "reduction": "sum",
     "dim": 1,

@@ -24,6 +24,8 @@ def cases(rows, group):
     if group is None:
         positive = positive + torch.arange(2).repeat_interleave(ROWS) * ROWS
     o = {"group": group}
+    # The losses of both processes are to be added then, and here their mean is taken.
+    denominator = 10.0 if group else 20.0
     spoilt = torch.zeros(len(mask), 1).masked_fill(~mask.unsqueeze(1), torch.nan)
     return {
         "diagonal": lambda q, k, t: kd.info_nce(q, k, temperature=t, **o),
@@ -33,6 +35,13 @@ def cases(rows, group):
         "both": lambda q, k, t: kd.info_nce(q, k, positive, temperature=t, symmetric=True, mask=mask, **o),
         "elements": lambda q, k, t: kd.info_nce(q, k, positive, symmetric=True, reduction="elementmean", **o),
         "labels": lambda q, k, t: kd.supervised_contrastive(q, LABELS[rows], mask=mask, **o),
+        "divided": lambda q, k, t: kd.info_nce(q, k, positive, symmetric=True, denominator=denominator, mask=mask, **o),
+        "elements divided": lambda q, k, t: kd.info_nce(
+            q, k, symmetric=True, reduction="elementmean", denominator=denominator, **o
+        ),
+        "labels divided": lambda q, k, t: kd.supervised_contrastive(
+            q, LABELS[rows], mask=mask, reduction="elementmean", denominator=denominator, **o
+        ),
         "images": lambda q, k, t: kd.supervised_contrastive(q, torch.arange(2 * ROWS)[rows] % 8, normalize=False, **o),
     }
 

@@ -253,11 +253,11 @@ def test_target():
     with refuses(TypeError, "kd_loss: target must hold integer class labels, got bool"):
         call("kd_loss", target=torch.zeros(2, dtype=torch.bool))
     with refuses(
-        TypeError,
-        "kd_loss: target must hold integer class labels, got float32; "
-        'probabilities of classes are for soft_cross_entropy(student, target, teacher_kind="probs")',
+        ValueError,
+        "kd_loss: target of floats holds probabilities of classes and must have the shape of student, [2, 3], got [2]; "
+        "convert class labels with target.long()",
     ):
-        call("kd_loss", target=torch.zeros(2, 3))
+        call("kd_loss", target=torch.zeros(2))
     with refuses(
         ValueError,
         "kd_loss: target must have one value per row, [2] for logits [2, 3] with dim=1, got [2, 3]",

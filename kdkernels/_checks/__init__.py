@@ -45,6 +45,7 @@ from .rows import (
     host_generator,
     label_range,
     labels,
+    labels_or_probabilities,
     logits_alone,
     mixture_weight,
     normalization,

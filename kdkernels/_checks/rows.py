@@ -204,6 +204,20 @@ def labels(
     return target
 
 
+def labels_or_probabilities(function: str, target: Any, logits: Tensor, dim: int) -> Tensor:
+    """One class per row, as `labels`; or floats in the shape of the logits, a distribution over the classes for each row."""
+    if not (isinstance(target, Tensor) and target.is_floating_point()):
+        return labels(function, target, logits, dim)
+    float_tensor(function, "target", target)
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"{function}: target of floats holds probabilities of classes and must have the shape of student, "
+            f"{list(logits.shape)}, got {list(target.shape)}; convert class labels with target.long()"
+        )
+    same_device(function, "target", target, logits)
+    return target
+
+
 def label_range(function: str, target: Tensor, classes: int, ignore_index: int, first: int = 0) -> None:
     """For the reference, and for what the compiled CPU op, which checks its labels itself, has refused."""
     if not readable(target):

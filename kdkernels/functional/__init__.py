@@ -9,6 +9,10 @@ A temperature may be a tensor of one number, of shape [] or [1]. In host memory 
 in a graph being traced or inside a `torch.func` transform it is not read, since that would wait: it has to be on the
 device of the other tensors, and T <= 0 makes the loss NaN. Except for `info_nce` it is a constant: one that requires
 grad is a ValueError, unless gradients are switched off, and so is one with a forward-mode derivative.
+
+A `denominator` may be a tensor of one number too, a constant, of any float or integer dtype and on any device. Its value
+is not checked: where it is not > 0 the loss is NaN. A device is waited for only if it holds the denominator of logits in
+host memory. With `reduction="sum"` and `"none"`, which divide by nothing, a denominator is a ValueError.
 """
 
 from .dkpp_loss import dkpp_loss

@@ -24,6 +24,7 @@ def dkpp_loss(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     r"""Soft cross entropy with the teacher's probabilities shuffled, all but the largest of each row.
@@ -59,6 +60,8 @@ def dkpp_loss(
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
         reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
             or `"elementmean"` (sum / (counted rows * C)).
+        denominator: what a mean divides by in place of the counted rows, such as the rows of all micro-batches and
+            processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
 
     Returns:
@@ -87,12 +90,14 @@ def dkpp_loss(
         _checks.host_generator("dkpp_loss", generator)
     temperature = _checks.one_temperature("dkpp_loss", temperature, student, "student")
     _checks.one_of("dkpp_loss", "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("dkpp_loss", denominator, reduction)
     if mask is not None:
         _checks.row_mask("dkpp_loss", mask, student, dim)
     if row_weight is not None:
         _checks.row_weight("dkpp_loss", row_weight, student, dim)
 
-    if not _backend.use_library("dkpp_loss", student):
+    if not _backend.use_library("dkpp_loss", student) or denominator is not None:
         return reference.dkpp_loss(
             student,
             teacher,
@@ -102,6 +107,7 @@ def dkpp_loss(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
@@ -117,6 +123,7 @@ def dkpp_loss(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
@@ -130,5 +137,6 @@ def dkpp_loss(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )

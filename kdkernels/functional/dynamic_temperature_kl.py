@@ -33,6 +33,7 @@ def dynamic_temperature_kl(
     mask: Tensor | None = None,  # row shape, bool; the KL term only
     row_weight: Tensor | None = None,  # row shape, float; the KL term only
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
     group: torch.distributed.ProcessGroup | None = None,
@@ -93,6 +94,8 @@ def dynamic_temperature_kl(
         reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own
             counted rows, the latter dividing the KL by C as well; `"sum"` and `"none"` (row shape) apply to
             both terms.
+        denominator: what both means divide by in place of their counted rows, such as the rows of all micro-batches
+            and processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
         return_parts: also return `{"kl", "ce", "temperature"}`, detached and on the device: each term before
             its weight, reduced like the loss, and the T_i in row shape (`temperature` where `mask` is False).
@@ -133,6 +136,8 @@ def dynamic_temperature_kl(
     ce_weight = _checks.not_negative("dynamic_temperature_kl", "ce_weight", ce_weight)
     return_parts = _checks.flag("dynamic_temperature_kl", "return_parts", return_parts)
     _checks.one_of("dynamic_temperature_kl", "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("dynamic_temperature_kl", denominator, reduction)
     if mask is not None:
         _checks.row_mask("dynamic_temperature_kl", mask, student, dim)
     if row_weight is not None:
@@ -140,7 +145,7 @@ def dynamic_temperature_kl(
     if group is not None:
         _checks.process_group("dynamic_temperature_kl", group)
 
-    if not _backend.use_library("dynamic_temperature_kl", student):
+    if not _backend.use_library("dynamic_temperature_kl", student) or denominator is not None:
         return reference.dynamic_temperature_kl(
             student,
             teacher,
@@ -160,6 +165,7 @@ def dynamic_temperature_kl(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
             return_parts=return_parts,
             group=group,
@@ -209,6 +215,7 @@ def dynamic_temperature_kl(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
     if shared_classes is not None and (ce_weight or return_parts):

@@ -22,6 +22,7 @@ def info_nce(
     logit_bias: Tensor | None = None,  # broadcastable to [Q, K], float
     mask: Tensor | None = None,  # [Q], bool
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Cross entropy that tells a query's positive key from all other keys, per query, reduced.
@@ -58,6 +59,9 @@ def info_nce(
             Tiles of 64 queries (128 on CUDA) that are all False are not computed.
         reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
             or `"elementmean"` (sum / (counted queries * keys)).
+        denominator: what a mean divides by in place of the counted queries, such as the queries of all micro-batches
+            and processes; the losses of all processes of `group` then add up to that of one that has all queries.
+            Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         group: gather the keys of all processes, which have to be as many on each; with `symmetric` the
             queries too. `positive` still numbers the process's own keys; `logit_bias` is `[Q, all keys]`, and
             not possible together with `symmetric`. The mean of the losses of all processes is the loss of one
@@ -89,6 +93,8 @@ def info_nce(
     temperature = _checks.one_temperature("info_nce", temperature, query, "query", learned=True)
     normalize = _checks.flag("info_nce", "normalize", normalize)
     _checks.one_of("info_nce", "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("info_nce", denominator, reduction)
     if mask is not None:
         _checks.feature_mask("info_nce", mask, query, "query")
     if group is not None:
@@ -98,7 +104,7 @@ def info_nce(
         processes = 1 if group is None else torch.distributed.get_world_size(group)
         _checks.logit_bias("info_nce", logit_bias, query, processes * key.shape[0])
 
-    options = dict(temperature=temperature, normalize=normalize, mask=mask)
+    options = dict(temperature=temperature, normalize=normalize, mask=mask, denominator=denominator)
     if not _backend.use_library("info_nce", query):
         options.update(symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, group=group)
         return reference.info_nce(query, key, positive, **options)
@@ -129,6 +135,7 @@ def supervised_contrastive(
     normalize: bool = True,
     mask: Tensor | None = None,  # [N], bool
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: an anchor's features against those of its own label, per anchor, reduced.
@@ -162,6 +169,9 @@ def supervised_contrastive(
         reduction: `"batchmean"` (sum over anchors / counted anchors, alias `"mean"`), `"sum"`, `"none"` (`[N]`)
             or `"elementmean"` (sum / (counted anchors * N)). An anchor without positives has the loss 0 and is not
             counted.
+        denominator: what a mean divides by in place of the counted anchors, such as the anchors of all micro-batches
+            and processes; the losses of all processes of `group` then add up to that of one that has all rows.
+            Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         group: gather features and labels of all processes, which have to be as many on each. The mean of the
             losses of all processes is the loss of one that has all rows, if each counts as many anchors;
             gradients are right for DDP, which averages them. Waits for the device.
@@ -186,6 +196,8 @@ def supervised_contrastive(
     temperature = _checks.one_temperature(function, temperature, features, "features")
     normalize = _checks.flag(function, "normalize", normalize)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator(function, denominator, reduction)
     if mask is not None:
         _checks.feature_mask(function, mask, features, "features")
     if group is not None:
@@ -199,6 +211,7 @@ def supervised_contrastive(
             normalize=normalize,
             mask=mask,
             reduction=reduction,
+            denominator=denominator,
             group=group,
         )
 
@@ -215,4 +228,5 @@ def supervised_contrastive(
         normalize=normalize,
         mask=mask,
         reduction=reduction,
+        denominator=denominator,
     )

@@ -25,6 +25,7 @@ def virtual_teacher_loss(
     kl_weight: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -59,6 +60,8 @@ def virtual_teacher_loss(
         ignore_index: label of rows that drop out of both terms and of their count.
         reduction: `"batchmean"` (mean over the rows that are not ignored, alias `"mean"`), `"sum"`, `"none"`
             (row shape) or `"elementmean"`, which divides the mean divergence by C as well, as the code does.
+        denominator: what both means divide by in place of their counted rows, such as the rows of all micro-batches
+            and processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
         return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight,
             reduced like the loss.
@@ -90,11 +93,13 @@ def virtual_teacher_loss(
     ce_weight = _checks.not_negative("virtual_teacher_loss", "ce_weight", ce_weight)
     kl_weight = _checks.not_negative("virtual_teacher_loss", "kl_weight", kl_weight)
     _checks.one_of("virtual_teacher_loss", "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("virtual_teacher_loss", denominator, reduction)
     return_parts = _checks.flag("virtual_teacher_loss", "return_parts", return_parts)
 
     # The op takes numbers.
     unread = isinstance(temperature, Tensor) or isinstance(student_temperature, Tensor)
-    if not _backend.use_library("virtual_teacher_loss", student) or unread:
+    if not _backend.use_library("virtual_teacher_loss", student) or unread or denominator is not None:
         return reference.virtual_teacher_loss(
             student,
             target,
@@ -105,6 +110,7 @@ def virtual_teacher_loss(
             kl_weight=kl_weight,
             ignore_index=ignore_index,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
             return_parts=return_parts,
         )
@@ -122,6 +128,7 @@ def virtual_teacher_loss(
         ce_weight=ce_weight,
         ignore_index=ignore_index,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
     return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
@@ -135,6 +142,7 @@ def label_smoothing_loss(
     convention: str = "paper",
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     r"""Cross entropy with the label smoothed: `-sum_c u_c log softmax(student)_c`.
@@ -158,6 +166,8 @@ def label_smoothing_loss(
         ignore_index: label of rows that drop out of the loss and of its count.
         reduction: `"batchmean"` (mean over the rows that are not ignored, alias `"mean"`), `"sum"` or
             `"none"` (row shape). A row has one value: `"elementmean"` is `"batchmean"`.
+        denominator: what a mean divides by in place of the counted rows, such as the rows of all micro-batches and
+            processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
 
     Returns:
@@ -183,8 +193,10 @@ def label_smoothing_loss(
     if convention == "others" and smoothing:
         _checks.several_classes("label_smoothing_loss", student, dim)
     _checks.one_of("label_smoothing_loss", "reduction", over_rows(reduction), REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("label_smoothing_loss", denominator, reduction)
 
-    if not _backend.use_library("label_smoothing_loss", student):
+    if not _backend.use_library("label_smoothing_loss", student) or denominator is not None:
         return reference.label_smoothing_loss(
             student,
             target,
@@ -192,6 +204,7 @@ def label_smoothing_loss(
             convention=convention,
             ignore_index=ignore_index,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
@@ -204,6 +217,7 @@ def label_smoothing_loss(
         off=off,
         ignore_index=ignore_index,
         reduction=over_rows(reduction),
+        denominator=denominator,
         dim=dim,
     )
     return loss
@@ -219,6 +233,7 @@ def cwtm_loss(
     normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     group: torch.distributed.ProcessGroup | None = None,
     normalise: bool | None = None,
@@ -252,6 +267,8 @@ def cwtm_loss(
         reduction: `"batchmean"` (mean over the rows that are not ignored: the paper's sum with weights of sum
             1; alias `"mean"`), `"sum"` or `"none"` (row shape). A row has one value: `"elementmean"` is
             `"batchmean"`.
+        denominator: what a mean divides by in place of the counted rows, such as the rows of all micro-batches and
+            processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
         group: processes over whose rows the mean confidence is taken; by default over those of this call.
         normalise: the former name of `normalize`; a FutureWarning.
@@ -287,10 +304,12 @@ def cwtm_loss(
     if confidence is not None:
         _checks.confidence("cwtm_loss", confidence, student, target, dim, ignore_index)
     _checks.one_of("cwtm_loss", "reduction", over_rows(reduction), REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("cwtm_loss", denominator, reduction)
     if group is not None:
         _checks.process_group("cwtm_loss", group)
 
-    if not _backend.use_library("cwtm_loss", student):
+    if not _backend.use_library("cwtm_loss", student) or denominator is not None:
         return reference.cwtm_loss(
             student,
             target,
@@ -300,6 +319,7 @@ def cwtm_loss(
             normalize=normalize,
             ignore_index=ignore_index,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
             group=group,
         )
@@ -326,6 +346,7 @@ def cwtm_loss(
         normalize=normalize,
         ignore_index=ignore_index,
         reduction=over_rows(reduction),
+        denominator=denominator,
         dim=dim,
     )
     return loss

@@ -22,6 +22,7 @@ def memory_bank_nce(
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     eps: float = 1e-7,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     return_parts: bool = False,
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -55,6 +56,8 @@ def memory_bank_nce(
             on CIFAR-100.
         eps: finite and >= 0; 1e-7 is the code's.
         reduction: `"batchmean"` (mean over rows, alias `"mean"`), `"sum"` or `"none"` (`[B]`).
+        denominator: what a mean divides by in place of B, such as the rows of all micro-batches and processes. Finite
+            and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         return_parts: also return `{"normalizer", "positive"}`, detached and on the device: Z, and the scores
             P_0 `[B]`.
         group: processes over which a Z computed here is averaged; all of them call. By default this one.
@@ -83,6 +86,8 @@ def memory_bank_nce(
     eps = _checks.not_negative(function, "eps", eps)
     return_parts = _checks.flag(function, "return_parts", return_parts)
     _checks.one_of(function, "reduction", reduction, BANK_REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator(function, denominator, reduction)
     if group is not None:
         _checks.process_group(function, group)
 
@@ -95,6 +100,7 @@ def memory_bank_nce(
             temperature=temperature,
             eps=eps,
             reduction=reduction,
+            denominator=denominator,
             return_parts=return_parts,
             group=group,
         )
@@ -119,6 +125,7 @@ def memory_bank_nce(
         temperature=temperature,
         eps=eps,
         reduction=reduction,
+        denominator=denominator,
     )
     return (loss, {"normalizer": z, "positive": positive}) if return_parts else loss
 

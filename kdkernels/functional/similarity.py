@@ -20,6 +20,7 @@ def similarity_kl(
     mask: Tensor | None = None,  # [Q], bool
     row_weight: Tensor | None = None,  # [Q], float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
 ) -> Tensor:
     r"""Divergence of the student's similarities between queries and keys from the teacher's, per query, reduced.
 
@@ -52,6 +53,8 @@ def similarity_kl(
         row_weight: float `[Q]`. Multiplies a query's loss and does not change the count.
         reduction: `"batchmean"` (sum over queries / counted queries, alias `"mean"`), `"sum"`, `"none"` (`[Q]`)
             or `"elementmean"` (sum / (counted queries * K)).
+        denominator: what a mean divides by in place of the counted queries, such as the queries of all micro-batches
+            and processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
 
     Returns:
         float32, or float64 if any features are float64: a scalar, or `[Q]`.
@@ -76,6 +79,8 @@ def similarity_kl(
     normalize = _checks.flag(function, "normalize", normalize)
     scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator(function, denominator, reduction)
     if mask is not None:
         _checks.feature_mask(function, mask, student_query, "student_query")
     if row_weight is not None:
@@ -93,6 +98,7 @@ def similarity_kl(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
         )
 
     return ops.similarity_loss(
@@ -108,6 +114,7 @@ def similarity_kl(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
     )
 
 

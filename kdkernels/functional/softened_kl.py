@@ -26,6 +26,7 @@ def softened_kl(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     r"""Divergence of the student's softened class distribution from the teacher's, per row, reduced.
@@ -70,6 +71,8 @@ def softened_kl(
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
         reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
             or `"elementmean"` (sum / (counted rows * C), the `"mean"` of `torch.nn.functional.kl_div`).
+        denominator: what a mean divides by in place of the counted rows, such as the rows of all micro-batches and
+            processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
 
     Returns:
@@ -114,6 +117,7 @@ def softened_kl(
         mask,
         row_weight,
         reduction,
+        denominator,
         dim,
     )
 
@@ -130,6 +134,7 @@ def soft_cross_entropy(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     r"""Cross entropy of the student's softened class distribution under the teacher's, per row, reduced.
@@ -158,6 +163,8 @@ def soft_cross_entropy(
         row_weight: float, row shape. Multiplies a row's loss and does not change the count.
         reduction: `"batchmean"` (sum over rows / counted rows, alias `"mean"`), `"sum"`, `"none"` (row shape)
             or `"elementmean"` (sum / (counted rows * C)).
+        denominator: what a mean divides by in place of the counted rows, such as the rows of all micro-batches and
+            processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
 
     Returns:
@@ -192,6 +199,7 @@ def soft_cross_entropy(
         mask,
         row_weight,
         reduction,
+        denominator,
         dim,
     )
 
@@ -199,7 +207,7 @@ def soft_cross_entropy(
 def kd_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # the same shape and device, logits
-    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index
+    target: Tensor,  # row shape, integer labels in [0, C) or ignore_index; or floats in the shape of student
     *,
     temperature: float | Tensor = 4.0,  # > 0; a tensor has no dimensions or the row shape
     divergence: str = "forward",
@@ -213,8 +221,10 @@ def kd_loss(
     target_eps: float = 0.0,
     ignore_index: int = -100,
     mask: Tensor | None = None,  # row shape, bool; the KL term only
+    mask_ignored: bool = False,
     row_weight: Tensor | None = None,  # row shape, float; the KL term only
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -239,7 +249,10 @@ def kd_loss(
             gradient is computed where it requires one.
         target: labels of any integer dtype in row shape (the shape of the logits without `dim`, which may also
             be there with size 1), in [0, C) or `ignore_index`. Another label is a ValueError on the CPU; on
-            CUDA, where asking would stall, it makes its row NaN.
+            CUDA, where asking would stall, it makes its row NaN. Or floats of any dtype in the shape of student, the
+            probabilities of the classes (mixup), which need not add up to 1: as
+            `torch.nn.functional.cross_entropy` takes them, but that a class of probability 0 adds 0 even to a student
+            that excludes it. Their gradient is computed where they require one.
         temperature: T of the divergence, finite and > 0; a number, a tensor of one number, or a float tensor in row
             shape. A tensor is a constant. 4 is the usual choice on CIFAR (Tian, Krishnan, Isola 2020).
         divergence, beta, skew, standardize: D, as in `softened_kl`. The cross entropy sees the student's logits as they
@@ -252,10 +265,14 @@ def kd_loss(
         target_eps: added to every probability of the teacher, >= 0, without renormalising.
         ignore_index: label of rows that drop out of the hard-label term and of its count.
         mask: bool, row shape. The divergence of False rows is not computed and not counted.
+        mask_ignored: rows whose label is ignored drop out of the divergence and of its count, too: the padding of
+            sequences. Not possible with a target of floats, which ignores no row.
         row_weight: float, row shape. Multiplies a row's divergence and does not change the count.
         reduction: `"batchmean"` (alias `"mean"`) and `"elementmean"` take each term's mean over its own
             counted rows, the latter dividing the divergence by C as well; `"sum"` and `"none"` (row shape)
             apply to both terms.
+        denominator: what both means divide by in place of their counted rows, such as the rows of all micro-batches
+            and processes. Finite and > 0, or a constant tensor of one number (see `kdkernels.functional`).
         dim: the class dimension.
         return_parts: also return `{"ce", "kl"}`, detached and on the device: each term before its weight,
             reduced like the loss, T^2 included.
@@ -280,7 +297,7 @@ def kd_loss(
     dim = _checks.pair("kd_loss", student, teacher, dim, equal_classes=shared_classes is None)
     if shared_classes is not None:
         shared_classes = _checks.shared_classes("kd_loss", shared_classes, student, teacher, dim)
-    target = _checks.labels("kd_loss", target, student, dim)
+    target = _checks.labels_or_probabilities("kd_loss", target, student, dim)
     ignore_index = _checks.integer("kd_loss", "ignore_index", ignore_index)
     temperature = _checks.temperature("kd_loss", temperature, student, dim)
     _checks.one_of("kd_loss", "divergence", divergence, DIVERGENCES)
@@ -291,14 +308,22 @@ def kd_loss(
     kl_weight = _checks.not_negative("kd_loss", "kl_weight", kl_weight)
     label_smoothing = _checks.unit_interval("kd_loss", "label_smoothing", label_smoothing)
     target_eps = _checks.not_negative("kd_loss", "target_eps", target_eps)
+    mask_ignored = _checks.flag("kd_loss", "mask_ignored", mask_ignored)
+    if mask_ignored and target.is_floating_point():
+        raise ValueError(
+            "kd_loss: mask_ignored=True needs labels, of which some may be ignored, got a target of floats; use mask"
+        )
     return_parts = _checks.flag("kd_loss", "return_parts", return_parts)
     _checks.one_of("kd_loss", "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator("kd_loss", denominator, reduction)
     if mask is not None:
         _checks.row_mask("kd_loss", mask, student, dim)
     if row_weight is not None:
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
     by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
+    by_twin = by_twin or mask_ignored or target.is_floating_point() or denominator is not None
     if not _backend.use_library("kd_loss", student) or by_twin:
         return reference.kd_loss(
             student,
@@ -316,8 +341,10 @@ def kd_loss(
             target_eps=target_eps,
             ignore_index=ignore_index,
             mask=mask,
+            mask_ignored=mask_ignored,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
             return_parts=return_parts,
         )
@@ -339,8 +366,10 @@ def kd_loss(
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         mask=mask,
+        mask_ignored=mask_ignored,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
     return (loss, {"ce": parts[1], "kl": parts[0]}) if return_parts else loss
@@ -362,6 +391,7 @@ def _divergence_loss(
     mask: Tensor | None,
     row_weight: Tensor | None,
     reduction: str,
+    denominator: float | Tensor | None,
     dim: int,
 ) -> Tensor:
     dim = _checks.pair(function, student, teacher, dim, equal_classes=shared_classes is None)
@@ -376,12 +406,14 @@ def _divergence_loss(
     target_eps = _checks.not_negative(function, "target_eps", target_eps)
     scale_by_t2 = _checks.flag(function, "scale_by_t2", scale_by_t2)
     _checks.one_of(function, "reduction", reduction, REDUCTIONS)
+    if denominator is not None:
+        denominator = _checks.denominator(function, denominator, reduction)
     if mask is not None:
         _checks.row_mask(function, mask, student, dim)
     if row_weight is not None:
         _checks.row_weight(function, row_weight, student, dim)
 
-    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
+    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None or denominator is not None
     if not _backend.use_library(function, student) or by_twin:
         return reference.softened_kl(
             student,
@@ -398,6 +430,7 @@ def _divergence_loss(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
@@ -417,6 +450,7 @@ def _divergence_loss(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
     return loss

@@ -46,8 +46,11 @@ class MemoryBankNCE(Loss):
         index: Tensor,  # [B, K+1], integers
         *,
         normalizer: float | Tensor | None = None,
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        return functional.memory_bank_nce(embedding, bank, index, normalizer=normalizer, **self.options())
+        return functional.memory_bank_nce(
+            embedding, bank, index, normalizer=normalizer, denominator=denominator, **self.options()
+        )
 
 
 class CRDLoss(Scheduled):

@@ -64,8 +64,11 @@ class SoftenedKL(Loss):
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
-        return functional.softened_kl(student, teacher, mask=mask, row_weight=row_weight, **self.options())
+        return functional.softened_kl(
+            student, teacher, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
+        )
 
 
 class SoftCrossEntropy(Loss):
@@ -99,9 +102,10 @@ class SoftCrossEntropy(Loss):
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
         return functional.soft_cross_entropy(
-            student, teacher, mask=mask, row_weight=row_weight, **self.options()
+            student, teacher, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
         )
 
 
@@ -122,6 +126,7 @@ class KDLoss(Loss):
         label_smoothing: float = 0.0,
         target_eps: float = 0.0,
         ignore_index: int = -100,
+        mask_ignored: bool = False,
         reduction: str = "batchmean",
         dim: int = -1,
         return_parts: bool = False,
@@ -138,6 +143,7 @@ class KDLoss(Loss):
             label_smoothing=label_smoothing,
             target_eps=target_eps,
             ignore_index=ignore_index,
+            mask_ignored=mask_ignored,
             reduction=reduction,
             dim=dim,
             return_parts=return_parts,
@@ -147,13 +153,14 @@ class KDLoss(Loss):
         self,
         student: Tensor,  # [..., C] logits
         teacher: Tensor,  # the same shape
-        target: Tensor,  # row shape, integers
+        target: Tensor,  # row shape, integers; or floats in the shape of student
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.kd_loss(
-            student, teacher, target, mask=mask, row_weight=row_weight, **self.options()
+            student, teacher, target, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
         )
 
 
@@ -189,8 +196,10 @@ class VirtualTeacherLoss(Loss):
         self,
         student: Tensor,  # [..., C] logits
         target: Tensor,  # row shape, integers
+        *,
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        return functional.virtual_teacher_loss(student, target, **self.options())
+        return functional.virtual_teacher_loss(student, target, denominator=denominator, **self.options())
 
 
 class LabelSmoothingLoss(Loss):
@@ -217,8 +226,10 @@ class LabelSmoothingLoss(Loss):
         self,
         student: Tensor,  # [..., C] logits
         target: Tensor,  # row shape, integers
+        *,
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
-        return functional.label_smoothing_loss(student, target, **self.options())
+        return functional.label_smoothing_loss(student, target, denominator=denominator, **self.options())
 
 
 class CWTMLoss(Loss):
@@ -251,8 +262,11 @@ class CWTMLoss(Loss):
         teacher: Tensor | None = None,  # the shape of student
         *,
         confidence: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
-        return functional.cwtm_loss(student, target, teacher, confidence=confidence, **self.options())
+        return functional.cwtm_loss(
+            student, target, teacher, confidence=confidence, denominator=denominator, **self.options()
+        )
 
 
 class DKPPLoss(Loss):
@@ -277,6 +291,7 @@ class DKPPLoss(Loss):
         generator: torch.Generator | None = None,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
         return functional.dkpp_loss(
             student,
@@ -285,6 +300,7 @@ class DKPPLoss(Loss):
             generator=generator,
             mask=mask,
             row_weight=row_weight,
+            denominator=denominator,
             **self.options(),
         )
 
@@ -339,7 +355,8 @@ class DynamicTemperatureKL(Loss):
         *,
         mask: Tensor | None = None,  # row shape, bool
         row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         return functional.dynamic_temperature_kl(
-            student, teacher, target, mask=mask, row_weight=row_weight, **self.options()
+            student, teacher, target, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
         )

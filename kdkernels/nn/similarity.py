@@ -46,6 +46,7 @@ class SimilarityKL(Loss):
         *,
         mask: Tensor | None = None,  # [Q], bool
         row_weight: Tensor | None = None,  # [Q], float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
         return functional.similarity_kl(
             student_query,
@@ -54,6 +55,7 @@ class SimilarityKL(Loss):
             teacher_key,
             mask=mask,
             row_weight=row_weight,
+            denominator=denominator,
             **self.options(),
         )
 
@@ -114,9 +116,10 @@ class InfoNCE(Loss):
         *,
         logit_bias: Tensor | None = None,  # broadcastable to [Q, K], float
         mask: Tensor | None = None,  # [Q], bool
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
         return functional.info_nce(
-            query, key, positive, logit_bias=logit_bias, mask=mask, **self.options()
+            query, key, positive, logit_bias=logit_bias, mask=mask, denominator=denominator, **self.options()
         )
 
 
@@ -139,5 +142,8 @@ class SupervisedContrastive(Loss):
         labels: Tensor,  # [N], integers
         *,
         mask: Tensor | None = None,  # [N], bool
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     ) -> Tensor:
-        return functional.supervised_contrastive(features, labels, mask=mask, **self.options())
+        return functional.supervised_contrastive(
+            features, labels, mask=mask, denominator=denominator, **self.options()
+        )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._names import REDUCTIONS
-from .._shared.denominator import as_denominator, divided
+from .._shared.denominator import as_denominator
 from .._shared.permutation import draw_seed, random_permutation
 from .._shared.rows import arithmetic, reduce_rows
 from .fused_loss import explained
@@ -31,20 +31,17 @@ def _by_twin(
 ) -> Tensor:
     if permutation is None:
         permutation = random_permutation(teacher.argmax(dim), teacher.shape[dim], seed)
-    by = None if reduction in ("none", "sum") else denominator
-    loss = reference.dkpp_loss(
+    return reference.dkpp_loss(
         student,
         teacher,
         permutation=permutation.movedim(-1, dim),
         temperature=temperature,
         mask=mask,
         row_weight=row_weight,
-        reduction=reduction if by is None else "sum",
+        reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
-    if by is None:
-        return loss
-    return divided(loss / student.shape[dim] if reduction == "elementmean" else loss, by)
 
 
 _OP = RowLoss("dkpp_loss", _by_twin)

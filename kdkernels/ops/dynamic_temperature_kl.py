@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from .._names import ADJUSTMENTS, REDUCTIONS, TEMPERATURE_MODES
-from .._shared.denominator import as_denominator, divided
+from .._shared.denominator import as_denominator
 from .._shared.rows import arithmetic, reduce_rows
 from ..reference.dynamic_temperature_kl import adjusted_kl
 from .fused_loss import explained
@@ -26,39 +26,29 @@ def _by_twin(
     teacher: Tensor,
     target: Tensor,
     row_temperature: Tensor | None,
-    denominator: Tensor | None,
     temperature: float,
     beta: float,
     gamma: float,
     mode: str,
     l1: bool,
     t_min: float,
-    ce_weight: float,
     return_parts: bool,
-    reduction: str,
-    dim: int,
     **shared: Any,
 ) -> Tensor:
-    by = None if reduction in ("none", "sum") else denominator
-    # The hard term is not divided by the number of classes.
-    classes = student.shape[dim] if by is not None and reduction == "elementmean" else 1
-    shared.update(ce_weight=ce_weight * classes, reduction=reduction if by is None else "sum", dim=dim)
     if row_temperature is not None:
-        loss, _ = adjusted_kl(student, teacher, target, row_temperature, **shared)
-    else:
-        loss = reference.dynamic_temperature_kl(
-            student,
-            teacher,
-            target,
-            temperature=temperature,
-            beta=beta,
-            gamma=gamma,
-            mode=mode,
-            normalize="l1" if l1 else None,
-            t_min=t_min,
-            **shared,
-        )
-    return loss if by is None else divided(loss / classes, by)
+        return adjusted_kl(student, teacher, target, row_temperature, **shared)[0]
+    return reference.dynamic_temperature_kl(
+        student,
+        teacher,
+        target,
+        temperature=temperature,
+        beta=beta,
+        gamma=gamma,
+        mode=mode,
+        normalize="l1" if l1 else None,
+        t_min=t_min,
+        **shared,
+    )
 
 
 _OP = RowLoss("dynamic_temperature_kl", _by_twin, row_outputs=1)

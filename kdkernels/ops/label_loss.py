@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._names import REDUCTIONS
-from .._shared.denominator import as_denominator, divided
+from .._shared.denominator import as_denominator
 from .._shared.rows import arithmetic
 from ..reference.label_loss import label_loss as _twin
 from .fused_loss import explained
@@ -21,13 +21,10 @@ def _by_twin(
     *,
     student: Tensor,
     target: Tensor,
-    denominator: Tensor | None,
-    kl_weight: float,
     transforms: int,
     start: int,
     stop: int,
     ignore_index: int,
-    reduction: str,
     dim: int,
     **shared: Any,
 ) -> Tensor:
@@ -38,28 +35,7 @@ def _by_twin(
     if stop:
         student = student.narrow(dim, start, stop - start)
         target = torch.where(target == ignore_index, target, target - start)
-    if denominator is None or reduction in ("none", "sum"):
-        return _twin(
-            student=student,
-            target=target,
-            kl_weight=kl_weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            dim=dim,
-            **shared,
-        )
-    if reduction == "elementmean":  # the soft term alone is divided by the number of classes
-        kl_weight = kl_weight / student.shape[dim]
-    total = _twin(
-        student=student,
-        target=target,
-        kl_weight=kl_weight,
-        ignore_index=ignore_index,
-        reduction="sum",
-        dim=dim,
-        **shared,
-    )
-    return divided(total, denominator)
+    return _twin(student=student, target=target, ignore_index=ignore_index, dim=dim, **shared)
 
 
 _OP = RowLoss("label_loss", _by_twin)

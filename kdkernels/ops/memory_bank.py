@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._names import BANK_REDUCTIONS
+from .._shared.denominator import as_denominator, divided
 from .._shared.rows import arithmetic
 from .fused_loss import SCALE, FusedLoss, explained, is_plain, kept_dtype, mapped_problems
 from .open_op import OpenOp
@@ -67,6 +68,7 @@ def memory_bank_nce(
     temperature: float,
     eps: float,
     reduction: str,
+    denominator: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, Z, and the scores of the positives."""
     if not isinstance(normalizer, Tensor):
@@ -80,10 +82,12 @@ def memory_bank_nce(
         normalizer,
         temperature,
         eps,
-        BANK_REDUCTIONS[reduction],
+        BANK_REDUCTIONS[reduction if denominator is None else "sum"],
         torch.is_grad_enabled() and embedding.requires_grad,
     )
     loss, positive = explained(_NCE, arguments, _checks.index_range, function, index, bank.shape[0])
+    if denominator is not None:
+        loss = divided(loss, as_denominator(denominator, embedding))
     return loss, normalizer, positive
 
 

@@ -152,9 +152,18 @@ def similarity_loss(
 ) -> Tensor:
     dtype = _arithmetic(query, key, teacher_query, teacher_key)
     # The gradient of the weights is the loss of each query, which the op has only when it does not reduce.
-    learned = row_weight is not None and row_weight.requires_grad
-    denominator = as_denominator(denominator, query)
-    is_divided = denominator is not None and reduction not in ("none", "sum")
+    learned_weight = row_weight if row_weight is not None and row_weight.requires_grad else None
+    wanted = "none" if learned_weight is not None else reduction
+    if learned_weight is not None:
+        row_weight = None
+    elif row_weight is not None:
+        row_weight = row_weight.to(dtype)
+    if denominator is not None and learned_weight is None:
+        # The weights of the queries take over the division: no gradient has to be scaled afterwards.
+        elements = key.shape[0] if reduction == "elementmean" else 1
+        by = as_denominator(denominator, query) * elements
+        row_weight = divided(query.new_ones(query.shape[:1], dtype=dtype) if row_weight is None else row_weight, by)
+        wanted = "sum"
     temperature_tensor = None
     if isinstance(temperature, Tensor):
         temperature_tensor, temperature = temperature.to(dtype), 1.0
@@ -172,7 +181,7 @@ def similarity_loss(
         key_labels,
         logit_bias,
         mask,
-        None if learned or row_weight is None else row_weight.to(dtype),
+        row_weight,
         temperature,
         KEY_TARGETS[key_target],
         normalize,
@@ -180,17 +189,15 @@ def similarity_loss(
         scale_by_t2,
         own_key,
         _allow_tf32(query, key),
-        REDUCTIONS["none" if learned else "sum" if is_divided else reduction],
+        REDUCTIONS[wanted],
         grad and query.requires_grad,
         grad and key.requires_grad,
         grad and temperature_tensor is not None and temperature_tensor.requires_grad,
     )
     (loss,) = explained(_LOSS, arguments, _check_positive, function, positive, key.shape[0], mask)
-    if learned:
-        return reduce_rows(loss, mask, row_weight, reduction, key.shape[0], denominator)
-    if is_divided:
-        loss = divided(loss / key.shape[0] if reduction == "elementmean" else loss, denominator)
-    return loss
+    if learned_weight is None:
+        return loss
+    return reduce_rows(loss, mask, learned_weight, reduction, key.shape[0], as_denominator(denominator, query))
 
 
 def similarity_rank(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
-from .._shared.denominator import as_denominator, divided
+from .._shared.denominator import as_denominator
 from .._shared.rows import arithmetic, reduce_rows
 from .fused_loss import explained
 from .row_loss import RowLoss, check_labels
@@ -21,10 +21,8 @@ def _by_twin(
     *,
     target: Tensor | None,
     target_probs: Tensor | None,
-    mask: Tensor | None,
     row_temperature: Tensor | None,
     temperature: float,
-    denominator: Tensor | None,
     mask_ignored: bool,
     ignore_index: int,
     scale_by_t2: bool,
@@ -33,35 +31,21 @@ def _by_twin(
     ce_weight: float,
     label_smoothing: float,
     shared_classes: int,
-    reduction: str,
     **shared: Any,
 ) -> Tensor:
-    if mask_ignored:
-        labelled = target != ignore_index
-        mask = labelled if mask is None else mask & labelled
     shared["temperature"] = temperature if row_temperature is None else row_temperature
     shared["shared_classes"] = shared_classes or None
-    by = None if reduction in ("none", "sum") else denominator
-    if by is not None and reduction == "elementmean":  # the soft term alone is divided by the number of classes
-        kl_weight = kl_weight / (shared_classes or shared["student"].shape[shared["dim"]])
-    total = "sum" if by is not None else reduction
     if target is None and target_probs is None:
-        loss = reference.softened_kl(
-            teacher_kind=teacher_kind, scale_by_t2=scale_by_t2, mask=mask, reduction=total, **shared
-        )
-        loss = loss if by is None else kl_weight * loss
-    else:
-        loss = reference.kd_loss(
-            target=target if target_probs is None else target_probs,
-            ce_weight=ce_weight,
-            kl_weight=kl_weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            mask=mask,
-            reduction=total,
-            **shared,
-        )
-    return loss if by is None else divided(loss, by)
+        return reference.softened_kl(teacher_kind=teacher_kind, scale_by_t2=scale_by_t2, **shared)
+    return reference.kd_loss(
+        target=target if target_probs is None else target_probs,
+        ce_weight=ce_weight,
+        kl_weight=kl_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        mask_ignored=mask_ignored,
+        **shared,
+    )
 
 
 _OP = RowLoss("softened_kl", _by_twin, differentiable=2)

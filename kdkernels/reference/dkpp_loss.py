@@ -23,6 +23,7 @@ def dkpp_loss(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     dim %= student.dim()
@@ -40,5 +41,6 @@ def dkpp_loss(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )

@@ -41,6 +41,7 @@ def dynamic_temperature_kl(
     mask: Tensor | None = None,  # row shape, bool; the KL term only
     row_weight: Tensor | None = None,  # row shape, float; the KL term only
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
     group: torch.distributed.ProcessGroup | None = None,
@@ -80,6 +81,7 @@ def dynamic_temperature_kl(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
         hard=(whole.to(dtype), labels),
     )
@@ -100,6 +102,7 @@ def adjusted_kl(
     mask: Tensor | None,
     row_weight: Tensor | None,
     reduction: str,
+    denominator: float | Tensor | None = None,
     dim: int,
     hard: tuple[Tensor, Tensor] | None = None,  # logits and labels of the cross entropy, if others
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -122,11 +125,12 @@ def adjusted_kl(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
     logits, labels = hard or (student, target)
     losses = hard_losses(logits, labels, 0.0, ignore_index, dim)
-    ce = reduce_rows(losses, labels != ignore_index, None, reduction, classes=1)
+    ce = reduce_rows(losses, labels != ignore_index, None, reduction, 1, denominator)
     loss = kl + ce_weight * ce if ce_weight else kl  # a weight of 0 silences even an infinite term
     return loss, {"kl": kl.detach(), "ce": ce.detach()}
 

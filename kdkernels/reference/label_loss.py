@@ -32,6 +32,7 @@ def virtual_teacher_loss(
     kl_weight: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -54,6 +55,7 @@ def virtual_teacher_loss(
         ignore_index,
         reduction,
         dim,
+        denominator=denominator,
         return_parts=return_parts,
     )
 
@@ -66,13 +68,28 @@ def label_smoothing_loss(
     convention: str = "paper",
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     _checks.label_range("label_smoothing_loss", target, student.shape[dim], ignore_index)
     on, off = smoothed_label(student.shape[dim], smoothing, convention)
     reduction = over_rows(reduction)
     return label_loss(
-        student, target, None, None, on, off, False, 1.0, 1.0, 0.0, False, ignore_index, reduction, dim
+        student,
+        target,
+        None,
+        None,
+        on,
+        off,
+        False,
+        1.0,
+        1.0,
+        0.0,
+        False,
+        ignore_index,
+        reduction,
+        dim,
+        denominator=denominator,
     )
 
 
@@ -86,6 +103,7 @@ def cwtm_loss(
     normalize: bool = True,
     ignore_index: int = -100,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     group: torch.distributed.ProcessGroup | None = None,
     normalise: bool | None = None,
@@ -109,6 +127,7 @@ def cwtm_loss(
         ignore_index,
         over_rows(reduction),
         dim,
+        denominator=denominator,
         group=group,
     )
 
@@ -129,6 +148,7 @@ def label_loss(
     reduction: str,
     dim: int,
     *,
+    denominator: float | Tensor | None = None,
     group: torch.distributed.ProcessGroup | None = None,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -153,12 +173,13 @@ def label_loss(
             mask=labelled,
             row_weight=weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
     def hard() -> Tensor:
         losses = hard_losses(student, target, 0.0, ignore_index, dim)
-        return reduce_rows(losses, labelled, None, reduction, classes=1)
+        return reduce_rows(losses, labelled, None, reduction, 1, denominator)
 
     kl = soft() if kl_weight or return_parts else None
     ce = hard() if ce_weight or return_parts else None

@@ -33,6 +33,7 @@ def memory_bank_nce(
     temperature: float | Tensor = 0.07,  # > 0; a tensor has no dimensions
     eps: float = 1e-7,
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     return_parts: bool = False,
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -49,7 +50,7 @@ def memory_bank_nce(
     u = scores - z.log() - log_noise
     losses = -F.logsigmoid(u[:, 0]) - F.logsigmoid(-u[:, 1:]).sum(1)
     losses = losses + negatives * scalar(eps * entries / negatives).log1p()
-    loss = reduce_rows(losses, None, None, reduction, classes=1)
+    loss = reduce_rows(losses, None, None, reduction, 1, denominator)
     positive = (u[:, 0] + log_noise).exp()
     return (loss, {"normalizer": z, "positive": positive.detach()}) if return_parts else loss
 

@@ -36,6 +36,7 @@ def similarity_kl(
     mask: Tensor | None = None,  # [Q], bool
     row_weight: Tensor | None = None,  # [Q], float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
 ) -> Tensor:
     dtype = arithmetic(student_query, student_key, teacher_query, teacher_key)
     return softened_kl(
@@ -46,6 +47,7 @@ def similarity_kl(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
     )
 
 
@@ -87,9 +89,10 @@ def info_nce(
     logit_bias: Tensor | None = None,  # broadcastable to [Q, K], float
     mask: Tensor | None = None,  # [Q], bool
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
-    options = dict(temperature=temperature, normalize=normalize, mask=mask)
+    options = dict(temperature=temperature, normalize=normalize, mask=mask, denominator=denominator)
     if group is None:
         return info_nce_loss(
             query, key, positive, symmetric=symmetric, logit_bias=logit_bias, reduction=reduction, **options
@@ -110,6 +113,7 @@ def supervised_contrastive(
     normalize: bool = True,
     mask: Tensor | None = None,  # [N], bool
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
     key, key_labels, own_key = keys_of_group(features, labels, group)
@@ -123,6 +127,7 @@ def supervised_contrastive(
         normalize=normalize,
         mask=mask,
         reduction=reduction,
+        denominator=denominator,
     )
 
 
@@ -141,6 +146,7 @@ def info_nce_loss(
     mask: Tensor | None,
     row_weight: Tensor | None = None,  # [Q]
     reduction: str,
+    denominator: float | Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of each query with its positive; with `symmetric` its mean with that of the positive's column."""
     keys = key.shape[0]
@@ -166,7 +172,7 @@ def info_nce_loss(
         columns = -logits.log_softmax(0).gather(1, at).squeeze(1)
         losses = (losses + columns) / 2
     losses = losses * torch.where(valid, 1.0, nan).to(losses.dtype)  # where no device can raise
-    return reduce_rows(losses, mask, row_weight, reduction, keys)
+    return reduce_rows(losses, mask, row_weight, reduction, keys, denominator)
 
 
 def supervised_contrastive_loss(
@@ -181,6 +187,7 @@ def supervised_contrastive_loss(
     mask: Tensor | None,
     row_weight: Tensor | None = None,  # [Q]
     reduction: str,
+    denominator: float | Tensor | None = None,
 ) -> Tensor:
     logits = similarities(query, key, normalize, arithmetic(query), mask) / temperature
     positive = query_labels.unsqueeze(1) == key_labels
@@ -192,7 +199,7 @@ def supervised_contrastive_loss(
     counted = positive.any(1) if mask is None else positive.any(1) & mask
     log_q = logits.log_softmax(1).masked_fill(~positive, 0)
     losses = -log_q.sum(1) / positive.sum(1).clamp(min=1)
-    return reduce_rows(losses, counted, row_weight, reduction, key.shape[0])
+    return reduce_rows(losses, counted, row_weight, reduction, key.shape[0], denominator)
 
 
 def similarities(

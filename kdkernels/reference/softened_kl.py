@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._shared.rows import arithmetic, hard_losses, log_softmax, log_softmax_gap, reduce_rows, zero_loss
+from .._shared.rows import (
+    arithmetic,
+    hard_losses,
+    hard_losses_of_probabilities,
+    log_softmax,
+    log_softmax_gap,
+    reduce_rows,
+    zero_loss,
+)
 
 __all__ = ["softened_kl", "soft_cross_entropy", "kd_loss"]
 
@@ -41,6 +49,7 @@ def softened_kl(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     dim %= student.dim()
@@ -68,7 +77,7 @@ def softened_kl(
 
     if scale_by_t2:
         losses = losses * temperature**2
-    return reduce_rows(losses, mask, row_weight, reduction, student.shape[dim])
+    return reduce_rows(losses, mask, row_weight, reduction, student.shape[dim], denominator)
 
 
 def soft_cross_entropy(
@@ -83,6 +92,7 @@ def soft_cross_entropy(
     mask: Tensor | None = None,  # row shape, bool
     row_weight: Tensor | None = None,  # row shape, float
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
 ) -> Tensor:
     return softened_kl(
@@ -97,6 +107,7 @@ def soft_cross_entropy(
         mask=mask,
         row_weight=row_weight,
         reduction=reduction,
+        denominator=denominator,
         dim=dim,
     )
 
@@ -104,7 +115,7 @@ def soft_cross_entropy(
 def kd_loss(
     student: Tensor,  # [..., C] logits, any float dtype, classes along `dim`
     teacher: Tensor,  # logits, the same shape where shared_classes is None
-    target: Tensor,  # row shape, int64 labels or ignore_index
+    target: Tensor,  # row shape, int64 labels or ignore_index; or floats in the shape of student, probabilities
     *,
     temperature: float | Tensor = 4.0,
     divergence: str = "forward",
@@ -118,14 +129,21 @@ def kd_loss(
     target_eps: float = 0.0,
     ignore_index: int = -100,
     mask: Tensor | None = None,  # row shape, bool; the KL term only
+    mask_ignored: bool = False,
     row_weight: Tensor | None = None,  # row shape, float; the KL term only
     reduction: str = "batchmean",
+    denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
     dim: int = -1,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     dim %= student.dim()
     dtype = arithmetic(student, teacher)
-    _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
+    labelled = None
+    if not target.is_floating_point():
+        _checks.label_range("kd_loss", target, student.shape[dim], ignore_index)
+        labelled = target != ignore_index
+    if mask_ignored:
+        mask = labelled if mask is None else mask & labelled
 
     def soft() -> Tensor:
         return softened_kl(
@@ -141,18 +159,22 @@ def kd_loss(
             mask=mask,
             row_weight=row_weight,
             reduction=reduction,
+            denominator=denominator,
             dim=dim,
         )
 
     def hard() -> Tensor:
-        losses = hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
+        if labelled is None:
+            losses = hard_losses_of_probabilities(student.to(dtype), target.to(dtype), label_smoothing, dim)
+        else:
+            losses = hard_losses(student.to(dtype), target, label_smoothing, ignore_index, dim)
         # Under "elementmean" too the hard term is a mean over rows: it has one value per row, not per class.
-        return reduce_rows(losses, target != ignore_index, None, reduction, classes=1)
+        return reduce_rows(losses, labelled, None, reduction, 1, denominator)
 
     kl = soft() if kl_weight or return_parts else None
     ce = hard() if ce_weight or return_parts else None
     # A term of weight 0 adds exactly 0, even where it is infinite.
-    loss = kl_weight * kl if kl_weight else zero_loss(target, reduction, student, teacher)
+    loss = kl_weight * kl if kl_weight else zero_loss(student.select(dim, 0), reduction, student, teacher)
     loss = loss + ce_weight * ce if ce_weight else loss
     return (loss, {"ce": ce.detach(), "kl": kl.detach()}) if return_parts else loss
 
