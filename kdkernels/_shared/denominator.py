@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def as_denominator(value: float | Tensor | None, like: Tensor) -> Tensor | None:
-    """As an op takes it: float64, on the device of `like`. Waits for a device only where that holds the value and `like`
-    is on another one."""
+    """As an op takes it: float64, on the device of `like`, NaN where a tensor is not positive. Waits for a device only where
+    that holds the value and `like` is on another one."""
     if value is None:
         return None
     if isinstance(value, Tensor):
-        value = value.detach().reshape(())
+        value = _positive(value, torch.float64)
         if not value.is_cpu:
             value = value.to(like.device)
     # Not torch.full, which would tie a compiled graph to the value.
@@ -23,7 +23,9 @@ def as_denominator(value: float | Tensor | None, like: Tensor) -> Tensor | None:
 
 def divided(total: Tensor, denominator: float | Tensor) -> Tensor:
     """A sum over rows as their mean. NaN where a tensor, whose value no device is asked for, is not positive."""
-    if isinstance(denominator, Tensor):
-        denominator = denominator.detach().reshape(())
-        denominator = torch.where(denominator > 0, denominator, nan).to(total.dtype)
-    return total / denominator
+    return total / (_positive(denominator, total.dtype) if isinstance(denominator, Tensor) else denominator)
+
+
+def _positive(denominator: Tensor, dtype: torch.dtype) -> Tensor:
+    denominator = denominator.detach().reshape(()).to(dtype)
+    return torch.where(denominator > 0, denominator, nan)
