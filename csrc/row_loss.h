@@ -163,10 +163,11 @@ struct RowLoss {
   KD_HOST_DEVICE bool shares_classes() const {
     return compared_classes() < classes || (teacher_classes > 0 && compared_classes() < teacher_classes);
   }
-  // Whether the soft term counts a row.
-  KD_HOST_DEVICE bool counts_row(int64_t row) const {
-    return (!mask || mask[row]) && (source != TargetSource::label || has_label(row));
-  }
+  // Whether the soft term counts a row, and whether it counts none without a label.
+  KD_HOST_DEVICE bool counts_row(int64_t row) const { return (!mask || mask[row]) && (!asks_label() || has_label(row)); }
+  KD_HOST_DEVICE bool asks_label() const { return source == TargetSource::label || soft.needs_label; }
+  // Whether the hard term counts a row.
+  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return has_label(row); }
 };
 
 // Which way a problem takes through either engine. The files cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh hold the ways.

@@ -28,7 +28,7 @@ KD_HOST_DEVICE Divisors divisors(const RowLoss& problem, int64_t group) {
   if (!problem.is_mean()) return {};
   const int64_t all = problem.group_rows();
   const int64_t* counts = static_cast<const int64_t*>(problem.counts);
-  return divisors_by(problem, problem.mask || problem.source == TargetSource::label ? counts[group] : all,
+  return divisors_by(problem, problem.mask || problem.asks_label() ? counts[group] : all,
                      problem.hard.target ? counts[problem.groups + group] : all);
 }
 
@@ -52,7 +52,7 @@ KD_HOST_DEVICE RowScales<A> row_scales(const RowLoss& problem, int64_t row, cons
   if (problem.hard.target) {
     scales.label = problem.label_of(row);
     scales.has_label = problem.has_label(row);
-    scales.has_hard = scales.has_label && problem.hard.wanted;
+    scales.has_hard = problem.counts_hard(row) && problem.hard.wanted;
     scales.bad_label = scales.has_label && (scales.label < 0 || scales.label >= problem.classes);
   }
   A temperature = static_cast<A>(problem.soft.temperature);

@@ -19,7 +19,7 @@ from ._shared.rows import arithmetic
 
 
 def row_loss(function: Callable[..., Any], arguments: dict[str, Any], counted: str) -> Any:
-    """`function`, all of whose terms are means over the same rows: those that `counted` tells, mask or labels."""
+    """`function`, all of whose terms are means over the same rows: those that `counted` names: "mask", "target", or "mask and target"."""
     shards = _Shards(function.__name__, arguments)
     local = shards.local(arguments)
     share = 1
@@ -107,11 +107,11 @@ class _Shards:
     def counted(self, local: dict[str, Any], name: str) -> Tensor | int:
         """Number of rows of this process that count."""
         student, counted = local["student"], None
-        if name == "mask" and local["mask"] is not None:
+        if "mask" in name and local["mask"] is not None:
             _checks.row_mask(self.function, local["mask"], student, self.dim)
             counted = local["mask"]
         probabilities = isinstance(local.get("target"), Tensor) and local["target"].is_floating_point()
-        if (name == "target" or local.get("mask_ignored")) and not probabilities:
+        if ("target" in name or local.get("mask_ignored")) and not probabilities:
             target = _checks.labels(self.function, local["target"], student, self.dim)
             labelled = target != _checks.integer(self.function, "ignore_index", local["ignore_index"])
             counted = labelled if counted is None else counted & labelled

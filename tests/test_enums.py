@@ -21,9 +21,10 @@ def constant(header, name):
     return eval(found.group(1).replace("int64_t", "int"))
 
 
+SOURCES_OF_ONE_OP = dict.fromkeys(set(enum("row_loss.h", "TargetSource")) - set(_names.TEACHER_KINDS))
 # Where Python's name is not C++'s; None: Python has no name for it, or another integer serves it.
 TABLES = {
-    "TEACHER_KINDS": ("row_loss.h", "TargetSource", dict.fromkeys(("label", "permuted", "adjusted"))),
+    "TEACHER_KINDS": ("row_loss.h", "TargetSource", SOURCES_OF_ONE_OP),
     "DIVERGENCES": ("row_loss.h", "Divergence", {}),
     "REDUCTIONS": ("types.h", "Reduction", {}),
     "STATISTICS": ("row_loss.h", "RowStatistic", {"none": None, "cosine": "flsw", "doubt": "cwsm"}),

@@ -23,7 +23,7 @@ void count_rows(const RowLoss& problem) {
     soft[g] = hard[g] = 0;
     for (int64_t row = g * problem.group_rows(); row < (g + 1) * problem.group_rows(); ++row) {
       soft[g] += problem.counts_row(row);
-      hard[g] += problem.has_label(row);
+      hard[g] += problem.counts_hard(row);
     }
   }
 }

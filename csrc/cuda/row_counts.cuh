@@ -18,7 +18,7 @@ KD_DEVICE void count_group(const RowLoss& problem, int64_t group, A (&counts)[2]
   for (int64_t i = block.rank(); i < group_rows; i += block.size()) {
     const int64_t row = group * group_rows + i;
     counts[0] += problem.counts_row(row);
-    counts[1] += problem.has_label(row);
+    counts[1] += problem.counts_hard(row);
   }
   block.sum(counts);
 }

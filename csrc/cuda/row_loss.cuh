@@ -18,17 +18,6 @@
 namespace kd {
 namespace {
 
-// The one place that tells the paths apart.
-inline void launch_path(const RowLoss& problem, const RowPlan& plan, void* stream) {
-  switch (path_of(problem)) {
-    case RowPath::forward: return forward_rows_cuda(problem, plan, stream);
-    case RowPath::general: return general_rows_cuda(problem, plan, stream);
-    case RowPath::label: return label_rows_cuda(problem, plan, stream);
-    case RowPath::permuted: return permuted_rows_cuda(problem, plan, stream);
-    case RowPath::adjusted: return adjusted_rows_cuda(problem, plan, stream);
-  }
-}
-
 template <class A>
 void launch_problem(RowLoss problem, const RowPlan& plan, void* stream) {
   if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;  // every block counts them
