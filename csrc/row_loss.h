@@ -158,10 +158,11 @@ struct RowLoss {
     const int64_t label = target_of(row) - hard.first_class;
     return hard.transforms == 1 ? label : label * hard.transforms + row % hard.transforms;
   }
+  KD_HOST_DEVICE int64_t teacher_width() const { return teacher_classes > 0 ? teacher_classes : classes; }
   // Classes that the soft term compares, and whether a row has others.
   KD_HOST_DEVICE int64_t compared_classes() const { return soft.classes > 0 ? soft.classes : classes; }
   KD_HOST_DEVICE bool shares_classes() const {
-    return compared_classes() < classes || (teacher_classes > 0 && compared_classes() < teacher_classes);
+    return compared_classes() < classes || compared_classes() < teacher_width();
   }
   // Whether the soft term counts a row, and whether it counts none without a label.
   KD_HOST_DEVICE bool counts_row(int64_t row) const { return (!mask || mask[row]) && (!asks_label() || has_label(row)); }

@@ -19,7 +19,7 @@ KD_HOST_DEVICE Divisors divisors_by(const RowLoss& problem, int64_t soft, int64_
   Divisors divisor;
   divisor.soft = soft > 0 ? static_cast<double>(soft) : 1.0;
   divisor.hard = hard > 0 ? static_cast<double>(hard) : 1.0;
-  if (problem.reduction == Reduction::elementmean) divisor.soft *= static_cast<double>(problem.classes);
+  if (problem.reduction == Reduction::elementmean) divisor.soft *= static_cast<double>(problem.compared_classes());
   return divisor;
 }
 

@@ -10,7 +10,7 @@ import row_oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from row_problems import CLASSES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
+from row_problems import CLASSES, FEATURES, FLOATS, PRECISION, STORED, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
 
 EXAMPLES = 200 if emulated.VARIANT == "sanitized" else 800
 AT_LEISURE = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -51,11 +51,41 @@ def test_matches_the_formulas(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
 
 
+@settings(max_examples=EXAMPLES, **AT_LEISURE)
+@given(problems(features=("standardize", "shared_classes")), launches(), gradients)
+def test_features_match_the_formulas(problem, launch, gradients):
+    """What one problem in many asks for."""
+    matches_the_formulas(problem, launch, gradients)
+
+
+@pytest.mark.long
+@settings(max_examples=20 * EXAMPLES, **AT_LEISURE)
+@given(problems(features=("standardize", "shared_classes")), launches(), gradients)
+def test_features_match_the_formulas_at_length(problem, launch, gradients):
+    matches_the_formulas(problem, launch, gradients)
+
+
 @pytest.mark.long
 @settings(max_examples=20 * EXAMPLES, **AT_LEISURE)
 @given(problems(st.sampled_from(CLASSES + [4096, 5003, 20000]) | st.integers(1, 3000)), launches(), gradients)
 def test_matches_the_formulas_at_length(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
+
+
+@settings(max_examples=EXAMPLES // 2, **AT_LEISURE)
+@given(problems(), gradients, st.lists(st.integers(0, 2**20), max_size=3), st.integers(0, 2**32))
+def test_classes_in_parts_match_the_formulas(problem, gradients, starts, seed):
+    """Each part measured, merged with the others and finished (csrc/row_measure.h)."""
+    student, teacher, options = problem
+    if options["reduction"] == "elementmean":  # it divides by the classes of a part
+        options = {**options, "reduction": "sum"}
+    if "target" in options:  # one that is out of range names a class of no part
+        known = (options["target"] >= 0) & (options["target"] < student.shape[1])
+        options = {**options, "target": np.where(known, options["target"], options["ignore_index"])}
+    starts = sorted({0, *(start % student.shape[1] for start in starts)})
+    if options["source"] == "probs" and teacher.dtype == np.float16:  # the largest derivative is that of a part, and so is its unit
+        gradients = {**gradients, "grad_teacher": False}
+    check(student, teacher, options, solve(student, teacher, options, (seed, {}), **gradients, starts=starts))
 
 
 @pytest.mark.parametrize("divergence", row_oracle.DIVERGENCES)

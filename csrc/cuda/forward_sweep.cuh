@@ -42,12 +42,12 @@ KD_DEVICE void forward_row(const RowLoss& problem, const RowWork<A>& work, const
                            bool uses_label, Team& team, Storage& storage) {
   const RowScales<A>& scales = work.scales;
   const A inverse_temperature = work.inverse_temperature;
-  LabelTerm<A> hard = hard_term(problem, work), replaced{};
+  LabelTerm<A> hard = hard_term(problem, work, static_cast<A>(problem.classes)), replaced{};
   const bool is_label = scales.has_soft && order.is_label(), has_soft = scales.has_soft && !is_label;
   if (is_label) replaced = soft_label_term(problem, work);
   const bool weighs = problem.soft.weight != 0;
   const bool soft_is_spoiled = scales.bad_label && scales.has_soft && uses_label;
-  const bool is_spoiled = soft_is_spoiled || (scales.bad_label && scales.has_hard);
+  const bool is_spoiled = (soft_is_spoiled && weighs) || (scales.bad_label && hard.weighs);
   const bool wants_elsewhere = (is_label && replaced.off != A(0)) || (scales.has_hard && hard.off != A(0));
 
   // |q - p| <= 1 in either term.

@@ -13,6 +13,7 @@
 #include "cuda/chunk.cuh"
 #include "cuda/label_term.cuh"
 #include "cuda/launch.h"
+#include "cuda/row_comparison.cuh"
 #include "cuda/row_formulas.cuh"
 #include "cuda/row_launch.cuh"
 #include "cuda/row_storage.cuh"
@@ -21,6 +22,8 @@
 #include "cuda/simt.cuh"
 #include "cuda/team.cuh"
 #include "row_loss.h"
+#include "row_measure.h"
+#include "row_scales.h"
 
 namespace kd {
 namespace {
@@ -45,7 +48,11 @@ struct GivenTarget {
 
   template <class A>
   KD_DEVICE A log_ratio(A t, const Softmax<A>& target, A z, const Softmax<A>& student, A log_sums, A log_q) const {
-    if (normalised) return LogitsTarget::log_ratio(t, target, z, student, log_sums, log_q);
+    // As LogitsTarget, of rows whose temperatures may differ; 0 where they are equal.
+    if (normalised) {
+      const A ratio = target.inverse_temperature / student.inverse_temperature;
+      return ((t - target.max) * ratio - (z - student.max)) * student.inverse_temperature - log_sums;
+    }
     return (is_probs() ? log(t) : t) - log_q;
   }
 
@@ -60,29 +67,33 @@ struct GivenTarget {
 template <class A, class Body>
 KD_DEVICE void with_divergence(const SoftTerm& soft, const Body& body) {
   switch (soft.divergence) {
-    case Divergence::forward: return body(ForwardKL<A>{});
-    case Divergence::reverse: return body(ReverseKL<A>{});
-    case Divergence::jsd: return body(JensenShannon<A>{static_cast<A>(soft.beta)});
-    case Divergence::cross_entropy: return body(CrossEntropy<A>{});
+    case Divergence::forward: return body(ForwardKL<A>::of(soft));
+    case Divergence::reverse: return body(ReverseKL<A>::of(soft));
+    case Divergence::jsd: return body(JensenShannon<A>::of(soft));
+    case Divergence::cross_entropy: return body(CrossEntropy<A>::of(soft));
   }
 }
 
-// What the loss and the gradients of a row need to know of all its classes.
+// What is known of a row after its sweeps: the measures of row_measure.h, and what rows in parts do without.
 template <class A>
-struct RowMeasure {
-  A student_max = 0, student_sum = 0;  // max z, sum exp((z - max z) / T)
-  A teacher_max = 0, teacher_sum = 0;  // the same of teacher logits; of probabilities 0 and their sum
-  A hard_sum = 0;                      // sum exp(z - max z)
-  A by_log_q = 0, by_log_made = 0;     // sums of the derivatives by log q and by the logarithm of what the source made
-  A largest_by_made = 0;               // largest derivative by a probability: it has no bound that is known before
+struct GeneralMeasure : RowMeasure<A> {
+  A hard_max = 0;         // max z of all classes: hard_sum is that of exp(z - hard_max)
+  A largest_by_made = 0;  // largest derivative by a probability: it has no bound that is known before
+
+  KD_DEVICE void take(const RowMeasure<A>& given) {
+    static_cast<RowMeasure<A>&>(*this) = given;
+    hard_max = given.student_max;
+  }
 };
 
 template <class A>
-KD_DEVICE RowPair<A, GivenTarget> pair_of(GivenTarget source, A inverse_temperature, const RowMeasure<A>& its) {
-  RowPair<A, GivenTarget> pair{{its.student_max, inverse_temperature, A(1) / its.student_sum}, {A(0), A(1), A(1)},
-                               log(its.student_sum), A(0), source};
+KD_DEVICE RowPair<A, GivenTarget> pair_of(GivenTarget source, const RowWork<A>& work, const RowComparison<A>& compared,
+                                          const RowMeasure<A>& its) {
+  const A student = work.inverse_temperature * compared.student.inverse_unit;
+  RowPair<A, GivenTarget> pair{{its.student_max, student, A(1) / its.student_sum}, {A(0), A(1), A(1)}, log(its.student_sum),
+                               A(0), source};
   if (source.normalised) {
-    pair.target = {its.teacher_max, inverse_temperature, A(1) / its.teacher_sum};
+    pair.target = {its.teacher_max, work.inverse_temperature * compared.teacher.inverse_unit, A(1) / its.teacher_sum};
     pair.log_sums = log(its.teacher_sum / its.student_sum);
   }
   return pair;
@@ -90,49 +101,58 @@ KD_DEVICE RowPair<A, GivenTarget> pair_of(GivenTarget source, A inverse_temperat
 
 // Sweep 1.
 template <class A, class Team, class Storage>
-KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, Team& team,
-                                    Storage& storage, RowMeasure<A>& its) {
-  const A inverse_temperature = work.inverse_temperature;
-  const bool cold = work.scales.has_hard;
-  RunningSoftmax<A> student, teacher;
+KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& work, GivenTarget source,
+                                    const RowComparison<A>& compared, Team& team, Storage& storage, GeneralMeasure<A>& its) {
+  const A for_student = work.inverse_temperature * compared.student.inverse_unit;
+  const A for_teacher = work.inverse_temperature * compared.teacher.inverse_unit;
+  RunningSoftmax<A> student, teacher, hard;
   BlockedSums<A, 1> mass;
   storage.for_each(problem, work.position, work.computed, team,
-                   [&](Chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
-                     student.add(z, inverse_temperature, cold);
-                     if (source.normalised) return teacher.add(t, inverse_temperature, false);
-                     A sum[1] = {0};
-                     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += source.weight(t[e], Softmax<A>{A(0), A(1), A(1)});
-                     mass.add(sum);
-                   });
-  A highest[2] = {student.max, teacher.max};
+                   [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+    A own[chunk_classes];
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) own[e] = chunk.of(e) < compared.classes ? z[e] : -static_cast<A>(HUGE_VALF);
+    student.add(own, for_student, false);
+    if (work.scales.has_hard) hard.add(z, A(1), false);
+    if (source.normalised) return teacher.add(t, for_teacher, false);
+    A sum[1] = {0};
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += source.weight(t[e], Softmax<A>{A(0), A(1), A(1)});
+    mass.add(sum);
+  });
+  A highest[3] = {student.max, teacher.max, hard.max};
   team.max(highest);
-  student.raise(highest[0], inverse_temperature, cold);
-  teacher.raise(highest[1], inverse_temperature, false);
+  student.raise(highest[0], for_student, false);
+  teacher.raise(highest[1], for_teacher, false);
+  hard.raise(highest[2], A(1), false);
   student.sums.fold();
   teacher.sums.fold();
+  hard.sums.fold();
   mass.fold();
-  A totals[3] = {student.sums.total[0], source.normalised ? teacher.sums.total[0] : mass.total[0], student.sums.total[1]};
+  A totals[3] = {student.sums.total[0], source.normalised ? teacher.sums.total[0] : mass.total[0], hard.sums.total[0]};
   team.sum(totals);
   its.student_max = student.max;
   its.student_sum = totals[0];
   its.teacher_max = source.normalised ? teacher.max : A(0);
   its.teacher_sum = totals[1];
+  its.hard_max = hard.max;
   its.hard_sum = totals[2];
+  its.classes = static_cast<A>(compared.classes);
 }
 
 // Sweep 2, where there is something to find.
 template <class A, class Team, class Storage>
-KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, Team& team,
-                                 Storage& storage, RowMeasure<A>& its) {
+KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work, GivenTarget source,
+                                 const RowComparison<A>& compared, Team& team, Storage& storage, GeneralMeasure<A>& its) {
   const A eps = static_cast<A>(problem.soft.target_eps);
   const bool smoothed = problem.soft.target_eps > 0;
   const bool bounded = !(source.is_probs() && problem.unit_teacher);
   bool minus_p = false;
   with_divergence<A>(problem.soft, [&](const auto& divergence) { minus_p = divergence.minus_p; });
-  its.by_log_q = -((source.normalised ? A(1) : its.teacher_sum) + eps * static_cast<A>(problem.classes));
-  if (minus_p && !(problem.grad_teacher.data && (source.normalised || problem.unit_teacher))) return;
+  const bool needs_made = problem.grad_teacher.data && (source.normalised || problem.unit_teacher);
+  const bool is_given = problem.step == RowStep::finish, is_needless = problem.step == RowStep::all && minus_p && !needs_made;
+  if (minus_p) its.by_log_q = -((source.normalised ? A(1) : its.teacher_sum) + eps * its.classes);
+  if (is_needless || (is_given && bounded)) return;
 
-  const RowPair<A, GivenTarget> pair = pair_of(source, work.inverse_temperature, its);
+  const RowPair<A, GivenTarget> pair = pair_of(source, work, compared, its);
   BlockedSums<A, 2> by_log;
   A largest[1] = {0};
   storage.for_each(problem, work.position, work.scales.has_soft, team,
@@ -140,7 +160,7 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
     A part[2] = {0, 0};
     with_divergence<A>(problem.soft, [&](const auto& divergence) {
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-        if (chunk.of(e) >= work.position.classes) continue;
+        if (chunk.of(e) >= compared.classes) continue;
         const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
         part[0] += divergence.by_log_q(c);
         part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
@@ -152,8 +172,10 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
   by_log.fold();
   A sums[2] = {by_log.total[0], by_log.total[1]};
   team.sum(sums);
-  if (!minus_p) its.by_log_q = sums[0];
-  its.by_log_made = sums[1];
+  if (!is_given) {
+    if (!minus_p) its.by_log_q = sums[0];
+    its.by_log_made = sums[1];
+  }
   if (bounded) return;
   team.max(largest);
   its.largest_by_made = larger(largest[0], A(1e-20f));  // of zeros alone: their scale times the factor of 0 may be infinite
@@ -167,76 +189,139 @@ KD_DEVICE A gradient_bound(A sum, A mass) {
   return A(2) * std::abs(sum) + A(3) * larger(A(1), mass);
 }
 
-// Sweep 3.
+// What the gradients of a row are multiplied by.
+template <class A>
+struct GradientScales {
+  A student, teacher;
+
+  KD_DEVICE GradientScales(const RowWork<A>& work, GivenTarget source)
+      : student(work.scales.soft_gradient * work.inverse_temperature),
+        teacher(source.normalised ? student : work.scales.soft_gradient) {}
+
+  // float16: times the factors that the gradients are stored with.
+  template <class Team>
+  KD_DEVICE void fit(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, const RowComparison<A>& compared,
+                     const GeneralMeasure<A>& its, const Team& team, LabelTerm<A>& hard) {
+    const A mass = (source.normalised ? A(1) : its.teacher_sum) + static_cast<A>(problem.soft.target_eps) * its.classes;
+    if (problem.unit_student) {
+      A most = gradient_bound(its.by_log_q, mass);
+      if (compared.standardized) most = compared.student.bound(most);
+      const A factor = work.student_factor(problem, team, std::abs(student) * most, std::abs(hard.scale));
+      student *= factor;
+      hard.scale *= factor;
+    }
+    if (problem.unit_teacher) {
+      A most = source.is_probs() ? its.largest_by_made : gradient_bound(its.by_log_made, mass);
+      if (compared.standardized) most = compared.teacher.bound(most);
+      const A factor = float16_factor(work.soft_weighs(problem) ? std::abs(teacher) * most : A(0));
+      teacher *= factor;
+      if (work.exists && team.rank() == 0) static_cast<A*>(problem.unit_teacher)[work.row] = A(1) / factor;
+    }
+  }
+};
+
+// Sweep 3; twice where rows are standardized, the first time for sum g z' alone.
 template <class A, class Team, class Storage>
-KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, const RowMeasure<A>& its, Team& team,
-                          Storage& storage) {
+KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, RowComparison<A> compared,
+                          const GeneralMeasure<A>& its, Team& team, Storage& storage) {
   const RowScales<A>& scales = work.scales;
-  const RowPair<A, GivenTarget> pair = pair_of(source, work.inverse_temperature, its);
-  const Softmax<A> cold{its.student_max, A(1), A(1) / its.hard_sum};
-  LabelTerm<A> hard = hard_term(problem, work);
+  const RowPair<A, GivenTarget> pair = pair_of(source, work, compared, its);
+  const Softmax<A> cold{its.hard_max, A(1), A(1) / its.hard_sum};
   const A eps = static_cast<A>(problem.soft.target_eps);
   const bool smoothed = problem.soft.target_eps > 0;
-  const bool is_spoiled = scales.bad_label && scales.has_hard;
+  const bool is_part = problem.step != RowStep::all;  // the label may be in another one
+  const bool is_spoiled = scales.bad_label && work.hard_weighs(problem) && !is_part;
+  LabelTerm<A> hard = hard_term(problem, work, is_part ? its.classes : static_cast<A>(problem.classes));
   const bool wants_elsewhere = scales.has_hard && hard.off != A(0);
-
-  // float16: the scales of the gradients, times the factors that they are stored with.
-  A student_scale = scales.soft_gradient * work.inverse_temperature;
-  A teacher_scale = source.normalised ? student_scale : scales.soft_gradient;
-  const A mass = (source.normalised ? A(1) : its.teacher_sum) + eps * static_cast<A>(problem.classes);
-  const A factor = work.student_factor(problem, team, std::abs(student_scale) * gradient_bound(its.by_log_q, mass),
-                                       std::abs(scales.hard_gradient));
-  student_scale *= factor;
-  hard.scale *= factor;
-  if (problem.unit_teacher) {
-    const A most = source.is_probs() ? its.largest_by_made : gradient_bound(its.by_log_made, mass);
-    const A teacher_factor = float16_factor(work.soft_weighs(problem) ? std::abs(teacher_scale) * most : A(0));
-    teacher_scale *= teacher_factor;
-    if (work.exists && team.rank() == 0) static_cast<A*>(problem.unit_teacher)[work.row] = A(1) / teacher_factor;
-  }
-
-  BlockedSums<A, 3> row_losses;  // divergence, label's logit, the other logits
-  storage.for_each(problem, work.position, work.computed, team,
-                   [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
-    A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, value = 0;
-    LabelSums<A> sums;
-    if (scales.has_soft)
-      with_divergence<A>(problem.soft, [&](const auto& divergence) {
+  GradientScales<A> scale(work, source);
+  for (bool last = !compared.standardized;; last = true) {
+    if (last) scale.fit(problem, work, source, compared, its, team, hard);
+    BlockedSums<A, 3> sums;  // divergence, label's logit, the other logits; not the last time: sum g z' of student and teacher
+    storage.for_each(problem, work.position, work.computed, team,
+                     [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+      A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, value = 0;
+      if (scales.has_soft)
+        with_divergence<A>(problem.soft, [&](const auto& divergence) {
+          KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+            if (chunk.of(e) >= compared.classes) continue;
+            const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
+            value += divergence.value(c);
+            if (problem.soft.weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
+            grad_student[e] = pair.student_gradient(c, divergence, its.by_log_q);
+            if (problem.grad_teacher.data) grad_teacher[e] = pair.gradient(smoothed, c, divergence, its.by_log_made);
+          }
+        });
+      if (!last) {
+        A products[3] = {0, 0, 0};
         KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-          if (chunk.of(e) >= work.position.classes) continue;
-          const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
-          value += divergence.value(c);
-          if (problem.soft.weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
-          grad_student[e] = pair.student_gradient(c, divergence, its.by_log_q) * student_scale;
-          if (problem.grad_teacher.data)
-            grad_teacher[e] = pair.gradient(smoothed, c, divergence, its.by_log_made) * teacher_scale;
+          products[0] += compared.student.product(grad_student[e], z[e] - its.student_max);
+          products[1] += compared.teacher.product(grad_teacher[e], t[e] - its.teacher_max);
         }
-      });
-    if (scales.has_hard) {
-      hard.add_gradient(work.label, cold, chunk, z, grad_student);
-      sums.add(work.label, wants_elsewhere, its.student_max, chunk, work.position.classes, z);
+        return sums.add(products);
+      }
+      if (work.soft_weighs(problem)) {
+        if (compared.standardized)
+          KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+            if (chunk.of(e) >= compared.classes) continue;
+            grad_student[e] = compared.student.gradient(grad_student[e], z[e] - its.student_max);
+            grad_teacher[e] = compared.teacher.gradient(grad_teacher[e], t[e] - its.teacher_max);
+          }
+        KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+          grad_student[e] *= scale.student;
+          grad_teacher[e] *= scale.teacher;
+        }
+      }
+      LabelSums<A> labels;
+      if (scales.has_hard) {
+        hard.add_gradient(work.label, cold, chunk, z, grad_student);
+        labels.add(work.label, wants_elsewhere, its.hard_max, chunk, work.position.student_classes, z);
+      }
+      const A part[3] = {value, labels.at_label, labels.elsewhere};
+      sums.add(part);
+      work.write_grad_student(problem, chunk, is_spoiled, grad_student);
+      if (work.exists && problem.grad_teacher.data)
+        write_row(problem.grad_teacher, work.position, chunk, static_cast<int>(problem.teacher_width()), grad_teacher);
+    });
+    sums.fold();
+    A totals[3] = {sums.total[0], sums.total[1], sums.total[2]};
+    team.sum(totals);
+    if (last) {
+      A value = hard_value(hard, work, log(its.hard_sum), totals[1], totals[2]);
+      if (is_part && work.scales.has_hard) {
+        // The logarithm times the part's share of the target, whose sum is 1.
+        const A share = (work.label >= 0 ? hard.on - hard.off : A(0)) + hard.off * static_cast<A>(problem.classes);
+        value = hard.cross_entropy(share * log(its.hard_sum), A(1), totals[1], totals[2]);
+      }
+      return work.write_losses(problem, team, totals[0], value);
     }
-    const A part[3] = {value, sums.at_label, sums.elsewhere};
-    row_losses.add(part);
-    work.write_grad_student(problem, chunk, is_spoiled, grad_student);
-    if (work.exists && problem.grad_teacher.data) write_row(problem.grad_teacher, work.position, chunk, grad_teacher);
-  });
-  row_losses.fold();
-  A losses[3] = {row_losses.total[0], row_losses.total[1], row_losses.total[2]};
-  team.sum(losses);
-  work.write_losses(problem, team, losses[0], hard_value(hard, work, log(its.hard_sum), losses[1], losses[2]));
+    compared.student.set_along(totals[0]);
+    compared.teacher.set_along(totals[1]);
+  }
 }
 
 template <class A, class Team, class Storage>
 KD_DEVICE void solve_general_row(const RowLoss& problem, Team& team) {
-  const RowWork<A> work(problem, team.row());
+  RowWork<A> work(problem, team.row());
+  RowComparison<A> compared(problem);
+  work.position.classes = static_cast<int>(chunked_classes(problem));
+  work.position.teacher_classes = compared.classes;
   const GivenTarget source(problem.source);
   Storage storage;
   storage.load(problem, work.position, work.computed, team, source.absent());
-  RowMeasure<A> its;
-  measure_exponentials(problem, work, source, team, storage, its);
-  measure_gradients(problem, work, source, team, storage, its);
-  finish_row(problem, work, source, its, team, storage);
+  if (compared.standardized) standardize_rows(problem, work, team, storage, compared);
+  GeneralMeasure<A> its;
+  const bool is_part = problem.step != RowStep::all;
+  RowMeasure<A>* const measure = work.exists && is_part ? static_cast<RowMeasure<A>*>(problem.measures) + work.row : nullptr;
+  if (!is_part || problem.step == RowStep::exponentials)
+    measure_exponentials(problem, work, source, compared, team, storage, its);
+  else if (measure)
+    its.take(*measure);
+  if (problem.step != RowStep::exponentials) measure_gradients(problem, work, source, compared, team, storage, its);
+  if (problem.step == RowStep::exponentials || problem.step == RowStep::gradients) {
+    if (measure && team.rank() == 0) *measure = its;
+    return;
+  }
+  finish_row(problem, work, source, compared, its, team, storage);
 }
 
 template <class A, class Team, class Storage>

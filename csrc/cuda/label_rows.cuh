@@ -26,11 +26,11 @@ KD_DEVICE void solve_label_row(const RowLoss& problem, Team& team) {
   storage.load(problem, work.position, work.computed, team, -HUGE_VALF);
   const RowSoftmaxes<A> its = row_softmaxes<A, false>(problem, work, team, storage);
 
-  LabelTerm<A> soft = soft_label_term(problem, work), hard = hard_term(problem, work);
+  LabelTerm<A> soft = soft_label_term(problem, work), hard = hard_term(problem, work, static_cast<A>(problem.classes));
   const A factor = work.student_factor(problem, team, std::abs(soft.scale), std::abs(hard.scale));  // |q - p| <= 1 in either
   soft.scale *= factor;
   hard.scale *= factor;
-  const bool is_spoiled = scales.bad_label && work.computed;
+  const bool is_spoiled = scales.bad_label && (soft.weighs || hard.weighs);
   const bool wants_elsewhere = soft.off != A(0) || (scales.has_hard && hard.off != A(0));
   BlockedSums<A, 2> sums;
   storage.for_each(problem, work.position, work.computed, team,
@@ -50,7 +50,7 @@ KD_DEVICE void solve_label_row(const RowLoss& problem, Team& team) {
 
   A value = soft.cross_entropy(its.student_log_sum, work.inverse_temperature, totals[0], totals[1]) -
             static_cast<A>(problem.label.entropy);
-  if (is_spoiled) value = NAN;
+  if (scales.bad_label) value = NAN;
   work.write_losses(problem, team, value, hard_value(hard, work, its.cold_log_sum, totals[0], totals[1]));
 }
 

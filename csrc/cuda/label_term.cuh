@@ -51,10 +51,10 @@ struct LabelTerm {
   }
 };
 
-// The label of the data, at temperature 1, smoothed as in torch.nn.functional.cross_entropy.
+// The label of the data, at temperature 1, smoothed over `classes` as in torch.nn.functional.cross_entropy.
 template <class A>
-KD_DEVICE LabelTerm<A> hard_term(const RowLoss& problem, const RowWork<A>& work) {
-  const A smoothing = static_cast<A>(problem.hard.smoothing), off = smoothing / static_cast<A>(problem.classes);
+KD_DEVICE LabelTerm<A> hard_term(const RowLoss& problem, const RowWork<A>& work, A classes) {
+  const A smoothing = static_cast<A>(problem.hard.smoothing), off = smoothing / classes;
   return {A(1) - smoothing + off, off, work.scales.hard_gradient, work.hard_weighs(problem)};
 }
 

@@ -78,6 +78,12 @@ constexpr RowPlan plan_staged(int64_t classes, int bytes, int threads, int clust
   return {RowForm::staged, threads * cluster, threads, 0, share, cluster};
 }
 
+// The classes that chunks are dealt out for: a wider teacher has a gradient of 0 beyond the classes that are compared.
+KD_HOST_DEVICE int64_t chunked_classes(const RowLoss& problem) {
+  const bool wider = problem.grad_teacher.data && problem.teacher_width() > problem.classes;
+  return wider ? problem.teacher_width() : problem.classes;
+}
+
 // Shared memory of the held form: path forward needs none.
 constexpr size_t held_shared(RowPath path, int64_t classes, int bytes, int lanes) {
   return path == RowPath::forward ? 0 : static_cast<size_t>(staged_chunks(classes, lanes)) * small_block * chunk_classes * bytes;

@@ -18,6 +18,11 @@
 namespace kd {
 namespace {
 
+// Steps exponentials and gradients (row_measure.h): writes problem.measures, no loss and no gradient.
+inline void row_measure_cuda(const RowLoss& problem, const RowPlan& plan, void* stream) {
+  launch_path(problem, plan, stream);
+}
+
 template <class A>
 void launch_problem(RowLoss problem, const RowPlan& plan, void* stream) {
   if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;  // every block counts them
@@ -29,7 +34,7 @@ void launch_problem(RowLoss problem, const RowPlan& plan, void* stream) {
 inline RowPlan plan_problem(const RowLoss& problem, int sm) {
   const bool reads_teacher = problem.teacher.data;
   const bool unit_stride = problem.student.class_stride == 1 && (!reads_teacher || problem.teacher.class_stride == 1);
-  return plan_rows(path_of(problem), problem.rows(), problem.classes, element_size(problem.student.dtype),
+  return plan_rows(path_of(problem), problem.rows(), chunked_classes(problem), element_size(problem.student.dtype),
                    reads_teacher ? element_size(problem.teacher.dtype) : 0, problem.is_double(), unit_stride, sm);
 }
 

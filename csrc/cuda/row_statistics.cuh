@@ -33,7 +33,7 @@ KD_DEVICE void row_statistic(const RowLoss& problem, int64_t row, const Team& te
   for (int k = 0; counted && position.chunk(team, k).first < position.classes; ++k) {
     const Chunk chunk = position.chunk(team, k);
     A z[chunk_classes], t[chunk_classes];
-    read_row(of_student ? problem.student : problem.teacher, position, chunk, true, -HUGE_VALF, z);
+    read_row(of_student ? problem.student : problem.teacher, position, chunk, position.classes, -HUGE_VALF, z);
     if (rank) {
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
         const int c = chunk.of(e);
@@ -45,7 +45,7 @@ KD_DEVICE void row_statistic(const RowLoss& problem, int64_t row, const Team& te
       softmax.add(z, A(1), false);
       continue;
     }
-    read_row(problem.teacher, position, chunk, true, -HUGE_VALF, t);
+    read_row(problem.teacher, position, chunk, position.classes, -HUGE_VALF, t);
     A sums[3] = {0, 0, 0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
       const int c = chunk.of(e);

@@ -25,12 +25,16 @@ namespace {
 // Where a row begins in each tensor, and how its classes are dealt out in chunks.
 struct RowPosition {
   int64_t outer, middle = 0, inner = 0;
-  int classes;  // at most most_classes, so that an int counts chunks and their ends
+  // At most most_classes, so that an int counts chunks and their ends. Chunks are dealt out for `classes`; of the two rows the
+  // first student_classes and teacher_classes are read.
+  int classes, student_classes, teacher_classes;
   bool neighbours;
 
   KD_DEVICE RowPosition(const RowLoss& problem, int64_t row)
       : outer(row),
         classes(static_cast<int>(problem.classes)),
+        student_classes(classes),
+        teacher_classes(classes),
         neighbours(is_whole(problem.student, classes) && (!problem.teacher.data || is_whole(problem.teacher, classes))) {
     if (problem.inner != 1) {  // 64-bit divisions are slow, and most layouts need none
       inner = outer % problem.inner;
@@ -61,11 +65,12 @@ struct RowPosition {
 };
 
 template <class A>
-KD_DEVICE void write_row(const Rows& rows, const RowPosition& position, Chunk chunk, const A (&from)[chunk_classes]) {
+KD_DEVICE void write_row(const Rows& rows, const RowPosition& position, Chunk chunk, int classes,
+                         const A (&from)[chunk_classes]) {
   with_bits<A>(rows.dtype, [&](auto* type) {
     std::remove_pointer_t<decltype(type)> numbers[chunk_classes];
     to_bits(from, rows.dtype, numbers);
-    write_chunk(position.begin(rows, type), rows.class_stride, chunk, position.classes, numbers);
+    write_chunk(position.begin(rows, type), rows.class_stride, chunk, classes, numbers);
   });
 }
 
@@ -77,12 +82,12 @@ KD_DEVICE void read_arithmetic(const T* row, const Rows& rows, Chunk chunk, int 
   from_bits(numbers, rows.dtype, to);
 }
 
-// A chunk of a row, whatever its dtype; nothing of it unless `computed`.
+// A chunk of a row of so many classes, whatever its dtype.
 template <class A>
-KD_DEVICE void read_row(const Rows& rows, const RowPosition& position, Chunk chunk, bool computed, float absent,
+KD_DEVICE void read_row(const Rows& rows, const RowPosition& position, Chunk chunk, int classes, float absent,
                         A (&to)[chunk_classes]) {
   with_bits<A>(rows.dtype, [&](auto* type) {
-    read_arithmetic(position.begin(rows, type), rows, chunk, computed ? position.classes : 0, absent, to);
+    read_arithmetic(position.begin(rows, type), rows, chunk, classes, absent, to);
   });
 }
 
@@ -105,8 +110,8 @@ struct Held {
 
   template <class Team>
   KD_DEVICE void load(const RowLoss& problem, const RowPosition& position, bool computed, const Team& team, float absent) {
-    load_tensor(problem.student, position, computed, team, -HUGE_VALF, student);
-    load_tensor(problem.teacher, position, computed, team, absent, teacher);
+    load_tensor(problem.student, position, computed ? position.student_classes : 0, team, -HUGE_VALF, student);
+    load_tensor(problem.teacher, position, computed ? position.teacher_classes : 0, team, absent, teacher);
   }
 
   template <class Team, class Body>
@@ -119,12 +124,11 @@ struct Held {
 
  private:
   template <class Team>
-  KD_DEVICE static void load_tensor(const Rows& rows, const RowPosition& position, bool computed, const Team& team,
+  KD_DEVICE static void load_tensor(const Rows& rows, const RowPosition& position, int classes, const Team& team,
                                     float absent, A (&to)[count][chunk_classes]) {
     with_bits<A>(rows.dtype, [&](auto* type) {
       KD_UNROLL for (int k = 0; k < count; ++k)
-        read_arithmetic(position.begin(rows, type), rows, position.chunk(team, k), computed ? position.classes : 0, absent,
-                        to[k]);
+        read_arithmetic(position.begin(rows, type), rows, position.chunk(team, k), classes, absent, to[k]);
     });
   }
 };
@@ -146,8 +150,9 @@ struct Streamed {
       const Chunk chunk = position.chunk(team, k);
       if (chunk.first >= position.classes) return;
       A student[chunk_classes], teacher[chunk_classes];
-      read_row(problem.student, position, chunk, computed, -HUGE_VALF, student);
-      if constexpr (with_teacher) read_row(problem.teacher, position, chunk, computed, absent, teacher);
+      read_row(problem.student, position, chunk, computed ? position.student_classes : 0, -HUGE_VALF, student);
+      if constexpr (with_teacher)
+        read_row(problem.teacher, position, chunk, computed ? position.teacher_classes : 0, absent, teacher);
       body(chunk, student, teacher);
     }
   }
@@ -163,8 +168,9 @@ struct Staged {
     const int half = slots_ * chunk_classes * 2;
     student_ = simt::dynamic_shared<unsigned char>();
     teacher_ = student_ + (problem.student.dtype == Dtype::float32 ? 2 * half : half);
-    stage(problem.student, position, computed, team, -HUGE_VALF, student_);
-    if constexpr (with_teacher) stage(problem.teacher, position, computed, team, absent, teacher_);
+    stage(problem.student, position, computed ? position.student_classes : 0, team, -HUGE_VALF, student_);
+    if constexpr (with_teacher)
+      stage(problem.teacher, position, computed ? position.teacher_classes : 0, team, absent, teacher_);
     simt::wait_copies();
   }
 
@@ -191,7 +197,7 @@ struct Staged {
   }
 
   template <class Team>
-  KD_DEVICE void stage(const Rows& rows, const RowPosition& position, bool computed, const Team& team, float absent,
+  KD_DEVICE void stage(const Rows& rows, const RowPosition& position, int classes, const Team& team, float absent,
                        unsigned char* to) const {
     with_bits<A>(rows.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -200,13 +206,13 @@ struct Staged {
       for (int k = 0;; ++k) {
         const Chunk chunk = position.chunk(team, k);
         if (chunk.first >= position.classes) return;
-        if (computed && is_vector(row, rows.class_stride, chunk, position.classes)) {
+        if (is_vector(row, rows.class_stride, chunk, classes)) {
           KD_UNROLL for (int i = 0; i < words; ++i)
             simt::copy16(word(to, k, i), reinterpret_cast<const char*>(row + chunk.first) + 16 * i);
           continue;
         }
         T numbers[chunk_classes];
-        read_chunk(row, rows.class_stride, chunk, computed ? position.classes : 0, from_float<T>(absent, rows.dtype), numbers);
+        read_chunk(row, rows.class_stride, chunk, classes, from_float<T>(absent, rows.dtype), numbers);
         simt::Bytes16 bytes[words];
         memcpy(bytes, numbers, sizeof numbers);
         KD_UNROLL for (int i = 0; i < words; ++i) simt::store16(word(to, k, i), bytes[i]);

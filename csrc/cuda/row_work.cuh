@@ -39,12 +39,12 @@ struct RowWork {
   KD_DEVICE bool soft_weighs(const RowLoss& problem) const { return scales.has_soft && problem.soft.weight != 0; }
   KD_DEVICE bool hard_weighs(const RowLoss& problem) const { return scales.has_hard && problem.hard.weight != 0; }
 
-  // `is_spoiled`: an out-of-range label turns every term that uses it into NaN.
+  // `is_spoiled`: an out-of-range label turns every term that uses it, and has a weight, into NaN.
   KD_DEVICE void write_grad_student(const RowLoss& problem, Chunk chunk, bool is_spoiled, A (&gradient)[chunk_classes]) const {
     if (!exists || !problem.grad_student.data) return;
     if (is_spoiled)
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) gradient[e] = NAN;
-    write_row(problem.grad_student, position, chunk, gradient);
+    write_row(problem.grad_student, position, chunk, position.student_classes, gradient);
   }
 
   template <class Team>

@@ -24,16 +24,17 @@ kd::RowPlan forced_plan(const kd::RowLoss& problem, const std::string& name, int
   const auto found = std::find(std::begin(kd::form_names), std::end(kd::form_names), name);
   if (found == std::end(kd::form_names)) throw std::invalid_argument("no launch form is called " + name);
   kd::RowPlan plan{static_cast<kd::RowForm>(found - std::begin(kd::form_names)), threads, threads, 0, 0, 1};
+  const int64_t classes = kd::chunked_classes(problem);
   const int bytes = kd::element_size(problem.student.dtype) + kd::element_size(problem.teacher.dtype);
   const bool unit_stride = problem.student.class_stride == 1 && problem.teacher.class_stride == 1;
   bool fits = unit_stride && !problem.is_double();
   if (plan.form == kd::RowForm::held) {
-    const int64_t chunks = kd::parts_of(problem.classes, kd::chunk_classes);
+    const int64_t chunks = kd::parts_of(classes, kd::chunk_classes);
     plan.lanes = std::max(lanes, kd::next_power_of_two(kd::parts_of(chunks, kd::held_chunks)));
-    plan.shared_bytes = kd::held_shared(kd::path_of(problem), problem.classes, bytes, plan.lanes);
+    plan.shared_bytes = kd::held_shared(kd::path_of(problem), classes, bytes, plan.lanes);
     fits = fits && plan.lanes <= kd::simt::warp_threads && plan.shared_bytes <= kd::shared_limit(90);
   } else if (plan.form == kd::RowForm::staged) {
-    plan = kd::plan_staged(problem.classes, bytes, threads, cluster);
+    plan = kd::plan_staged(classes, bytes, threads, cluster);
     fits = fits && plan.shared_bytes <= kd::shared_limit(90);
   } else if (plan.form == kd::RowForm::strided) {
     plan.lanes = lanes;
@@ -42,6 +43,64 @@ kd::RowPlan forced_plan(const kd::RowLoss& problem, const std::string& name, int
   if (!fits) throw std::invalid_argument("the launch form " + name + " does not fit the problem");
   plan.blocks = plan.cluster > 1 ? problem.rows() * plan.cluster : kd::parts_of(problem.rows(), threads / plan.lanes);
   return plan;
+}
+
+// The classes of a problem in parts that begin at `starts`, each measured, merged with the others and finished (row_measure.h).
+// The losses of the parts are added up.
+template <class A>
+void solve_in_parts(const kd::RowLoss& problem, const std::vector<int64_t>& starts, int sm, Outputs& outputs) {
+  const int64_t rows = problem.rows(), losses = problem.reduction == kd::Reduction::none ? rows : problem.groups;
+  std::vector<kd::RowLoss> parts;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    kd::RowLoss& part = parts.emplace_back(problem);
+    const int64_t end = i + 1 < starts.size() ? starts[i + 1] : problem.classes;
+    part.classes = end - starts[i];
+    part.teacher_classes = part.soft.classes = 0;
+    part.hard.first_class = starts[i];
+    for (kd::Rows* tensor : {&part.student, &part.teacher, &part.grad_student, &part.grad_teacher})
+      if (tensor->data)
+        tensor->data = static_cast<char*>(tensor->data) + starts[i] * tensor->class_stride * kd::element_size(tensor->dtype);
+    part.measures = outputs.allocate("measures", rows * sizeof(kd::RowMeasure<A>));
+  }
+  const auto measure_of = [](const kd::RowLoss& part, int64_t row) -> kd::RowMeasure<A>& {
+    return static_cast<kd::RowMeasure<A>*>(part.measures)[row];
+  };
+  const auto each_step = [&](kd::RowStep step, const auto& merge) {
+    for (kd::RowLoss& part : parts) {
+      part.step = step;
+      kd::row_measure_cuda(part, kd::plan_problem(part, sm), nullptr);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      for (size_t i = 1; i < parts.size(); ++i) merge(measure_of(parts[0], row), measure_of(parts[i], row), row);
+      for (const kd::RowLoss& part : parts) measure_of(part, row) = measure_of(parts[0], row);
+    }
+  };
+  each_step(kd::RowStep::exponentials, [&](kd::RowMeasure<A>& sum, const kd::RowMeasure<A>& part, int64_t row) {
+    const A* temperatures = static_cast<const A*>(problem.soft.row_temperature);
+    const A temperature = temperatures ? temperatures[row] : static_cast<A>(problem.soft.temperature);
+    sum.add(part, A(1) / temperature, A(1) / temperature);
+  });
+  each_step(kd::RowStep::gradients, [](kd::RowMeasure<A>& sum, const kd::RowMeasure<A>& part, int64_t) { sum.add_gradients(part); });
+  std::vector<A> loss(losses), both(2 * losses);
+  for (kd::RowLoss& part : parts) {
+    part.step = kd::RowStep::finish;
+    kd::row_loss_cuda(part, kd::plan_problem(part, sm), sm, nullptr);
+    for (int64_t i = 0; i < losses; ++i) loss[i] += static_cast<const A*>(part.loss)[i];
+    for (int64_t i = 0; part.parts && i < 2 * losses; ++i) both[i] += static_cast<const A*>(part.parts)[i];
+  }
+  std::copy(loss.begin(), loss.end(), static_cast<A*>(problem.loss));
+  if (problem.parts) std::copy(both.begin(), both.end(), static_cast<A*>(problem.parts));
+}
+
+py::dict row_loss_in_parts(const kd::python::Options& options, const std::vector<int64_t>& starts, int sm) {
+  Outputs outputs;
+  const kd::python::NumpyProblem numpy(
+      options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
+  const kd::emulated::OnDevice device(sm);
+  if (numpy.problem.is_double()) solve_in_parts<double>(numpy.problem, starts, sm, outputs);
+  else solve_in_parts<float>(numpy.problem, starts, sm, outputs);
+  outputs.check();
+  return numpy.results();
 }
 
 py::dict row_loss(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
@@ -108,6 +167,9 @@ void bind_row_loss(py::module_& m) {
       "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/row_loss.h; `form` "
       "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row.",
       "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90);
+  kd::python::def_row_loss<const std::vector<int64_t>&, int>(
+      m, &row_loss_in_parts, "The same, of classes in parts that begin at `starts` and are measured and finished apart.",
+      "starts"_a, "sm"_a = 90);
   m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);
   m.def("scale_gradient", &scale_gradient, "gradient"_a, "upstream"_a, "dim"_a = -1);
 }
