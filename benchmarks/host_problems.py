@@ -33,10 +33,14 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
     embedding, bank, index = normal(4, 128), normal(500, 128), rng.integers(0, 500, (4, 513))
     peers, leader, gate = normal(4, 3, CLASSES, spread=3), normal(4, CLASSES, spread=3), normal(4, 3)
     peer_query, peer_key = normal(4, 3, 32), normal(4, 3, 32)
+    images = normal(2, 19, 64 * 64, spread=3)
     of_label = {"label_on": 0.9, "label_off": 0.1 / (CLASSES - 1)}
 
     def rows(student: np.ndarray = student, teacher: np.ndarray = teacher, **options) -> Callable[[], dict]:
         return lambda: host.row_loss(student, teacher, **{"temperature": 4.0, **options})
+
+    def label_rows(*logits: np.ndarray, **options) -> Callable[[], dict]:
+        return rows(*logits, source=3, divergence=3, temperature=1.0, **options)
 
     def half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)
@@ -60,6 +64,12 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
         "soft_cross_entropy": rows(divergence=3),
         "kd_loss": rows(target=target, ce_weight=1.0, label_smoothing=0.1),
         "label_smoothing_loss": rows(source=3, divergence=3, temperature=1.0, target=target, source_options=of_label),
+        "joint_cross_entropy": label_rows(target=target[::4] // 4, source_options={"transforms": 4}),
+        "class_range_cross_entropy": label_rows(
+            student[:, 200:400], teacher[:, 200:400], target=200 + target // 5, source_options={"first_class": 200}
+        ),
+        "pseudo_labels": lambda: host.pseudo_labels(student),
+        "pseudo_labels, images": lambda: host.pseudo_labels(images, dim=1),
         "dkpp_loss": rows(source=4, divergence=3, source_options={"seed": 1}),
         "dynamic_temperature_kl": rows(
             source=5, target=target, source_options={**of_label, "adjustment": 1, "statistic": 2, "temperature_slope": 1.0}

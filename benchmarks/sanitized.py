@@ -23,6 +23,10 @@ def main() -> None:
             (2 * loss).backward()
             for loss in student_losses(student=student, teacher=teacher, target=target).values():
                 loss.backward()
+            kd.class_range_cross_entropy(student, classes // 2 + target // 2, classes // 2, classes).backward()
+            kd.pseudo_labels(teacher, threshold=torch.rand(classes, device="cuda"))
+            if classes % 2 == 0:
+                kd.joint_cross_entropy(student[:4], target[:2] // 2, transforms=2).backward()
             for mode, adjust in (("flsw", "ps"), ("cwsm", "lsr")):
                 kd.dynamic_temperature_kl(student, teacher, target, mode=mode, adjust=adjust, beta=1e-3).backward()
         # Peers that stay in shared memory, and peers that come tile by tile.
@@ -37,6 +41,8 @@ def main() -> None:
         # Classes strided: one thread per row.
         student, teacher = (torch.randn(2, 19, 7, 5, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2))
         kd.softened_kl(student, teacher, dim=1, reduction="none").sum().backward()
+        target, _ = kd.pseudo_labels(teacher, threshold=0.1, dim=1)
+        kd.class_range_cross_entropy(student, target // 2 + 4, 4, 17, ignore_index=-46, dim=1).backward()
         for width in (5, 128, 300, 1500):
             embedding, bank = (torch.randn(rows, width, device="cuda", dtype=dtype) for rows in (5, 40))
             index = torch.randint(40, (5, 600), device="cuda")

@@ -25,7 +25,7 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def(
       "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, Tensor? denominator, float on, "
       "float off, bool relative, float temperature, float kl_weight, float ce_weight, bool normalize, int transforms, "
-      "int start, int stop, int ignore_index, int reduction, int groups, int dim, bool grad_student) "
+      "SymInt start, SymInt stop, int ignore_index, int reduction, int groups, int dim, bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64
@@ -49,6 +49,12 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def(
       "row_statistics(Tensor rows, Tensor? teacher, Tensor? target, int statistic, float gamma, int adjust, "
       "int ignore_index, int dim) -> Tensor");
+
+  // The largest class of each row, int64, and its probability at the temperature. Below the threshold, or that of the class
+  // (`thresholds`: [C], arithmetic type), the label is ignore_index.
+  m.def(
+      "pseudo_labels(Tensor logits, Tensor? thresholds, float threshold, float temperature, int ignore_index, int dim) "
+      "-> (Tensor labels, Tensor confidence)");
 
   // Multiplies a gradient by the upstream gradient of its loss: a scalar, or one number per row. Does nothing where that
   // is 1, and finds out on the device.

@@ -33,9 +33,9 @@ enum class Divergence : int { forward, reverse, jsd, cross_entropy, tvd };
 // replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.
 enum class Adjustment : int { none, exchange, label };
 
-// What a first pass over the rows finds, for the whole batch to be known before any row's loss is, or (rank) for its own
-// sake. Formulas: row_statistics.h.
-enum class RowStatistic : int { none, confidence, cosine, doubt, rank };
+// What a first pass over the rows finds, for the whole batch to be known before any row's loss is, or (rank, pseudo_label) for
+// its own sake. Formulas: row_statistics.h.
+enum class RowStatistic : int { none, confidence, cosine, doubt, rank, pseudo_label };
 
 // Class numbers are exact in float32, and an int counts what a GPU's threads have of a row.
 constexpr int64_t most_classes = int64_t(1) << 24;
@@ -92,6 +92,14 @@ struct FirstPass {
   double least_temperature = 0;  // clamps the result; -inf: not clamped
 };
 
+// Statistic pseudo_label: the student's largest class beside its probability at soft.temperature, where that reaches the
+// threshold, else hard.ignore_index.
+struct PseudoLabels {
+  int64_t* labels = nullptr;         // [rows]
+  double threshold = 0;              // in [0, 1]
+  const void* thresholds = nullptr;  // [classes], Float, contiguous: replaces `threshold`, that of the largest class counts
+};
+
 // How far rows are solved: at once, or in the steps of row_measure.h, which are for rows that come in parts.
 enum class RowStep : int { all, exponentials, gradients, finish };
 
@@ -118,6 +126,7 @@ struct RowLoss {
   Adjustment adjustment = Adjustment::none;
   Permutation permutation;
   FirstPass first;
+  PseudoLabels pseudo;
   Reduction reduction = Reduction::batchmean;
   const double* denominators = nullptr;  // [groups]: what means divide by instead of counted rows; NaN where not > 0
 
@@ -156,10 +165,10 @@ struct RowLoss {
   // The column of the student's logits that a row's label names; of no use without a label.
   KD_HOST_DEVICE int64_t label_of(int64_t row) const {
     const int64_t label = target_of(row) - hard.first_class;
-    return hard.transforms == 1 ? label : label * hard.transforms + row % hard.transforms;
+    if (hard.transforms == 1) return label;
+    // What is no class of an image is none of its rows either: a multiple of it could be one.
+    return label < 0 || label >= classes / hard.transforms ? -1 : label * hard.transforms + row % hard.transforms;
   }
-  // Whether there is a hard term at all.
-  KD_HOST_DEVICE bool has_hard() const { return hard.target || hard.probs.data; }
   KD_HOST_DEVICE int64_t teacher_width() const { return teacher_classes > 0 ? teacher_classes : classes; }
   // Classes that the soft term compares, and whether a row has others.
   KD_HOST_DEVICE int64_t compared_classes() const { return soft.classes > 0 ? soft.classes : classes; }
@@ -170,7 +179,7 @@ struct RowLoss {
   KD_HOST_DEVICE bool counts_row(int64_t row) const { return (!mask || mask[row]) && (!asks_label() || has_label(row)); }
   KD_HOST_DEVICE bool asks_label() const { return source == TargetSource::label || soft.needs_label; }
   // Whether the hard term counts a row.
-  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return hard.probs.data || has_label(row); }
+  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return has_label(row); }
 };
 
 // Which way a problem takes through either engine. The files cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh hold the ways.
@@ -193,7 +202,7 @@ KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
   }
   const SoftTerm& soft = problem.soft;
   const bool is_plain = soft.skew == 0 && soft.target_eps == 0 && !soft.standardize && !problem.shares_classes() &&
-                        !problem.hard.probs.data && problem.step == RowStep::all;
+                        problem.step == RowStep::all;
   // A term of weight 0 adds nothing, not even NaN; the forward rows do not check for that.
   const bool is_forward = problem.source == TargetSource::logits && soft.divergence == Divergence::forward && is_plain &&
                           soft.weight != 0 && !problem.grad_teacher.data;

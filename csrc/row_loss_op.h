@@ -138,8 +138,16 @@ class RowCall {
     problem.permutation.of_rows = contiguous<int64_t>(*permutation, sizeof(int64_t), "permutation");
   }
 
-  // A number per row that the problem computes for itself.
+  // Arithmetic type.
+  const void* per_class(const std::optional<Tensor>& numbers, const char* name) {
+    if (!numbers) return nullptr;
+    require(numbers->numel() == problem.classes, std::string(name) + " must have one value per class");
+    return contiguous<void>(*numbers, float_size(), name);
+  }
+
+  // A number or a class per row that the problem computes for itself.
   Tensor row_numbers() const { return allocate(student_, accumulated(), row_shape()); }
+  Tensor row_labels() const { return allocate(student_, ScalarType::Long, row_shape()); }
 
   // Loss, parts and gradients, where asked for.
   template <class Device>
@@ -413,6 +421,24 @@ Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim`
 }
 
 template <class Device>
+std::tuple<Tensor, Tensor> pseudo_labels_op(const Tensor& logits,                     // `dim` is the class dimension
+                                            const std::optional<Tensor>& thresholds,  // [classes], arithmetic type
+                                            double threshold, double temperature, int64_t ignore_index, int64_t dim) {
+  RowCall call(logits, dim, 0, 0);
+  RowLoss& problem = call.problem;
+  const Tensor labels = call.row_labels(), confidence = call.row_numbers();
+  problem.soft.temperature = temperature;
+  problem.hard.ignore_index = ignore_index;
+  problem.first.statistic = RowStatistic::pseudo_label;
+  problem.first.numbers = confidence.data_ptr();
+  problem.pseudo.labels = static_cast<int64_t*>(labels.data_ptr());
+  problem.pseudo.threshold = threshold;
+  problem.pseudo.thresholds = call.per_class(thresholds, "thresholds");
+  Device::row_statistics(problem, logits);
+  return {labels, confidence};
+}
+
+template <class Device>
 void scale_gradient_op(const Tensor& gradient,  // logits shape, changed in place
                        const Tensor& upstream,  // one number, or one per row; float32 or float64
                        int64_t dim) {
@@ -438,6 +464,7 @@ void implement_row_ops(Library& library) {
   library.impl("dkpp_loss", TORCH_BOX(&dkpp_loss_op<Device>));
   library.impl("dynamic_temperature_kl", TORCH_BOX(&dynamic_temperature_kl_op<Device>));
   library.impl("row_statistics", TORCH_BOX(&row_statistics_op<Device>));
+  library.impl("pseudo_labels", TORCH_BOX(&pseudo_labels_op<Device>));
   library.impl("scale_gradient_", TORCH_BOX(&scale_gradient_op<Device>));
 }
 

@@ -5,6 +5,7 @@
 //     cosine       (1 - cos(student, teacher)) ^ power          become a temperature, low where they are large
 //     doubt        1 / (max softmax(student) + 1e-3)
 //     rank         number of classes ahead of the label's       is looked at for itself; 0: the label's logit is the largest
+//     pseudo_label max softmax(student / T)                     is looked at for itself, beside the class
 //
 // Confidence: Furlanello et al. 2018, equation 10. The others: Wen, Lai, Qian 2021 (focal-loss style and confidence
 // weighted by the student's maximum), with the small constants that public implementations share.
@@ -39,6 +40,21 @@ KD_HOST_DEVICE A cosine_statistic(const RowLoss& problem, A product, A student_s
 template <class A>
 KD_HOST_DEVICE A doubt_statistic(A sum_of_exp) {
   return A(1) / (A(1) / sum_of_exp + A(1e-3));
+}
+
+// The probability of a row's largest class, from that logit and the sum of exponentials relative to it. NaN where no class has
+// a probability: all logits are -inf.
+template <class A>
+KD_HOST_DEVICE A largest_probability(A largest, A sum_of_exp) {
+  return largest == -static_cast<A>(HUGE_VALF) ? static_cast<A>(__builtin_nan("")) : A(1) / sum_of_exp;
+}
+
+// The largest class of a row, of this probability, or ignore_index where that is below its threshold or NaN.
+template <class A>
+KD_HOST_DEVICE int64_t pseudo_label(const RowLoss& problem, int64_t largest, A confidence) {
+  const void* thresholds = problem.pseudo.thresholds;
+  const A least = thresholds ? static_cast<const A*>(thresholds)[largest] : static_cast<A>(problem.pseudo.threshold);
+  return confidence >= least ? largest : problem.hard.ignore_index;
 }
 
 // A row's weight or temperature from its statistic and those of its group. A row that does not count has the weight 0 and

@@ -39,6 +39,9 @@ def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -
     return [
         *student_losses(student=student, teacher=teacher, target=target, generator=generator).values(),
         kd.dynamic_temperature_kl(student, teacher, target, adjust="ps"),
+        kd.joint_cross_entropy(student, target[:2]),
+        kd.class_range_cross_entropy(student, target + 20, 20, 50),
+        kd.label_smoothing_loss(student, kd.pseudo_labels(teacher, threshold=0.1)[0]),
         kd.similarity_kl(student[2:], student[:2], teacher[2:], teacher[:2], mask=trusted),
         kd.info_nce(student, teacher, symmetric=True),
         kd.supervised_contrastive(student, target // 2),

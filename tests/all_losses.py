@@ -16,6 +16,7 @@ ORDER = draw(ROWS, CLASSES, seed=9).argsort(1)
 SHAPES = {
     "student": (ROWS, CLASSES),
     "teacher": (ROWS, CLASSES),
+    "joint_logits": (2 * ROWS, 2 * CLASSES),
     "row_weight": (ROWS,),
     "row_temperature": (ROWS,),
     "confidence": (ROWS,),
@@ -82,6 +83,14 @@ def by_teacher(student, teacher, **o):
 
 def by_confidence(student, confidence, **o):
     return kd.cwtm_loss(student, TARGET, confidence=confidence.sigmoid(), **o)
+
+
+def joint(joint_logits, **o):
+    return kd.joint_cross_entropy(joint_logits, TARGET, transforms=2, **o)
+
+
+def ranged(student, **o):
+    return kd.class_range_cross_entropy(student, TARGET.clamp(max=3), 0, 4, **o)
 
 
 def similarity(query, key, teacher_query, teacher_key, row_weight, **o):
@@ -153,6 +162,7 @@ def with_defaults(name):
 
 
 BY_ROWS = (kl, jsd, skewed, total_variation, cross_entropy, hinton, permuted, dynamic, virtual, smoothed, by_teacher, by_confidence)
+BY_ROWS += (joint, ranged)
 BY_ROWS += (similarity, contrast, products, supervised, bank)
 _called = {name for function in BY_ROWS for name in function.__code__.co_names}
 BY_ROWS += tuple(with_defaults(name) for name in BY_STUDENT if name not in _called)

@@ -202,6 +202,41 @@ def virtual_truth(p):
     return row_oracle.label_loss(p.student, p.target, on=on, off=on * others, ce_weight=1.0, reduction="none")
 
 
+def images(p):
+    """Transforms of a row's image, and the labels of the images, where rows and classes are those of transforms."""
+    rows, classes = p.student.shape
+    transforms = math.gcd(4, rows, classes)
+    return transforms, p.target[::transforms] % (classes // transforms)
+
+
+def eager_joint(p):
+    transforms, target = images(p)
+    joint = transforms * target[:, None] + torch.arange(transforms, device=target.device)
+    return F.cross_entropy(p.student, joint.flatten(), reduction="none")
+
+
+def ours_joint(p):
+    transforms, target = images(p)
+    return kd.joint_cross_entropy(p.student, target, transforms=transforms, reduction="none")
+
+
+def joint_truth(p):
+    transforms, target = images(p)
+    return row_oracle.joint_cross_entropy(p.student, target, transforms=transforms, reduction="none")
+
+
+def half_of_classes(p):
+    """Labels in the middle half of the classes, and where that is."""
+    classes = p.student.shape[1]
+    start, stop = classes // 4, classes - classes // 4
+    return start + p.target % (stop - start), start, stop
+
+
+def eager_class_range(p):
+    target, start, stop = half_of_classes(p)
+    return F.cross_entropy(p.student[:, start:stop], target - start, reduction="none")
+
+
 def eager_cwtm(p):
     confidence = F.softmax(p.teacher, -1).amax(-1)
     return F.cross_entropy(p.student, p.target, reduction="none") * confidence / confidence.mean()
@@ -252,6 +287,13 @@ LOSSES = {
         lambda p: kd.label_smoothing_loss(p.student, p.target, smoothing=SMOOTHING, reduction="none"),
         lambda p: F.cross_entropy(p.student, p.target, label_smoothing=SMOOTHING, reduction="none"),
         smoothed_truth,
+        ("student",),
+    ),
+    "joint_cross_entropy": Loss(ours_joint, eager_joint, joint_truth, ("student",)),
+    "class_range_cross_entropy": Loss(
+        lambda p: kd.class_range_cross_entropy(p.student, *half_of_classes(p), reduction="none"),
+        eager_class_range,
+        lambda p: row_oracle.class_range_cross_entropy(p.student, *half_of_classes(p), reduction="none"),
         ("student",),
     ),
     "cwtm_loss": Loss(

@@ -324,6 +324,22 @@ def label_loss(
     )
 
 
+def joint_cross_entropy(student, target, *, transforms=4, ignore_index=-100, **options):
+    """As row_loss: every `transforms` rows share a label, and have as many times its number, and their own, as a class."""
+    joint = [
+        -1 if label == ignore_index else transforms * int(label) + number for label in target for number in range(transforms)
+    ]
+    return label_loss(student, np.array(joint, np.int64), relative=False, ignore_index=-1, **options)
+
+
+def class_range_cross_entropy(student, target, start, stop, *, ignore_index=-100, **options):
+    """As row_loss, among some of the classes."""
+    target = np.where(target == ignore_index, -1, target - start)
+    found = label_loss(student[:, start:stop], target, relative=False, ignore_index=-1, **options)
+    around = ((0, 0), (start, student.shape[1] - stop))
+    return {**found, "grad_student": Estimate(*(np.pad(x, around) for x in found["grad_student"]))}
+
+
 def mix(x):
     x ^= x >> 16
     x = x * 0x7FEB352D % 2**32

@@ -55,6 +55,14 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
             extra.update(statistic="confidence", normalise_statistic=draw(st.booleans()))
         if statistic == "given":
             extra["confidence"] = rng.uniform(0.1, 1, rows).astype(np.float32)
+        kinds = ["classes", "range"] + ["joint"] * (rows // groups % 2 == 0 and count % 2 == 0)
+        kind, labelled = draw(st.sampled_from(kinds)), options["target"] != options["ignore_index"]
+        if kind == "range":
+            extra["first_class"] = draw(st.integers(1, 100))
+            options["target"][labelled] += extra["first_class"]
+        elif kind == "joint":
+            extra["transforms"] = 2
+            options["target"] = np.where(labelled, options["target"] // 2, options["ignore_index"])[::2].copy()
     elif source == "permuted":
         options["divergence"] = "cross_entropy"
         extra["seed"] = int(rng.integers(0, 2**63))
@@ -191,7 +199,19 @@ def expectation(student, teacher, options, row_statistic):
     return log_p, {**rest, "source": "log_probs"}
 
 
+def with_columns(options):
+    """The labels as columns of the student, one per row."""
+    extra = options["source_options"]
+    transforms, first = extra.get("transforms", 1), extra.get("first_class", 0)
+    if transforms == 1 and first == 0:
+        return options
+    target = options["target"].repeat(transforms)
+    columns = transforms * (target - first) + np.arange(len(target)) % transforms
+    return {**options, "target": np.where(target == options["ignore_index"], target, columns)}
+
+
 def check(student, teacher, options, ours):
+    options = with_columns(options)
     double = "float64" in (name_of(student), name_of(teacher))
     if options["source"] == "label" and options["source_options"].get("statistic", "none") == "none":
         double = name_of(student) == "float64" or name_of(teacher) == "float64"

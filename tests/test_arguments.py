@@ -124,7 +124,7 @@ def test_integer_dtypes(backend, function, name):
         equal(call(function, **{name: GOOD[function][name].to(dtype)}), call(function))
 
 
-@pytest.mark.parametrize("function", [f for f, name in of_kind(int) if name == "ignore_index"])
+@pytest.mark.parametrize("function", [f for f, name in of_kind(int) if name == "ignore_index" and "target" in GOOD[f]])
 def test_ignored_labels_of_narrow_dtypes(backend, function):
     """As values: in uint8 itself, -100 would be 156."""
     narrow = torch.tensor([0, 255, 2, 255], dtype=torch.uint8)
@@ -177,6 +177,8 @@ def test_temperature_that_is_not_looked_at(backend, unread, function, name):
     def run(temperature, **options):
         given = {**good, **{key: good[key].clone().requires_grad_() for key in inputs}, name: temperature}
         outputs = call(function, **given, **options)
+        if not outputs[0].requires_grad:
+            return outputs
         gradients = torch.autograd.grad(outputs[0].sum(), [given[key] for key in inputs], allow_unused=True)
         return [*outputs, *[each for each in gradients if each is not None]]
 
@@ -190,7 +192,8 @@ def test_temperature_that_is_not_looked_at(backend, unread, function, name):
                 for one, other in zip(ours, run(torch.tensor(value).item(), **options), strict=True):
                     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
     if function != "info_nce":  # which may learn it
-        assert call(function, **{name: torch.tensor(-1.0)})[0].isnan().all()
+        outputs = call(function, **{name: torch.tensor(-1.0)})
+        assert next(each for each in outputs if each.is_floating_point()).isnan().all()
 
 
 @pytest.mark.parametrize("function, name", TEMPERATURES, ids=str)

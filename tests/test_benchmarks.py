@@ -19,6 +19,9 @@ from benchmarks.timing import alternate, alternate_stages, ratio, spread
 TINY = {  # axes -> a shape
     "rows x classes": (16, 10),
     "rows x width x classes": (16, 6, 10),
+    "rows x all classes": (16, 10),
+    "images x classes": (4, 5),
+    "images x classes x height x width": (2, 5, 4, 3),
     "queries x keys x width": (12, 12, 6),
     "rows x negatives x width, entries": (6, 300, 24, 40),
     "samples x peers x classes x width": (8, 3, 10, 4),

@@ -18,6 +18,7 @@ NONE = {"reduction": "none"}
 def row_losses(student, teacher, target):
     """(the loss per row of some of the rows, in their order; the tensors it learns, of which it is given those rows)."""
     order = draw(*student.shape, seed=2).argsort(-1).to(student.device)
+    half = student.shape[-1] // 2
     confidence = torch.linspace(0.1, 1, len(student), device=student.device, dtype=student.dtype)
     temperature = torch.linspace(0.5, 8, len(student), device=student.device, dtype=student.dtype)
     probabilities = (teacher.double() / 4).softmax(-1).to(teacher.dtype)  # none of them 0 in half precision
@@ -37,6 +38,7 @@ def row_losses(student, teacher, target):
         lambda rows, s: kd.dynamic_temperature_kl(s, teacher[rows], target[rows], mode="const", adjust="lsr", **NONE),
         lambda rows, s: kd.label_smoothing_loss(s, target[rows], **NONE),
         lambda rows, s: kd.virtual_teacher_loss(s, target[rows], **NONE),
+        lambda rows, s: kd.class_range_cross_entropy(s, half + target[rows] // 2, half, s.shape[-1], **NONE),
         lambda rows, s: kd.cwtm_loss(s, target[rows], confidence=confidence[rows], normalize=False, **NONE),
     ]
     yield from ((call, (student,)) for call in alone)

@@ -31,6 +31,7 @@ RAMPS = {
     "normalizer": (10.0, 30.0),
     "ratio": (0.1, 0.9),
     "denominator": (3.0, 70.0),
+    "threshold": (0.1, 0.9),
 }
 
 

@@ -40,6 +40,7 @@ CASES = {
     "kd of probabilities": lambda s, t, w, y, m, o, **k: kd.kd_loss(
         s, t, t.detach().softmax(1), row_weight=w, mask=m, return_parts=True, **k
     ),
+    "classes": lambda s, t, w, y, m, o, **k: kd.class_range_cross_entropy(s, y.clamp(max=3), 0, 4, **k),
     "dynamic": lambda s, t, w, y, m, o, **k: kd.dynamic_temperature_kl(
         s, t, y, mask=m, adjust="ps", ce_weight=0.5, return_parts=True, **k
     ),

@@ -27,11 +27,11 @@ TABLES = {
     "TEACHER_KINDS": ("row_loss.h", "TargetSource", SOURCES_OF_ONE_OP),
     "DIVERGENCES": ("row_loss.h", "Divergence", {}),
     "REDUCTIONS": ("types.h", "Reduction", {}),
-    "STATISTICS": ("row_loss.h", "RowStatistic", {"none": None, "cosine": "flsw", "doubt": "cwsm"}),
+    "STATISTICS": ("row_loss.h", "RowStatistic", {"none": None, "cosine": "flsw", "doubt": "cwsm", "pseudo_label": None}),
     "TEMPERATURE_MODES": (
         "row_loss.h",
         "RowStatistic",
-        {"none": "const", "cosine": "flsw", "doubt": "cwsm", "confidence": None, "rank": None},
+        {"none": "const", "cosine": "flsw", "doubt": "cwsm", "confidence": None, "rank": None, "pseudo_label": None},
     ),
     "ADJUSTMENTS": ("row_loss.h", "Adjustment", {"exchange": "ps", "label": "lsr"}),
     "KEY_TARGETS": ("similarity.h", "KeyTarget", {}),

@@ -45,6 +45,8 @@ LOSSES = {
     "ce alone": lambda s, t, **o: kd.kd_loss(s, t, TARGET, kl_weight=0.0, **o),
     "virtual": virtual,
     "label": lambda s, t, **o: kd.label_smoothing_loss(s, TARGET, **o),
+    "joint": lambda s, t, **o: kd.joint_cross_entropy(s, TARGET[:3] % 250, **o),
+    "classes": lambda s, t, **o: kd.class_range_cross_entropy(s, 301 + TARGET % 400, 301, 701, **o),
     "cwtm": lambda s, t, **o: kd.cwtm_loss(s, TARGET, t, **o),
     "dkpp": lambda s, t, **o: kd.dkpp_loss(s, t, permutation=ORDER, **o),
     "dynamic": lambda s, t, **o: kd.dynamic_temperature_kl(s, t, TARGET, adjust="ps", ce_weight=1.0, **o),

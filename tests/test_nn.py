@@ -55,6 +55,7 @@ OTHER = {
     "detach_targets": True,
     "pairwise": True,
     "return_attention": True,
+    "transforms": 2,
     "group": None,  # of two processes: test_row_losses_group.py, test_similarity_group.py
 }
 FORMER_NAME = "normalise"  # of `normalize`: test_label_loss.py
@@ -66,7 +67,10 @@ ROWS = {
     "mask": labels(4, 3, classes=2) > 0,
     "row_weight": draw(4, 3, seed=2).abs(),
     "permutation": draw(4, 6, 3, seed=3).argsort(1),
+    "start": 0,
+    "stop": 6,
 }
+JOINT = {"joint_logits": draw(16, 12), "target": labels(8, classes=6)}
 FEATURES = {
     **{name: draw(6, 4, seed=seed) for seed, name in enumerate(("student_query", "teacher_query", "query", "features"))},
     **{name: draw(5, 4, seed=seed) for seed, name in enumerate(("student_key", "teacher_key", "key"), 4)},
@@ -110,6 +114,8 @@ def arguments(module):
     if "normalize" in options and module is not kd.nn.DynamicTemperatureKL:
         options["normalize"] = False
     forward = inspect.signature(module.forward).parameters
+    if "joint_logits" in forward:
+        return {name: double(value) for name, value in JOINT.items()}, options
     if forward.keys() & {"peer_logits", "branch_logits"}:
         return {name: double(PEERS[name]) for name in forward if name in PEERS}, options
     if forward.keys() & FEATURES.keys() <= {"mask", "row_weight"}:

@@ -11,6 +11,7 @@
 namespace kd {
 
 inline void check_labels(const RowLoss& problem) {
+  if (!problem.hard.target) return;
   const int64_t first = problem.hard.first_class, count = problem.classes / problem.hard.transforms;
   for (int64_t row = 0; row < problem.rows(); ++row) {
     if (!problem.has_label(row)) continue;

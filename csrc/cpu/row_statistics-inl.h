@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/pseudo_labels-inl.h"
 #include "cpu/row_io-inl.h"
 #include "cpu/row_lines-inl.h"
 #include "cpu/row_sweeps-inl.h"
@@ -81,6 +82,7 @@ KD_INLINE A rank_of_label(const RowLoss& problem, int64_t number, const Line<A>&
 // Rows [begin, end) to problem.first.numbers; 0 where a row does not count. `scratch` as for solve_rows.
 template <class A>
 void row_statistics(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) {
+  if (problem.first.statistic == RowStatistic::pseudo_label) return pseudo_labels(problem, begin, end, scratch);
   const int64_t classes = problem.classes, tile = tile_rows(problem);
   const RowStatistic kind = problem.first.statistic;
   const bool of_student = kind != RowStatistic::confidence;
@@ -90,7 +92,7 @@ void row_statistics(const RowLoss& problem, int64_t begin, int64_t end, A* scrat
   const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch,
                              problem.middle);
   const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
-                             scratch + tile * padded_row(problem), problem.middle);
+                             scratch + tile * padded_classes(classes), problem.middle);
   const RowAccess<A>& softmaxed = of_student ? student : teacher;
   A* statistic = static_cast<A*>(problem.first.numbers);
   for (int64_t first = begin, count; first < end; first += count) {

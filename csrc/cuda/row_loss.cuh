@@ -9,6 +9,7 @@
 // Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order.
 #pragma once
 #include "cuda/launch.h"
+#include "cuda/pseudo_labels.cuh"
 #include "cuda/row_paths.h"
 #include "cuda/row_reduction.cuh"
 #include "cuda/row_statistics.cuh"
@@ -41,8 +42,9 @@ inline RowPlan plan_problem(const RowLoss& problem, int sm) {
 // The first pass alone: the statistic of every row, as it is before the batch is known.
 inline void row_statistics_cuda(const RowLoss& problem, int sm, void* stream) {
   const RowPlan plan = plan_problem(problem, sm);
-  if (problem.is_double()) launch_statistics<double>(problem, plan, stream);
-  else launch_statistics<float>(problem, plan, stream);
+  const bool is_label = problem.first.statistic == RowStatistic::pseudo_label;
+  if (problem.is_double()) (is_label ? launch_pseudo_labels<double> : launch_statistics<double>)(problem, plan, stream);
+  else (is_label ? launch_pseudo_labels<float> : launch_statistics<float>)(problem, plan, stream);
 }
 
 // `plan`: of the rows once the statistics are known.

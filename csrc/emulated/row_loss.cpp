@@ -10,6 +10,7 @@
 #include "cuda/permuted_rows.cu"
 #include "cuda/scale_gradient.cuh"
 #include "emulated/guarded.h"
+#include "python/numpy_pseudo_labels.h"
 #include "python/numpy_row_loss.h"
 
 namespace py = pybind11;
@@ -104,8 +105,7 @@ py::dict row_loss_in_parts(const kd::python::Options& options, const std::vector
 }
 
 py::dict row_loss(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
-                  int sm, const std::vector<int64_t>& starts) {
-  if (!starts.empty()) return row_loss_in_parts(options, starts, sm);
+                     int sm) {
   Outputs outputs;
   const kd::python::NumpyProblem numpy(
       options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
@@ -145,6 +145,18 @@ py::array logit_rank(const py::array& logits,  // [rows, C]
   return py::array_t<float>(problem.rows(), static_cast<const float*>(ranks));
 }
 
+py::tuple pseudo_labels(const py::array& logits, const py::object& threshold, double temperature, int64_t ignore_index,
+                        int64_t dim, int sm) {
+  Outputs outputs;
+  const kd::python::NumpyPseudoLabels numpy(
+      logits, threshold, temperature, ignore_index, dim,
+      [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
+  const kd::emulated::OnDevice device(sm);
+  kd::row_statistics_cuda(numpy.problem, sm, nullptr);
+  outputs.check();
+  return numpy.results();
+}
+
 // gradient *= upstream, in place. `gradient` is dense.
 void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
                     const py::array& upstream,  // one number, or [rows]; float32 or float64
@@ -163,13 +175,16 @@ void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
 
 void bind_row_loss(py::module_& m) {
   using namespace py::literals;
-  kd::python::def_row_loss<const std::string&, int, int, int, int, const std::vector<int64_t>&>(
+  kd::python::def_row_loss<const std::string&, int, int, int, int>(
       m, &row_loss,
       "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/row_loss.h; `form` "
-      "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row. "
-      "`starts`: the classes come in parts that begin there and are measured and finished apart.",
-      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90,
-      "starts"_a = std::vector<int64_t>());
+      "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row.",
+      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90);
+  kd::python::def_row_loss<const std::vector<int64_t>&, int>(
+      m, &row_loss_in_parts, "The same, of classes in parts that begin at `starts` and are measured and finished apart.",
+      "starts"_a, "sm"_a = 90);
   m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);
+  m.def("pseudo_labels", &pseudo_labels, "logits"_a, "threshold"_a = 0.0, "temperature"_a = 1.0, "ignore_index"_a = -100,
+        "dim"_a = -1, "sm"_a = 90);
   m.def("scale_gradient", &scale_gradient, "gradient"_a, "upstream"_a, "dim"_a = -1);
 }

@@ -41,8 +41,10 @@ from .peer_ensemble import (
 from .rows import (
     class_dimension,
     class_range,
+    class_span,
     confidence,
     host_generator,
+    joint_labels,
     label_range,
     labels,
     labels_or_probabilities,
@@ -61,6 +63,7 @@ from .rows import (
     skew,
     standardized,
     temperature,
+    threshold,
 )
 from .similarity import (
     as_many_rows,

@@ -107,6 +107,60 @@ def several_classes(function: str, logits: Tensor, dim: int) -> None:
         )
 
 
+def class_span(function: str, start: Any, stop: Any, logits: Tensor, dim: int) -> tuple[int, int]:
+    """Some of the classes, one at least."""
+    start, stop = integer(function, "start", start), integer(function, "stop", stop)
+    classes = logits.shape[dim]
+    if not 0 <= start < stop <= classes:
+        raise ValueError(
+            f"{function}: start and stop must be a range of the classes, 0 <= start < stop <= {classes} for logits "
+            f"{list(logits.shape)} with dim={dim}, got {start} and {stop}"
+        )
+    return start, stop
+
+
+def joint_labels(function: str, logits: Any, target: Any, transforms: int) -> Tensor:
+    """Logits of several transforms of each image among as many times its classes; returns the labels of the images as int64."""
+    float_tensor(function, "joint_logits", logits)
+    if logits.dim() != 2:
+        raise ValueError(f"{function}: joint_logits must be [rows, classes], got {list(logits.shape)}")
+    class_dimension(function, logits, 1)
+    if logits.shape[1] % transforms:
+        raise ValueError(
+            f"{function}: joint_logits must have a multiple of transforms={transforms} classes, got {list(logits.shape)}"
+        )
+    target = integer_tensor(function, "target", target, "integer class labels", "use target.argmax(dim) of probabilities")
+    if target.dim() == 2 and target.shape[1] == 1:
+        target = target.squeeze(1)
+    if target.dim() != 1:
+        raise ValueError(f"{function}: target must have one value per image, [B], got {list(target.shape)}")
+    if logits.shape[0] != transforms * target.shape[0]:
+        raise ValueError(
+            f"{function}: joint_logits must have transforms * len(target) = {transforms * target.shape[0]} rows, "
+            f"got {list(logits.shape)}"
+        )
+    same_device(function, "target", target, logits, "joint_logits")
+    return target
+
+
+def threshold(function: str, value: Any, logits: Tensor, dim: int) -> float | Tensor:
+    """A probability for all classes, or a tensor of one for each."""
+    if not isinstance(value, Tensor):
+        return unit_interval(function, "threshold", value)
+    float_tensor(function, "threshold", value)
+    if value.shape != logits.shape[dim : dim + 1]:
+        raise ValueError(
+            f"{function}: threshold must be a number or have one value per class, [{logits.shape[dim]}] for logits "
+            f"{list(logits.shape)} with dim={dim}, got {list(value.shape)}"
+        )
+    same_device(function, "threshold", value, logits, "logits")
+    value = value.detach()
+    if readable(value) and not bool(((value >= 0) & (value <= 1)).all()):
+        bad = value[~((value >= 0) & (value <= 1))][0].item()
+        raise ValueError(f"{function}: threshold must be in [0, 1] for every class, got {bad}")
+    return value
+
+
 def temperature(function: str, value: Any, logits: Tensor, dim: int) -> float | Tensor:
     """A number, or a constant tensor: of one number for all rows, or of one per row. Comes back in row shape."""
     if not isinstance(value, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import exp
 
+import torch
 from torch import Tensor
 
 from .._open_numbers import is_open, scalar
@@ -35,3 +36,21 @@ def smoothed_label(classes: int, smoothing: float, convention: str) -> tuple[flo
 def over_rows(reduction: str) -> str:
     """A cross entropy with labels has one value per row: its "elementmean" is the mean over rows."""
     return "batchmean" if reduction == "elementmean" else reduction
+
+
+# What a label becomes that is ignored, or is no class; neither is one of the classes, whatever `ignore_index` is.
+IGNORED, NO_CLASS = -1, -2
+
+
+def labels_from(target: Tensor, start: int, stop: int, ignore_index: int) -> Tensor:
+    """Labels in [start, stop) counted from the first of them."""
+    valid = (target >= start) & (target < stop)
+    return torch.where(target == ignore_index, IGNORED, torch.where(valid, target - start, NO_CLASS))
+
+
+def joint_labels(target: Tensor, transforms: int, classes: int, ignore_index: int) -> Tensor:
+    """Labels [..., B] of images -> [..., B * transforms] of their transformed copies: the class-major label of class and
+    transform, `transforms * label + number of the transform`."""
+    label = labels_from(target, 0, classes, ignore_index).unsqueeze(-1)
+    joint = transforms * label + torch.arange(transforms, device=target.device)
+    return torch.where(label < 0, label, joint).flatten(-2)

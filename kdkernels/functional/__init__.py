@@ -15,23 +15,28 @@ is not checked: where it is not > 0 the loss is NaN. A device is waited for only
 host memory. With `reduction="sum"` and `"none"`, which divide by nothing, a denominator is a ValueError.
 """
 
+from .class_range_cross_entropy import class_range_cross_entropy
 from .dkpp_loss import dkpp_loss
 from .dynamic_temperature_kl import dynamic_temperature_kl
 from .info_nce import info_nce, supervised_contrastive
+from .joint_cross_entropy import joint_cross_entropy
 from .label_loss import cwtm_loss, label_smoothing_loss, virtual_teacher_loss
 from .logit_rank import logit_rank
 from .memory_bank import memory_bank_nce
 from .peer_ensemble import gated_ensemble_loss, leave_one_out_loss, okddip_loss
 from .peer_mixture import mean_probabilities, peer_attention
+from .pseudo_labels import pseudo_labels
 from .similarity import select_trusted_rows, similarity_kl, similarity_rank
 from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 
 __all__ = [
+    "class_range_cross_entropy",
     "cwtm_loss",
     "dkpp_loss",
     "dynamic_temperature_kl",
     "gated_ensemble_loss",
     "info_nce",
+    "joint_cross_entropy",
     "kd_loss",
     "label_smoothing_loss",
     "leave_one_out_loss",
@@ -40,6 +45,7 @@ __all__ = [
     "memory_bank_nce",
     "okddip_loss",
     "peer_attention",
+    "pseudo_labels",
     "select_trusted_rows",
     "similarity_kl",
     "similarity_rank",

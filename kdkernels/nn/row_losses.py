@@ -360,3 +360,39 @@ class DynamicTemperatureKL(Loss):
         return functional.dynamic_temperature_kl(
             student, teacher, target, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
         )
+
+
+class JointCrossEntropy(Loss):
+    """`kdkernels.joint_cross_entropy` with its options held."""
+
+    def __init__(self, *, transforms: int = 4, ignore_index: int = -100, reduction: str = "batchmean"):
+        super().__init__(transforms=transforms, ignore_index=ignore_index, reduction=reduction)
+
+    def forward(
+        self,
+        joint_logits: Tensor,  # [transforms * B, transforms * N]
+        target: Tensor,  # [B], integers
+        *,
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
+    ) -> Tensor:
+        return functional.joint_cross_entropy(joint_logits, target, denominator=denominator, **self.options())
+
+
+class ClassRangeCrossEntropy(Loss):
+    """`kdkernels.class_range_cross_entropy` with its options held."""
+
+    def __init__(self, *, ignore_index: int = -100, reduction: str = "batchmean", dim: int = -1):
+        super().__init__(ignore_index=ignore_index, reduction=reduction, dim=dim)
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        target: Tensor,  # row shape, integers
+        start: int,
+        stop: int,
+        *,
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
+    ) -> Tensor:
+        return functional.class_range_cross_entropy(
+            student, target, start, stop, denominator=denominator, **self.options()
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._names import REDUCTIONS
 from .._shared.denominator import as_denominator
+from .._shared.label_targets import IGNORED, joint_labels, labels_from
 from .._shared.rows import arithmetic
 from ..reference.label_loss import label_loss as _twin
 from .fused_loss import explained
@@ -29,12 +30,11 @@ def _by_twin(
     **shared: Any,
 ) -> Tensor:
     if transforms > 1:
-        turn = torch.arange(transforms, device=target.device)
-        joint = (target.unsqueeze(-1) * transforms + turn).flatten(-2)
-        target = torch.where((target == ignore_index).repeat_interleave(transforms, -1), ignore_index, joint)
+        target = joint_labels(target, transforms, student.shape[dim] // transforms, ignore_index)
+        ignore_index = IGNORED
     if stop:
         student = student.narrow(dim, start, stop - start)
-        target = torch.where(target == ignore_index, target, target - start)
+        target, ignore_index = labels_from(target, start, stop, ignore_index), IGNORED
     return _twin(student=student, target=target, ignore_index=ignore_index, dim=dim, **shared)
 
 
