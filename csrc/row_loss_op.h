@@ -402,17 +402,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
 }
 
 template <class Device>
-Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim` is the class dimension
+Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim` is the class dimension; for confidences a teacher's
                          const std::optional<Tensor>& teacher,  // logits, same shape
                          const std::optional<Tensor>& target,   // row shape, int64
                          int64_t statistic, double gamma, int64_t adjust, int64_t ignore_index, int64_t dim) {
   RowCall call(rows, dim, 0, 0);
   RowLoss& problem = call.problem;
-  call.teacher(teacher ? *teacher : rows);
   call.target(target, ignore_index);
-  problem.source = TargetSource::adjusted;
   problem.adjustment = static_cast<Adjustment>(adjust);
   problem.first.statistic = static_cast<RowStatistic>(statistic);
+  if (teacher) call.teacher(*teacher);
+  else if (problem.first.statistic == RowStatistic::confidence) call.teacher(rows);
   problem.first.power = gamma;
   const Tensor statistics = call.row_numbers();
   problem.first.numbers = statistics.data_ptr();

@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "cpu/simd.h"
+#include "row_loss.h"
 
 KD_BEGIN_TARGET
 

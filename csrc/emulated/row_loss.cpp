@@ -131,9 +131,8 @@ py::array logit_rank(const py::array& logits,  // [rows, C]
   kd::RowLoss problem;
   problem.outer = layout.outer;
   problem.classes = layout.classes;
-  problem.student = problem.teacher = layout.rows(const_cast<void*>(logits.data()), kd::python::dtype_of(logits));
+  problem.student = layout.rows(const_cast<void*>(logits.data()), kd::python::dtype_of(logits));
   problem.hard.target = target.data();
-  problem.source = kd::TargetSource::adjusted;
   problem.first.statistic = kd::RowStatistic::rank;
   Outputs outputs;
   const void* ranks = problem.first.numbers =
