@@ -64,9 +64,9 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
         "soft_cross_entropy": rows(divergence=3),
         "kd_loss": rows(target=target, ce_weight=1.0, label_smoothing=0.1),
         "label_smoothing_loss": rows(source=3, divergence=3, temperature=1.0, target=target, source_options=of_label),
-        "joint_cross_entropy": label_rows(target=target[::4] // 4, source_options={"transforms": 4}),
+        "joint_cross_entropy": label_rows(target=target[::4] // 4, transforms=4),
         "class_range_cross_entropy": label_rows(
-            student[:, 200:400], teacher[:, 200:400], target=200 + target // 5, source_options={"first_class": 200}
+            student[:, 200:400], teacher[:, 200:400], target=200 + target // 5, first_class=200
         ),
         "pseudo_labels": lambda: host.pseudo_labels(student),
         "pseudo_labels, images": lambda: host.pseudo_labels(images, dim=1),

@@ -28,6 +28,16 @@ struct Terms {
   V made;
 };
 
+// log(x / mean), excess = x - mean. Where x and mean are nearly equal it is log(1 + excess / mean): the rounding of x / mean
+// would be as large as its distance from 1. log(1 + e) = e log(u) / (u - 1) for u = 1 + e as rounded (Kahan).
+template <class A, class V>
+KD_INLINE V log_over(V x, V mean, V excess) {
+  const V relative = excess / mean;
+  const auto near = relative * relative < A(0.25);
+  const V u = select(near, relative + A(1), x / mean), distance = u - A(1), log_u = log(u);
+  return select(near, select(distance == A(0), relative, log_u * (relative / distance)), log_u);
+}
+
 // sum p (log p - log q). Hinton, Vinyals, Dean 2015, section 2.
 template <class A>
 struct ForwardKL {
@@ -110,22 +120,96 @@ struct JensenShannon {
   template <class V>
   KD_INLINE V by_log_q(const Terms<V>& c) const {
     const V share = (A(1) - beta) * c.q, mean = beta * c.p + share;
-    return select(share == A(0), V{}, share * log_over(c.q, mean, beta * c.excess));
+    return select(share == A(0), V{}, share * log_over<A>(c.q, mean, beta * c.excess));
   }
   template <class V>
   KD_INLINE V by_log_p(const Terms<V>& c) const {
     const V share = beta * c.p, mean = share + (A(1) - beta) * c.q;
-    return select(share == A(0), V{}, share * log_over(c.p, mean, (beta - A(1)) * c.excess));
+    return select(share == A(0), V{}, share * log_over<A>(c.p, mean, (beta - A(1)) * c.excess));
+  }
+};
+
+// KL(x || m), m = skew x + (1 - skew) y: forward with x = p and y = q, reverse with x = q and y = p. Lee 2001; Ko et al. 2024
+// (DistiLLM), section 3.1. With the logarithm of either taken as its own,
+//
+//     x dD/dx = x log(x / m) + (1 - skew) x y / m,    y dD/dy = -(1 - skew) x y / m
+//
+// and less (1 - skew) x in the one and plus (1 - skew) y in the other, x y / m becomes a multiple of y - x.
+template <class A, bool reverse>
+struct SkewedKL {
+  static constexpr bool minus_p = false, minus_q = false;
+  A skew;
+  A left_out;
+
+  static KD_INLINE SkewedKL of(const SoftTerm& soft) {
+    const A skew = static_cast<A>(soft.skew);
+    return {skew, reverse ? skew - A(1) : A(1) - skew};
+  }
+
+  template <class V>
+  KD_INLINE V value(const Terms<V>& c) const {
+    const V x = reverse ? c.q : c.p;
+    return select(x == A(0), V{}, x * log_over<A>(x, mean(c), (A(1) - skew) * -further(c)));
+  }
+  template <class V>
+  KD_INLINE V by_log_q(const Terms<V>& c) const {
+    return reverse ? by_log_x(c) : by_log_y(c);
+  }
+  template <class V>
+  KD_INLINE V by_log_p(const Terms<V>& c) const {
+    return reverse ? by_log_y(c) : by_log_x(c);
   }
 
  private:
-  // log(x / mean), excess = x - mean. Where p and q are nearly equal it is log(1 + excess / mean): the rounding of x / mean
-  // would be as large as its distance from 1. log(1 + e) = e log(u) / (u - 1) for u = 1 + e as rounded (Kahan).
   template <class V>
-  static KD_INLINE V log_over(V x, V mean, V excess) {
-    const V relative = excess / mean;
-    const auto near = relative * relative < A(0.25);
-    const V u = select(near, relative + A(1), x / mean), distance = u - A(1), log_u = log(u);
-    return select(near, select(distance == A(0), relative, log_u * (relative / distance)), log_u);
+  KD_INLINE V mean(const Terms<V>& c) const {
+    return reverse ? skew * c.q + (A(1) - skew) * c.p : skew * c.p + (A(1) - skew) * c.q;
+  }
+  // y - x.
+  template <class V>
+  static KD_INLINE V further(const Terms<V>& c) {
+    return reverse ? -c.excess : c.excess;
+  }
+  template <class V>
+  KD_INLINE V relative(const Terms<V>& c) const {
+    const V m = mean(c);
+    return select(m == A(0), V{}, further(c) / m);
+  }
+  template <class V>
+  KD_INLINE V by_log_x(const Terms<V>& c) const {
+    return value(c) + (reverse ? c.q : c.p) * (relative(c) * (skew * (A(1) - skew)));
+  }
+  template <class V>
+  KD_INLINE V by_log_y(const Terms<V>& c) const {
+    return (reverse ? c.p : c.q) * (relative(c) * ((A(1) - skew) * (A(1) - skew)));
+  }
+};
+
+// Total variation, 1/2 sum |p - q|. Where p = q its derivative is taken as 0.
+template <class A>
+struct TotalVariation {
+  static constexpr bool minus_p = false, minus_q = false;
+  static constexpr A left_out = 0;
+
+  static KD_INLINE TotalVariation of(const SoftTerm&) { return {}; }
+
+  template <class V>
+  KD_INLINE V value(const Terms<V>& c) const {
+    return select(c.excess < A(0), -c.excess, c.excess) * A(0.5);
+  }
+  template <class V>
+  KD_INLINE V by_log_q(const Terms<V>& c) const {
+    return c.q * slope(c);
+  }
+  template <class V>
+  KD_INLINE V by_log_p(const Terms<V>& c) const {
+    return -(c.p * slope(c));
+  }
+
+ private:
+  template <class V>
+  static KD_INLINE V slope(const Terms<V>& c) {
+    const V half = V{} + A(0.5);
+    return select(c.excess < A(0), -half, select(c.excess > A(0), half, V{}));
   }
 };

@@ -169,6 +169,8 @@ struct RowLoss {
     // What is no class of an image is none of its rows either: a multiple of it could be one.
     return label < 0 || label >= classes / hard.transforms ? -1 : label * hard.transforms + row % hard.transforms;
   }
+  // Whether there is a hard term at all.
+  KD_HOST_DEVICE bool has_hard() const { return hard.target || hard.probs.data; }
   KD_HOST_DEVICE int64_t teacher_width() const { return teacher_classes > 0 ? teacher_classes : classes; }
   // Classes that the soft term compares, and whether a row has others.
   KD_HOST_DEVICE int64_t compared_classes() const { return soft.classes > 0 ? soft.classes : classes; }
@@ -179,7 +181,7 @@ struct RowLoss {
   KD_HOST_DEVICE bool counts_row(int64_t row) const { return (!mask || mask[row]) && (!asks_label() || has_label(row)); }
   KD_HOST_DEVICE bool asks_label() const { return source == TargetSource::label || soft.needs_label; }
   // Whether the hard term counts a row.
-  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return has_label(row); }
+  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return hard.probs.data || has_label(row); }
 };
 
 // Which way a problem takes through either engine. The files cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh hold the ways.
@@ -202,7 +204,7 @@ KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
   }
   const SoftTerm& soft = problem.soft;
   const bool is_plain = soft.skew == 0 && soft.target_eps == 0 && !soft.standardize && !problem.shares_classes() &&
-                        problem.step == RowStep::all;
+                        !problem.hard.probs.data && problem.step == RowStep::all;
   // A term of weight 0 adds nothing, not even NaN; the forward rows do not check for that.
   const bool is_forward = problem.source == TargetSource::logits && soft.divergence == Divergence::forward && is_plain &&
                           soft.weight != 0 && !problem.grad_teacher.data;

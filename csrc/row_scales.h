@@ -8,7 +8,7 @@
 
 namespace kd {
 
-// Number of rows a group's terms are divided by; an empty group is divided by 1 and stays 0.
+// What a group's terms are divided by: the number of their rows, or what was given. An empty group is divided by 1 and stays 0.
 struct Divisors {
   double soft = 1;
   double hard = 1;
@@ -26,6 +26,14 @@ KD_HOST_DEVICE Divisors divisors_by(const RowLoss& problem, int64_t soft, int64_
 // From the counts in memory, where there have to be any.
 KD_HOST_DEVICE Divisors divisors(const RowLoss& problem, int64_t group) {
   if (!problem.is_mean()) return {};
+  if (problem.denominators) {
+    const double given = problem.denominators[group];
+    Divisors divisor = divisors_by(problem, 1, 1);
+    // A device cannot raise: what is not positive makes its group NaN.
+    divisor.hard = given > 0 ? given : static_cast<double>(__builtin_nan(""));
+    divisor.soft *= divisor.hard;
+    return divisor;
+  }
   const int64_t all = problem.group_rows();
   const int64_t* counts = static_cast<const int64_t*>(problem.counts);
   return divisors_by(problem, problem.mask || problem.asks_label() ? counts[group] : all,
@@ -36,7 +44,7 @@ template <class A>
 struct RowScales {
   bool has_soft;          // the row is not masked out
   bool has_label;         // the row has a label that is not ignored
-  bool has_hard;          // and its hard term is wanted
+  bool has_hard;          // its hard term counts, and is wanted
   bool bad_label;         // a label outside [0, classes): the row becomes NaN
   int64_t label;
   A inverse_temperature;
@@ -52,9 +60,9 @@ KD_HOST_DEVICE RowScales<A> row_scales(const RowLoss& problem, int64_t row, cons
   if (problem.hard.target) {
     scales.label = problem.label_of(row);
     scales.has_label = problem.has_label(row);
-    scales.has_hard = problem.counts_hard(row) && problem.hard.wanted;
     scales.bad_label = scales.has_label && (scales.label < 0 || scales.label >= problem.classes);
   }
+  scales.has_hard = problem.counts_hard(row) && problem.hard.wanted;
   A temperature = static_cast<A>(problem.soft.temperature);
   if (problem.soft.row_temperature) {
     temperature = static_cast<const A*>(problem.soft.row_temperature)[row];

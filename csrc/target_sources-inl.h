@@ -154,7 +154,7 @@ struct RowPair {
   KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
     if (D::minus_q && source.normalised && !smoothed) return -c.excess;
     V by_log_p = divergence.by_log_p(c);
-    if (!source.normalised) by_log_p += D::left_out * c.p;
+    if (!source.normalised) by_log_p += divergence.left_out * c.p;
     return source.gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum);
   }
 };

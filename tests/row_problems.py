@@ -67,7 +67,7 @@ def make_teacher(rng, shape, spread, absent, source):
     return (log_p if source == "log_probs" else np.exp(log_p)).astype(np.float32)
 
 
-FEATURES = ("tvd", "skew", "standardize", "shared_classes")
+FEATURES = ("tvd", "skew", "standardize", "shared_classes", "denominator", "needs_label", "target_probs")
 
 
 @st.composite
@@ -125,6 +125,16 @@ def problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300), featu
         options["target"][rng.random(rows) < 0.2] = ignore
         if draw(st.integers(0, 9)) == 0:
             options["target"][rng.random(rows) < 0.3] = draw(st.sampled_from([shape[1], -7, 2**40]))
+        if "needs_label" in features:
+            options["needs_label"] = draw(st.booleans())
+    elif "target_probs" in features and draw(st.booleans()):
+        options["ce_weight"] = draw(st.sampled_from([1.0, 0.5, 0.0]))
+        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
+        probs = rng.dirichlet(np.full(shape[1], 0.3), (outer, inner)) * draw(st.sampled_from([1.0, 0.7]))
+        probs = encode(np.moveaxis(probs, -1, 1).astype(np.float32), draw(st.sampled_from(FLOATS)))
+        options["target_probs"] = lay_out(probs, (0, 2, 1), draw(st.integers(0, 9)), draw(st.sampled_from([1, 1, 2])))
+    if "denominator" in features and draw(st.booleans()):
+        options["denominator"] = rng.uniform(0.5, 5, groups)
 
     layouts = st.tuples(st.permutations([0, 1, 2]), st.integers(0, 9), st.sampled_from([1, 1, 1, 2]))
     plain = st.just(((0, 2, 1), 0, 1))
@@ -142,6 +152,8 @@ def check(student, teacher, options, ours):
     precision = PRECISION["float64" if double else "float32"]
     # A thread alone with a row adds 64 chunks one after another before it begins a new block.
     factor = 8 if ours.get("form") == "strided" else 4
+    if "target_probs" in options:
+        options = {**options, "target_probs": as_rows(decode(options["target_probs"]))}
     truth = row_oracle.row_loss(as_rows(decode(student)), as_rows(decode(teacher)), **options)
     rows = row_oracle.row_loss(as_rows(decode(student)), as_rows(decode(teacher)), **{**options, "reduction": "none"})
     for name in ("loss", "parts"):
@@ -185,8 +197,9 @@ def plain_problem(classes, rows=3, seed=0, dtype="float32"):
 
 
 def numbered(options):
-    """Options with the integers of csrc/row_loss.h instead of names."""
+    """Options with the integers of csrc/row_loss.h instead of names, and its name of denominators."""
     names = {"source": row_oracle.SOURCES, "divergence": row_oracle.ALL_DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
+    options = {"denominators" if name == "denominator" else name: value for name, value in options.items()}
     return {name: names[name].index(value) if name in names else value for name, value in options.items()}
 
 

@@ -58,10 +58,10 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
         kinds = ["classes", "range"] + ["joint"] * (rows // groups % 2 == 0 and count % 2 == 0)
         kind, labelled = draw(st.sampled_from(kinds)), options["target"] != options["ignore_index"]
         if kind == "range":
-            extra["first_class"] = draw(st.integers(1, 100))
-            options["target"][labelled] += extra["first_class"]
+            options["first_class"] = draw(st.integers(1, 100))
+            options["target"][labelled] += options["first_class"]
         elif kind == "joint":
-            extra["transforms"] = 2
+            options["transforms"] = 2
             options["target"] = np.where(labelled, options["target"] // 2, options["ignore_index"])[::2].copy()
     elif source == "permuted":
         options["divergence"] = "cross_entropy"
@@ -201,10 +201,10 @@ def expectation(student, teacher, options, row_statistic):
 
 def with_columns(options):
     """The labels as columns of the student, one per row."""
-    extra = options["source_options"]
-    transforms, first = extra.get("transforms", 1), extra.get("first_class", 0)
+    transforms, first = options.get("transforms", 1), options.get("first_class", 0)
     if transforms == 1 and first == 0:
         return options
+    options = {name: value for name, value in options.items() if name not in ("transforms", "first_class")}
     target = options["target"].repeat(transforms)
     columns = transforms * (target - first) + np.arange(len(target)) % transforms
     return {**options, "target": np.where(target == options["ignore_index"], target, columns)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from host_isa import host, isa  # noqa: F401  a fixture
-from row_problems import FLOATS, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
+from row_problems import FEATURES, FLOATS, check, decode, encode, gradients, numbered, plain_problem, problems, sliced
 
 
 def valid_labels(options, classes):
@@ -23,6 +23,12 @@ def test_matches_the_formulas(isa, problem, gradients):
     student, teacher, options = problem
     options = valid_labels(options, student.shape[1])
     check(student, teacher, options, host.row_loss(student, teacher, dim=1, **numbered(options), **gradients))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(problems(features=FEATURES), gradients)
+def test_the_options_of_the_two_terms(isa, problem, gradients):
+    test_matches_the_formulas.hypothesis.inner_test(isa, problem, gradients)
 
 
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 1000, 32000, 262144])

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "cpu/compared_rows-inl.h"
 #include "cpu/forward_rows-inl.h"
 #include "cpu/label_terms-inl.h"
 #include "cpu/row_lines-inl.h"
@@ -27,17 +28,17 @@ KD_BEGIN_TARGET
 // How the teacher's weights are dealt out to the classes once they are known: as they are.
 struct InOrder {
   template <class A>
-  KD_INLINE void deal(const Lines<A>&, int64_t) const {}
+  static KD_INLINE void deal(const Lines<A>&, int64_t) {}
 };
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`. Of a row that comes in
 // parts what problem.step says.
-template <class A, class Source, bool smoothed, class D, class Order = InOrder>
-KD_INLINE A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add,
-                        const D& divergence, const Order& order = {}) {
+template <class A, class Source, bool smoothed, class D, class Order>
+A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add) {
+  const D divergence = D::of(problem.soft);
   constexpr int lanes = Simd<A>::lanes;
   const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
-  const int64_t classes = problem.classes;
+  const int64_t classes = row.classes;
   RowPair<A, Source> pair{{row.student_max, scales.inverse_temperature, A(0)}, {A(0), A(1), A(1)}, A(0), A(0)};
   if (Source::normalised) pair.target = {row.teacher_max, scales.inverse_temperature, A(0)};
 
@@ -56,15 +57,13 @@ KD_INLINE A general_row(const RowLoss& problem, const RowScales<A>& scales, cons
     part[1] += teacher;
     if (is_forward) part[2] = plus_forward_part(part[2], teacher, t - pair.target.max, z - pair.student.max);
   });
-  order.deal(lines, classes);
+  Order::deal(lines, classes);
   RowMeasure<A>* const measure =
       problem.step == RowStep::all ? nullptr : static_cast<RowMeasure<A>*>(problem.measures) + row.number;
   if (measure && problem.step == RowStep::exponentials) {
-    measure->student_max = row.student_max;
     measure->student_sum = weights[0];
     measure->teacher_max = row.teacher_max;
     measure->teacher_sum = weights[1];
-    measure->classes = static_cast<A>(classes);
     return 0;
   }
   A all_classes = static_cast<A>(classes);
@@ -101,12 +100,13 @@ KD_INLINE A general_row(const RowLoss& problem, const RowScales<A>& scales, cons
   if (measure && problem.step == RowStep::finish) {
     if (!D::minus_p) by_log_q_sum = measure->by_log_q;
     by_log_made_sum = measure->by_log_made;
-  } else if (measure || !D::minus_p || (row.grad_teacher && Source::normalised)) {
+  } else if (measure || !D::minus_p || (for_teacher && Source::normalised)) {
+    const bool for_made = D::minus_p || measure || for_teacher;  // where not, its logarithms are saved
     A sums[2];
     sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
       const Terms<Vec<A>> c = terms_at(i, place);
       part[0] += divergence.by_log_q(c);
-      part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
+      if (for_made) part[1] += pair.by_log_made(smoothed, c, divergence.by_log_p(c));
     });
     if (!D::minus_p) by_log_q_sum = sums[0];
     by_log_made_sum = sums[1];
@@ -136,32 +136,52 @@ KD_INLINE A general_row(const RowLoss& problem, const RowScales<A>& scales, cons
 template <class A, class Source, bool smoothed, class D>
 bool solve_general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, A& soft, A& hard) {
   if (scales.has_hard) hard = hard_row(problem, scales, row);
-  soft = scales.soft * general_row<A, Source, smoothed>(problem, scales, row, scales.has_hard, D::of(problem.soft));
+  soft = scales.soft * general_row<A, Source, smoothed, D, InOrder>(problem, scales, row, scales.has_hard);
   return false;
 }
 
+// The same, where not the rows as they are are compared.
+template <class A, class Source, bool smoothed, class D>
+bool solve_compared_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, A& soft, A& hard) {
+  if (scales.has_hard) hard = hard_row(problem, scales, row);
+  const SoftRow<A> soft_row = general_row<A, Source, smoothed, D, InOrder>;
+  soft = scales.soft * compared_row(problem, scales, row, scales.has_hard, soft_row);
+  return false;
+}
+
+template <class A, class Source, bool smoothed, class D>
+SolveRow<A> pick_comparison(const RowLoss& problem) {
+  return problem.soft.standardize || problem.shares_classes() ? solve_compared_row<A, Source, smoothed, D>
+                                                              : solve_general_row<A, Source, smoothed, D>;
+}
+
 template <class A, class Source, bool smoothed>
-SolveRow<A> pick_divergence(Divergence divergence) {
-  switch (divergence) {
-    case Divergence::forward: return solve_general_row<A, Source, smoothed, ForwardKL<A>>;
-    case Divergence::reverse: return solve_general_row<A, Source, smoothed, ReverseKL<A>>;
-    case Divergence::jsd: return solve_general_row<A, Source, smoothed, JensenShannon<A>>;
-    default: return solve_general_row<A, Source, smoothed, CrossEntropy<A>>;
+SolveRow<A> pick_divergence(const RowLoss& problem) {
+  const bool skewed = problem.soft.skew != 0;
+  switch (problem.soft.divergence) {
+    case Divergence::forward:
+      return skewed ? pick_comparison<A, Source, smoothed, SkewedKL<A, false>>(problem)
+                    : pick_comparison<A, Source, smoothed, ForwardKL<A>>(problem);
+    case Divergence::reverse:
+      return skewed ? pick_comparison<A, Source, smoothed, SkewedKL<A, true>>(problem)
+                    : pick_comparison<A, Source, smoothed, ReverseKL<A>>(problem);
+    case Divergence::jsd: return pick_comparison<A, Source, smoothed, JensenShannon<A>>(problem);
+    case Divergence::tvd: return pick_comparison<A, Source, smoothed, TotalVariation<A>>(problem);
+    default: return pick_comparison<A, Source, smoothed, CrossEntropy<A>>(problem);
   }
 }
 
 template <class A, class Source>
-SolveRow<A> pick_smoothing(const SoftTerm& soft) {
-  return soft.target_eps > 0 ? pick_divergence<A, Source, true>(soft.divergence)
-                             : pick_divergence<A, Source, false>(soft.divergence);
+SolveRow<A> pick_smoothing(const RowLoss& problem) {
+  return problem.soft.target_eps > 0 ? pick_divergence<A, Source, true>(problem) : pick_divergence<A, Source, false>(problem);
 }
 
 template <class A>
 SolveRow<A> pick_general_row(const RowLoss& problem) {
   switch (problem.source) {
-    case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem.soft);
-    case TargetSource::probs: return pick_smoothing<A, ProbsTarget>(problem.soft);
-    default: return pick_smoothing<A, LogitsTarget>(problem.soft);
+    case TargetSource::log_probs: return pick_smoothing<A, LogProbsTarget>(problem);
+    case TargetSource::probs: return pick_smoothing<A, ProbsTarget>(problem);
+    default: return pick_smoothing<A, LogitsTarget>(problem);
   }
 }
 

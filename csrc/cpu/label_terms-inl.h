@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/hard_distribution-inl.h"
 #include "cpu/row_lines-inl.h"
 #include "cpu/row_sweeps-inl.h"
 #include "row_loss.h"
@@ -139,6 +140,7 @@ A hard_part(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& 
 // The hard term of a row, its gradient written to row.grad_student.
 template <class A>
 A hard_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row) {
+  if (problem.hard.probs.data) return hard_distribution(problem, scales, row);
   if (problem.step != RowStep::all) return hard_part(problem, scales, row);
   A value[1];
   label_row(problem, scales, row, A(1), {hard_term(problem, scales)}, false, value);

@@ -15,30 +15,38 @@
 
 KD_BEGIN_TARGET
 
+inline int64_t most_classes_of(const RowLoss& problem) { return std::max(problem.classes, problem.teacher_width()); }
+
 // `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
 // line wide if that stays within the L1 cache, so that strided logits are read line by line.
 inline int64_t tile_rows(const RowLoss& problem) {
   if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
-  return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / problem.classes));
+  return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / most_classes_of(problem)));
 }
 
-// Numbers of scratch memory a thread needs: four tiles, three rows of weights, one of a permutation.
+// Numbers of a scratch row, whichever tensor it is of.
+inline int64_t padded_row(const RowLoss& problem) { return padded_classes(most_classes_of(problem)); }
+
+// Scratch memory of a thread: tiles of the logits, the gradients and the hard term's distributions, rows of weights, and either
+// the order of a permutation or the compared rows and their gradients.
 inline int64_t scratch_numbers(const RowLoss& problem) {
-  const int64_t rows = problem.source == TargetSource::permuted ? 4 : 3;
-  return (4 * tile_rows(problem) + rows) * padded_classes(problem.classes);
+  constexpr int64_t tiles = 5, rows = 7;
+  return (tiles * tile_rows(problem) + rows) * padded_row(problem);
 }
 
 template <class A>
 struct Lines {
   int64_t number;
+  int64_t classes;  // that the soft term compares
   Line<A> student, teacher, grad_student, grad_teacher;
+  Line<A> hard_probs;          // the hard term's distribution, where there is one
   A student_max, teacher_max;  // of the logits
   Elements grad_elements;      // where the student's gradient belongs, if a sweep may write it there
   bool large_gradient;         // of all rows: see is_large_gradient
   Line<A> student_scratch;
   A* teacher_weight;  // scratch, padded
   A* spare;           // scratch, padded: weights of the hard term, weights before they are permuted
-  uint32_t* order;    // scratch, source permuted: for each class that whose weight it gets
+  A* more;            // scratch, four padded rows: compared rows and their gradients, or the order of a permutation
   Upcoming next_student, next_teacher;
 
   // The student's weights lie where its gradient will, for the sake of the caches, unless that is to be kept from them or

@@ -55,7 +55,7 @@ SolveRow<A> pick_row(const RowLoss& problem) {
 // A row that the soft term does not count: its hard term.
 template <class A>
 A solve_uncounted_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row) {
-  if (row.grad_teacher) fill_zero(row.grad_teacher, problem.classes);
+  if (row.grad_teacher) fill_zero(row.grad_teacher, problem.teacher_width());
   if (scales.has_hard) return hard_row(problem, scales, row);
   if (row.grad_student) fill_zero(row.grad_student, problem.classes);
   return 0;
@@ -65,8 +65,8 @@ A solve_uncounted_row(const RowLoss& problem, const RowScales<A>& scales, const 
 // scratch_numbers(problem) numbers.
 template <class A>
 void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) {
-  const int64_t classes = problem.classes, inner = problem.inner, middle = problem.middle;
-  const int64_t padded = padded_classes(classes), tile = tile_rows(problem);
+  const int64_t classes = problem.classes, teacher_classes = problem.teacher_width();
+  const int64_t inner = problem.inner, middle = problem.middle, padded = padded_row(problem), tile = tile_rows(problem);
   const SolveRow<A> solve_row = pick_row<A>(problem);
   const bool probabilities = problem.source == TargetSource::probs || problem.source == TargetSource::log_probs;
   const bool teacher_softmax = problem.teacher.data && !probabilities;
@@ -74,16 +74,15 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
   const bool large_gradient = is_large_gradient(problem);
   const Divisors divisor = divisors(problem, 0);
   A* row_losses = static_cast<A*>(problem.row_losses);
-  // Of rows that come in parts: the largest logits of all parts, once they are known.
-  const RowMeasure<A>* measures =
-      problem.step == RowStep::finish || problem.step == RowStep::gradients ? static_cast<RowMeasure<A>*>(problem.measures) : nullptr;
+  RowMeasure<A>* measures = static_cast<RowMeasure<A>*>(problem.measures);  // of rows that come in parts
   A *unit_student = static_cast<A*>(problem.unit_student), *unit_teacher = static_cast<A*>(problem.unit_teacher);
 
   const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch, middle);
-  const RowAccess<A> teacher(problem.teacher, classes, inner, absent, scratch + tile * padded, middle);
+  const RowAccess<A> teacher(problem.teacher, teacher_classes, inner, absent, scratch + tile * padded, middle);
   const RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded, middle);
-  const RowAccess<A> grad_teacher(problem.grad_teacher, classes, inner, A(0), scratch + 3 * tile * padded, middle);
-  A* weights = scratch + 4 * tile * padded;
+  const RowAccess<A> grad_teacher(problem.grad_teacher, teacher_classes, inner, A(0), scratch + 3 * tile * padded, middle);
+  const RowAccess<A> hard_probs(problem.hard.probs, classes, inner, A(0), scratch + 4 * tile * padded, middle);
+  A* weights = scratch + 5 * tile * padded;
 
   for (int64_t first = begin, count; first < end; first += count) {
     // The rows of a tile lie side by side in memory: only their inner position differs.
@@ -92,27 +91,34 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
     A student_max = 0, teacher_max = 0;
     if (tile == 1) {
       student_max = load_largest(student, first, classes);
-      if (teacher_softmax) teacher_max = load_largest(teacher, first, classes);
+      if (teacher_softmax) teacher_max = load_largest(teacher, first, teacher_classes);
       else teacher.load(first, 1);
     } else {
       student.load(first, count);
       teacher.load(first, count);
     }
+    hard_probs.load(first, count);
     bool written = false;
     for (int64_t r = 0; r < count; ++r) {
       if (tile > 1) {
         student_max = max_classes(student.row(first, r), classes);
-        if (teacher_softmax) teacher_max = max_classes(teacher.row(first, r), classes);
+        if (teacher_softmax) teacher_max = max_classes(teacher.row(first, r), teacher_classes);
       }
-      if (measures) {
+      if (problem.step == RowStep::exponentials) {
+        measures[first + r] = {};
+        measures[first + r].student_max = student_max;
+        measures[first + r].classes = static_cast<A>(classes);
+      } else if (problem.step != RowStep::all) {
         student_max = measures[first + r].student_max;
         teacher_max = measures[first + r].teacher_max;
       }
       const Lines<A> row{first + r,
+                         problem.compared_classes(),
                          student.row(first, r),
                          teacher.row(first, r),
                          grad_student.row(first, r),
                          grad_teacher.row(first, r),
+                         hard_probs.row(first, r),
                          student_max,
                          teacher_max,
                          tile == 1 ? grad_student.elements(first) : Elements{},
@@ -120,7 +126,7 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
                          {weights, weights},
                          weights + padded,
                          weights + 2 * padded,
-                         reinterpret_cast<uint32_t*>(weights + 3 * padded),
+                         weights + 3 * padded,
                          student.upcoming(next),
                          teacher.upcoming(next)};
       A hard = 0, soft = 0;
@@ -140,7 +146,7 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
       if (unit_student) fit_float16(grad_student, first, count, classes, unit_student);
       grad_student.store(first, count);
     }
-    if (unit_teacher) fit_float16(grad_teacher, first, count, classes, unit_teacher);
+    if (unit_teacher) fit_float16(grad_teacher, first, count, teacher_classes, unit_teacher);
     grad_teacher.store(first, count);
   }
   end_streams();

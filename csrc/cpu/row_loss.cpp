@@ -11,8 +11,11 @@ namespace {
 
 struct Cpu {
   static void row_loss(const RowLoss& problem, const Tensor&) {
-    for (const Rows& gradient : {problem.grad_student, problem.grad_teacher})
-      if (gradient.data) prefer_huge_pages(gradient.data, problem.rows() * problem.classes * element_size(gradient.dtype));
+    const auto prefer = [&](const Rows& gradient, int64_t classes) {
+      if (gradient.data) prefer_huge_pages(gradient.data, problem.rows() * classes * element_size(gradient.dtype));
+    };
+    prefer(problem.grad_student, problem.classes);
+    prefer(problem.grad_teacher, problem.teacher_width());
     row_loss_cpu(problem, torch_threads);
   }
 

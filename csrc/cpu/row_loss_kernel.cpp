@@ -68,7 +68,7 @@ void reduce_rows(const RowLoss& problem) {
   A* parts = static_cast<A*>(problem.parts);
   if (problem.reduction == Reduction::none) {
     for (int64_t row = 0; row < rows; ++row)
-      loss[row] = static_cast<A>(weighted_loss(problem, soft[row], problem.hard.target ? hard[row] : A(0)));
+      loss[row] = static_cast<A>(weighted_loss(problem, soft[row], problem.has_hard() ? hard[row] : A(0)));
     if (parts) std::memcpy(parts, soft, 2 * rows * sizeof(A));
     return;
   }

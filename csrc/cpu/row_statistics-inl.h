@@ -92,7 +92,7 @@ void row_statistics(const RowLoss& problem, int64_t begin, int64_t end, A* scrat
   const RowAccess<A> student(of_student ? problem.student : Rows{}, classes, problem.inner, absent, scratch,
                              problem.middle);
   const RowAccess<A> teacher(of_teacher ? problem.teacher : Rows{}, classes, problem.inner, absent,
-                             scratch + tile * padded_classes(classes), problem.middle);
+                             scratch + tile * padded_row(problem), problem.middle);
   const RowAccess<A>& softmaxed = of_student ? student : teacher;
   A* statistic = static_cast<A*>(problem.first.numbers);
   for (int64_t first = begin, count; first < end; first += count) {

@@ -105,7 +105,8 @@ py::dict row_loss_in_parts(const kd::python::Options& options, const std::vector
 }
 
 py::dict row_loss(const kd::python::Options& options, const std::string& form, int lanes, int threads, int cluster,
-                     int sm) {
+                  int sm, const std::vector<int64_t>& starts) {
+  if (!starts.empty()) return row_loss_in_parts(options, starts, sm);
   Outputs outputs;
   const kd::python::NumpyProblem numpy(
       options, [&](const std::string& name, size_t bytes) { return outputs.allocate(name, bytes); });
@@ -174,14 +175,13 @@ void scale_gradient(py::array gradient,         // [outer,] classes [, inner]
 
 void bind_row_loss(py::module_& m) {
   using namespace py::literals;
-  kd::python::def_row_loss<const std::string&, int, int, int, int>(
+  kd::python::def_row_loss<const std::string&, int, int, int, int, const std::vector<int64_t>&>(
       m, &row_loss,
       "Loss, parts, gradients and the launch form, by name. Integers stand for the enums of csrc/row_loss.h; `form` "
-      "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row.",
-      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90);
-  kd::python::def_row_loss<const std::vector<int64_t>&, int>(
-      m, &row_loss_in_parts, "The same, of classes in parts that begin at `starts` and are measured and finished apart.",
-      "starts"_a, "sm"_a = 90);
+      "forces a launch form, with `lanes` threads per row, `threads` per block and `cluster` blocks per staged row. "
+      "`starts`: the classes come in parts that begin there and are measured and finished apart.",
+      "form"_a = "auto", "lanes"_a = 1, "threads"_a = 128, "cluster"_a = 1, "sm"_a = 90,
+      "starts"_a = std::vector<int64_t>());
   m.def("logit_rank", &logit_rank, "logits"_a, "target"_a, "sm"_a = 90);
   m.def("pseudo_labels", &pseudo_labels, "logits"_a, "threshold"_a = 0.0, "temperature"_a = 1.0, "ignore_index"_a = -100,
         "dim"_a = -1, "sm"_a = 90);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "row_loss.h"
+#include "row_measure.h"
 
 namespace kd::python {
 
@@ -87,23 +88,46 @@ struct Layout {
   Rows strides_;
 };
 
-// A call's arguments, named as in csrc/row_loss.h.
+// Named arguments, taken one by one; `done` refuses those that nobody took.
+class Named {
+ public:
+  explicit Named(const py::dict& given) : rest_(py::reinterpret_borrow<py::dict>(given.attr("copy")())) {}
+
+  template <class T>
+  T take(const char* name, T otherwise) {
+    return rest_.contains(name) ? rest_.attr("pop")(name).template cast<T>() : otherwise;
+  }
+  py::object take(const char* name) { return take<py::object>(name, py::none()); }
+  template <class E>
+  E take_enum(const char* name, E otherwise) {
+    return static_cast<E>(take(name, static_cast<int>(otherwise)));
+  }
+  void done(const std::string& what) const {
+    if (py::len(rest_)) throw std::invalid_argument("unknown " + what + ": " + py::str(rest_).cast<std::string>());
+  }
+
+ private:
+  py::dict rest_;
+};
+
+// A call's arguments. Beside the logits, by name and all optional, those of csrc/row_loss.h:
+//
+//     source, divergence, reduction                 integers, as the enums
+//     temperature, beta, skew, target_eps, scale_by_t2, standardize, shared_classes (0: all), needs_label, kl_weight
+//     ce_weight, label_smoothing, ignore_index, target [rows / transforms], transforms, first_class
+//     target_probs                                  of the student's shape, in place of a target
+//     mask, row_weight, row_temperature             [rows]
+//     denominators                                  [groups]
+//     groups, dim, grad_student, grad_teacher
+//     source_options    of sources label, permuted and adjusted, and of statistics; `confidence` replaces a teacher
+//     measures          [rows, row_measures]: this is part of a row (csrc/row_measure.h)
 struct Options {
   py::array student;  // logits in a Layout
   py::array teacher;  // the same shape, but for the classes where `shared_classes` says which are compared
-  int source, divergence, reduction;
-  double temperature, beta, skew, target_eps;
-  bool scale_by_t2, standardize;
-  int64_t shared_classes;  // 0: all
-  double kl_weight, ce_weight, label_smoothing;
-  int64_t ignore_index;
-  std::optional<py::array_t<int64_t, py::array::c_style>> target;
-  std::optional<py::array_t<bool, py::array::c_style>> mask;
-  py::object row_weight, row_temperature;
-  int64_t groups, dim;
-  bool grad_student, grad_teacher;
-  py::dict source_options;  // of sources label, permuted and adjusted, and of statistics; `confidence` replaces a teacher
+  py::dict named;
 };
+
+constexpr int64_t row_measures = sizeof(RowMeasure<float>) / sizeof(float);
 
 // The problem, with what it points to. Memory for outputs and workspaces comes from `allocate(name, bytes)`, which keeps
 // it until the results are copied out.
@@ -114,63 +138,61 @@ class NumpyProblem {
   RowLoss problem;
 
   NumpyProblem(const Options& options, const Allocate& allocate) : options_(options) {
+    Named named(options.named);
     const py::array &student = options.student, &teacher = options.teacher;
+    dim_ = named.take<int64_t>("dim", -1);
+    const int64_t shared_classes = named.take<int64_t>("shared_classes", 0);
     if (student.ndim() != teacher.ndim()) throw std::invalid_argument("student and teacher must have equal shapes");
-    const Layout layout(student, options.dim, strides_of(student));
-    const Layout teacher_layout(teacher, options.dim, strides_of(teacher));
-    const int64_t shared = options.shared_classes ? options.shared_classes : layout.classes;
-    if (!layout.same_positions(teacher_layout) || (!options.shared_classes && layout.classes != teacher_layout.classes))
+    const Layout layout(student, dim_, strides_of(student)), teacher_layout(teacher, dim_, strides_of(teacher));
+    if (!layout.same_positions(teacher_layout) || (!shared_classes && layout.classes != teacher_layout.classes))
       throw std::invalid_argument("student and teacher must have equal shapes");
-    if (shared < 1 || shared > std::min(layout.classes, teacher_layout.classes))
+    if (shared_classes < 0 || shared_classes > std::min(layout.classes, teacher_layout.classes))
       throw std::invalid_argument("shared_classes must be in 1..the smaller number of classes");
     problem.outer = layout.outer;
     problem.middle = layout.middle;
     problem.classes = layout.classes;
     problem.inner = layout.inner;
-    problem.groups = options.groups;
+    problem.groups = named.take("groups", problem.groups);
     problem.student = layout.rows(const_cast<void*>(student.data()), dtype_of(student));
     problem.teacher_classes = teacher_layout.classes;
     problem.teacher = teacher_layout.rows(const_cast<void*>(teacher.data()), dtype_of(teacher));
-    const int64_t rows = problem.rows();
-    if (options.groups < 1 || problem.outer % options.groups != 0)
+    if (problem.groups < 1 || problem.outer % problem.groups != 0)
       throw std::invalid_argument("groups must divide the first dimension");
-    if (options.mask && options.mask->size() != rows) throw std::invalid_argument("mask must have one value per row");
-    problem.hard.target = options.target ? options.target->data() : nullptr;
-    problem.mask = options.mask ? options.mask->data() : nullptr;
-    problem.row_weight = per_row(options.row_weight, "row_weight");
-    problem.soft.row_temperature = per_row(options.row_temperature, "row_temperature");
-    problem.source = static_cast<TargetSource>(options.source);
-    problem.soft.divergence = static_cast<Divergence>(options.divergence);
-    problem.reduction = static_cast<Reduction>(options.reduction);
-    problem.soft.temperature = options.temperature;
-    problem.soft.beta = options.beta;
-    problem.soft.skew = options.skew;
-    problem.soft.classes = shared;
-    problem.soft.standardize = options.standardize;
-    problem.soft.target_eps = options.target_eps;
-    problem.soft.scale_by_t2 = options.scale_by_t2;
-    problem.soft.weight = options.kl_weight;
-    problem.hard.weight = options.ce_weight;
-    problem.hard.smoothing = options.label_smoothing;
-    problem.hard.ignore_index = options.ignore_index;
+    read_hard_term(named);
+    problem.mask = array_of<bool>(named.take("mask"), problem.rows(), "mask must have one value per row");
+    problem.denominators = array_of<double>(named.take("denominators"), problem.groups, "denominators must be one per group");
+    problem.row_weight = per_row(named.take("row_weight"), "row_weight");
+    problem.soft.row_temperature = per_row(named.take("row_temperature"), "row_temperature");
+    problem.source = named.take_enum("source", problem.source);
+    problem.soft.divergence = named.take_enum("divergence", problem.soft.divergence);
+    problem.reduction = named.take_enum("reduction", problem.reduction);
+    problem.soft.temperature = named.take("temperature", problem.soft.temperature);
+    problem.soft.beta = named.take("beta", problem.soft.beta);
+    problem.soft.skew = named.take("skew", problem.soft.skew);
+    problem.soft.classes = shared_classes ? shared_classes : layout.classes;
+    problem.soft.standardize = named.take("standardize", problem.soft.standardize);
+    problem.soft.needs_label = named.take("needs_label", problem.soft.needs_label);
+    problem.soft.target_eps = named.take("target_eps", problem.soft.target_eps);
+    problem.soft.scale_by_t2 = named.take("scale_by_t2", problem.soft.scale_by_t2);
+    problem.soft.weight = named.take("kl_weight", problem.soft.weight);
+    read_source_options(named.take("source_options", py::dict()), allocate);
+    read_measures(named.take("measures"));
+    const bool grad_student = named.take("grad_student", true), grad_teacher = named.take("grad_teacher", false);
+    named.done("options");
 
-    read_source_options(options.source_options, allocate);
-    if (options.target && options.target->size() * problem.hard.transforms != rows)
-      throw std::invalid_argument("target must have one value for every row, or for as many as there are transforms");
-
-    const size_t float_size = problem.is_double() ? sizeof(double) : sizeof(float);
-    losses_ = problem.reduction == Reduction::none ? rows : options.groups;
-    problem.loss = allocate("loss", losses_ * float_size);
-    problem.parts = options.target ? allocate("parts", 2 * losses_ * float_size) : nullptr;
+    const int64_t rows = problem.rows();
+    losses_ = problem.reduction == Reduction::none ? rows : problem.groups;
+    problem.loss = allocate("loss", losses_ * float_size());
+    problem.parts = problem.has_hard() ? allocate("parts", 2 * losses_ * float_size()) : nullptr;
     const auto units = [&](const char* name, const py::array& logits, bool wanted) {
-      return wanted && dtype_of(logits) == Dtype::float16 ? allocate(name, rows * float_size) : nullptr;
+      return wanted && dtype_of(logits) == Dtype::float16 ? allocate(name, rows * float_size()) : nullptr;
     };
-    problem.unit_student = units("unit_student", student, options.grad_student);
-    problem.unit_teacher = units("unit_teacher", teacher, options.grad_teacher);
-    problem.row_losses = allocate("row_losses", 2 * rows * float_size);
-    problem.counts = allocate("counts", 2 * options.groups * sizeof(int64_t));
-    if (options.grad_student) problem.grad_student = gradient(student, allocate("grad_student", student.nbytes()));
-    if (options.grad_teacher) problem.grad_teacher = gradient(teacher, allocate("grad_teacher", teacher.nbytes()));
+    problem.unit_student = units("unit_student", student, grad_student);
+    problem.unit_teacher = units("unit_teacher", teacher, grad_teacher);
+    problem.row_losses = allocate("row_losses", 2 * rows * float_size());
+    problem.counts = allocate("counts", 2 * problem.groups * sizeof(int64_t));
+    if (grad_student) problem.grad_student = gradient(student, allocate("grad_student", student.nbytes()));
+    if (grad_teacher) problem.grad_teacher = gradient(teacher, allocate("grad_teacher", teacher.nbytes()));
   }
 
   // {loss, parts, gradients, their units, row_statistic}, copied; None where there is none.
@@ -186,26 +208,63 @@ class NumpyProblem {
     return results;
   }
 
+  // What a step of row_measure.h has written, copied.
+  py::object measures() const { return numbers(problem.measures, {problem.rows(), row_measures}); }
+
  private:
+  size_t float_size() const { return problem.is_double() ? sizeof(double) : sizeof(float); }
+
+  void read_hard_term(Named& named) {
+    HardTerm& hard = problem.hard;
+    hard.transforms = named.take("transforms", hard.transforms);
+    hard.first_class = named.take("first_class", hard.first_class);
+    if (hard.transforms < 1 || problem.rows() % hard.transforms || problem.classes % hard.transforms)
+      throw std::invalid_argument("transforms must divide rows and classes");
+    const std::string rule = hard.transforms == 1 ? "target must have one value per row" : "target must have rows / transforms values";
+    hard.target = array_of<int64_t>(named.take("target"), problem.rows() / hard.transforms, rule);
+    hard.ignore_index = named.take("ignore_index", hard.ignore_index);
+    hard.smoothing = named.take("label_smoothing", hard.smoothing);
+    hard.weight = named.take("ce_weight", hard.weight);
+    const py::object probs = named.take("target_probs");
+    if (probs.is_none()) return;
+    const py::array array(probs);
+    const Layout layout(array, dim_, strides_of(array));
+    if (array.ndim() != options_.student.ndim() || layout.classes != problem.classes || layout.positions() != problem.rows())
+      throw std::invalid_argument("target_probs must have the shape of student");
+    if (hard.target) throw std::invalid_argument("target and target_probs exclude each other");
+    kept_.push_back(array);
+    hard.probs = layout.rows(const_cast<void*>(array.data()), dtype_of(array, "target_probs"));
+  }
+
+  // Written in place: the array is a copy.
+  void read_measures(const py::object& given) {
+    if (given.is_none()) return;
+    const size_t bytes = problem.rows() * row_measures * float_size();
+    const auto flags = py::array::c_style | py::array::forcecast;
+    const py::array array = problem.is_double() ? py::array(py::array_t<double, flags>(given))
+                                                : py::array(py::array_t<float, flags>(given));
+    if (array.size() != problem.rows() * row_measures) throw std::invalid_argument("measures must be [rows, numbers of a measure]");
+    py::array copy = problem.is_double() ? py::array(py::array_t<double>(array.size())) : py::array(py::array_t<float>(array.size()));
+    std::memcpy(copy.mutable_data(), array.data(), bytes);
+    kept_.push_back(copy);
+    problem.measures = copy.mutable_data();
+    problem.step = RowStep::finish;
+  }
+
   void read_source_options(const py::dict& given, const Allocate& allocate) {
-    py::dict rest = py::reinterpret_borrow<py::dict>(given.attr("copy")());
-    const auto take = [&](const char* name, auto value) {
-      return rest.contains(name) ? rest.attr("pop")(name).template cast<decltype(value)>() : value;
-    };
-    problem.label.on = take("label_on", problem.label.on);
-    problem.label.off = take("label_off", problem.label.off);
-    problem.label.entropy = take("label_entropy", problem.label.entropy);
-    problem.hard.transforms = take("transforms", problem.hard.transforms);
-    problem.hard.first_class = take("first_class", problem.hard.first_class);
-    problem.adjustment = static_cast<Adjustment>(take("adjustment", 0));
-    problem.permutation.seed = take("seed", problem.permutation.seed);
-    problem.first.statistic = static_cast<RowStatistic>(take("statistic", 0));
-    problem.first.normalize = take("normalise_statistic", problem.first.normalize);
-    problem.first.power = take("statistic_power", problem.first.power);
-    problem.first.slope = take("temperature_slope", problem.first.slope);
-    problem.first.least_temperature = take("least_temperature", problem.first.least_temperature);
-    const py::object none = py::none(), permutation = take("permutation", none), confidence = take("confidence", none);
-    if (py::len(rest)) throw std::invalid_argument("unknown source options: " + py::str(rest).cast<std::string>());
+    Named named(given);
+    problem.label.on = named.take("label_on", problem.label.on);
+    problem.label.off = named.take("label_off", problem.label.off);
+    problem.label.entropy = named.take("label_entropy", problem.label.entropy);
+    problem.adjustment = named.take_enum("adjustment", problem.adjustment);
+    problem.permutation.seed = named.take("seed", problem.permutation.seed);
+    problem.first.statistic = named.take_enum("statistic", problem.first.statistic);
+    problem.first.normalize = named.take("normalise_statistic", problem.first.normalize);
+    problem.first.power = named.take("statistic_power", problem.first.power);
+    problem.first.slope = named.take("temperature_slope", problem.first.slope);
+    problem.first.least_temperature = named.take("least_temperature", problem.first.least_temperature);
+    const py::object permutation = named.take("permutation"), confidence = named.take("confidence");
+    named.done("source options");
 
     if (!permutation.is_none()) {
       const py::array_t<int64_t, py::array::c_style> array(permutation);
@@ -215,7 +274,7 @@ class NumpyProblem {
       problem.permutation.of_rows = array.data();
     }
     if (problem.first.statistic == RowStatistic::none) return;
-    const size_t bytes = problem.rows() * (problem.is_double() ? sizeof(double) : sizeof(float));
+    const size_t bytes = problem.rows() * float_size();
     problem.first.numbers = allocate("row_statistic", bytes);
     if (!confidence.is_none()) {
       std::memcpy(problem.first.numbers, per_row(confidence, "confidence"), bytes);
@@ -223,6 +282,16 @@ class NumpyProblem {
     }
     if (problem.first.statistic == RowStatistic::confidence) problem.row_weight = problem.first.numbers;
     else problem.soft.row_temperature = problem.first.numbers;
+  }
+
+  // An array of that many numbers, kept alive here; null for None.
+  template <class T>
+  const T* array_of(const py::object& values, int64_t count, const std::string& rule) {
+    if (values.is_none()) return nullptr;
+    const py::array_t<T, py::array::c_style | py::array::forcecast> array(values);
+    if (array.size() != count) throw std::invalid_argument(rule);
+    kept_.push_back(array);
+    return array.data();
   }
 
   // Per-row numbers in the arithmetic type, kept alive here.
@@ -237,7 +306,7 @@ class NumpyProblem {
   }
 
   Rows gradient(const py::array& logits, void* data) const {
-    return Layout(logits, options_.dim, dense_strides(logits)).rows(data, dtype_of(logits));
+    return Layout(logits, dim_, dense_strides(logits)).rows(data, dtype_of(logits));
   }
 
   py::object numbers(const void* data, const std::vector<int64_t>& shape) const {
@@ -254,34 +323,17 @@ class NumpyProblem {
 
   Options options_;
   std::vector<py::array> kept_;
-  int64_t losses_ = 0;
+  int64_t dim_ = -1, losses_ = 0;
 };
 
-// Defines m.row_loss(student, teacher, *, options, extra) to call solve(Options, extra).
+// Defines m.row_loss(student, teacher, *, extra, **named) to call solve(Options, extra).
 template <class... Extra, class... Names>
 void def_row_loss(py::module_& m, py::dict (*solve)(const Options&, Extra...), const char* doc, Names... extra) {
   using namespace py::literals;
-  using Target = std::optional<py::array_t<int64_t, py::array::c_style>>;
-  using Mask = std::optional<py::array_t<bool, py::array::c_style>>;
-  const auto function = [solve](const py::array& student, const py::array& teacher, int source, int divergence,
-                                int reduction, double temperature, double beta, double skew, double target_eps,
-                                bool scale_by_t2, bool standardize, int64_t shared_classes, double kl_weight,
-                                double ce_weight, double label_smoothing, int64_t ignore_index, const Target& target,
-                                const Mask& mask, const py::object& row_weight, const py::object& row_temperature,
-                                int64_t groups, int64_t dim, bool grad_student, bool grad_teacher,
-                                const py::dict& source_options, Extra... more) {
-    return solve({student, teacher, source, divergence, reduction, temperature, beta, skew, target_eps, scale_by_t2,
-                  standardize, shared_classes, kl_weight, ce_weight, label_smoothing, ignore_index, target, mask,
-                  row_weight, row_temperature, groups, dim, grad_student, grad_teacher, source_options},
-                 more...);
+  const auto function = [solve](const py::array& student, const py::array& teacher, Extra... more, const py::kwargs& named) {
+    return solve({student, teacher, named}, more...);
   };
-  const py::none none;
-  m.def("row_loss", function, "student"_a, "teacher"_a, py::kw_only(), "source"_a = 0, "divergence"_a = 0,
-        "reduction"_a = 2, "temperature"_a = 1.0, "beta"_a = 0.5, "skew"_a = 0.0, "target_eps"_a = 0.0,
-        "scale_by_t2"_a = true, "standardize"_a = false, "shared_classes"_a = 0, "kl_weight"_a = 1.0,
-        "ce_weight"_a = 0.0, "label_smoothing"_a = 0.0, "ignore_index"_a = -100, "target"_a = none, "mask"_a = none,
-        "row_weight"_a = none, "row_temperature"_a = none, "groups"_a = 1, "dim"_a = -1,
-        "grad_student"_a = true, "grad_teacher"_a = false, "source_options"_a = py::dict(), extra..., doc);
+  m.def("row_loss", function, "student"_a, "teacher"_a, py::kw_only(), extra..., doc);
 }
 
 }  // namespace kd::python

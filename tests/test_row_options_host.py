@@ -1,0 +1,121 @@
+"""The options of the row losses' two terms at their edges, with every instruction set: the CPU kernels on NumPy arrays."""
+
+import numpy as np
+import pytest
+import row_oracle
+from host_isa import host, isa  # noqa: F401  a fixture
+from row_problems import check, encode, numbered, plain_problem
+
+DIVERGENCES = [{"divergence": name} for name in row_oracle.ALL_DIVERGENCES]
+DIVERGENCES += [{"divergence": name, "skew": skew} for name in ("forward", "reverse") for skew in (0.1, 0.9)]
+
+
+def solve(student, teacher, **options):
+    return host.row_loss(student, teacher, dim=1, grad_teacher=True, **numbered(options))
+
+
+@pytest.mark.parametrize("options", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("more", [{}, {"standardize": True}, {"shared_classes": 70}], ids=str)
+def test_equal_rows_have_no_gradient(isa, options, more):
+    logits, _ = plain_problem(100, rows=5)
+    ours = solve(logits, logits.copy(), temperature=3.0, **options, **more)
+    if options["divergence"] != "cross_entropy":
+        assert (ours["loss"] == 0).all() and (ours["grad_teacher"] == 0).all()
+    assert (ours["grad_student"] == 0).all()
+
+
+@pytest.mark.parametrize("options", DIVERGENCES, ids=str)
+def test_large_logits_are_standardized(isa, options):
+    student, teacher = plain_problem(100, rows=4)
+    offset = np.array([1e4, -1e4, 0, 3e3], np.float32).reshape(-1, 1, 1)
+    student, teacher = student + offset, teacher + offset[::-1]
+    options = {**options, "standardize": True, "temperature": 2.0}
+    check(student, teacher, options, solve(student, teacher, **options))
+
+
+@pytest.mark.parametrize("options", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 17])
+def test_constant_rows_are_standardized_to_zeros(isa, options, classes):
+    rng = np.random.default_rng(0)
+    student, teacher = (np.repeat(rng.normal(size=(3, 1, 1)), classes, 1).astype(np.float32) for _ in range(2))
+    teacher[2] = rng.normal(size=(classes, 1))  # not constant, but for one class
+    options = {**options, "standardize": True}
+    ours = solve(student, teacher, **options)
+    check(student, teacher, options, ours)
+    assert (ours["grad_student"] == 0).all() and (ours["grad_teacher"][:2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("transforms", [2, 4])
+def test_joint_labels(isa, dtype, transforms):
+    student, teacher = plain_problem(20, rows=8, dtype=dtype)
+    target = np.array([0, 4, -100, 3])[: 8 // transforms]
+    joint = [y * transforms + r if y >= 0 else y for y in target for r in range(transforms)]
+    options = {"ce_weight": 1.0, "label_smoothing": 0.1, "reduction": "batchmean"}
+    ours = solve(student, teacher, target=target, transforms=transforms, **options)
+    expected = solve(student, teacher, target=np.array(joint), **options)
+    for name in ("loss", "parts", "grad_student"):
+        np.testing.assert_array_equal(ours[name], expected[name])
+    rule = rf"target contains {20 // transforms}, valid labels are 0\.\.{20 // transforms - 1} "
+    with pytest.raises(ValueError, match=rule):
+        solve(student, teacher, target=np.full(8 // transforms, 20 // transforms), transforms=transforms)
+
+
+def test_a_range_of_classes(isa):
+    student, teacher = plain_problem(30, rows=4)
+    target = np.array([10, 19, -100, 12])
+    options = {"ce_weight": 1.0, "kl_weight": 0.0, "ignore_index": -100}
+    ours = solve(student[:, 10:20], teacher[:, 10:20], target=target, first_class=10, **options)
+    expected = solve(student[:, 10:20], teacher[:, 10:20], target=np.where(target < 0, target, target - 10), **options)
+    for name in ("loss", "parts", "grad_student"):
+        np.testing.assert_array_equal(ours[name], expected[name])
+    with pytest.raises(ValueError, match=r"target contains 9, valid labels are 10\.\.19 "):
+        solve(student[:, 10:20], teacher[:, 10:20], target=np.full(4, 9), first_class=10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_distribution_on_one_class_is_a_label(isa, dtype, smoothing):
+    student, teacher = plain_problem(100, rows=4, dtype=dtype)
+    target = np.array([0, 99, 5, 50])
+    probs = encode(np.eye(100)[target][:, :, None].astype(np.float32), dtype)
+    options = {"ce_weight": 0.5, "label_smoothing": smoothing, "temperature": 4.0}
+    check(student, teacher, {**options, "target": target}, solve(student, teacher, target_probs=probs, **options))
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize("options", [*DIVERGENCES, {"target": np.arange(4), "ce_weight": 1.0}], ids=str)
+def test_a_denominator_that_is_not_positive(isa, given, options):
+    student, teacher = plain_problem(9, rows=4)
+    ours = solve(student, teacher, groups=2, denominator=np.array([given, 2.0]), **options)
+    assert np.isnan(ours["loss"][0]) and np.isfinite(ours["loss"][1])
+    for name in ("grad_student", "grad_teacher"):
+        assert np.isnan(ours[name][:2]).all() and np.isfinite(ours[name][2:]).all()
+
+
+def test_what_was_never_looked_at_may_be_anything(isa):
+    """Classes that are not compared."""
+    student, teacher = plain_problem(50, rows=3)
+    options = {"shared_classes": 20, "divergence": "jsd"}
+    expected = solve(student, teacher, **options)
+    student[:, 20:] = teacher[:, 20:] = np.nan
+    ours = solve(student, teacher, **options)
+    for name in ("loss", "grad_student", "grad_teacher"):
+        np.testing.assert_array_equal(ours[name], expected[name])
+    assert (ours["grad_student"][:, 20:] == 0).all() and (ours["grad_teacher"][:, 20:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, rule",
+    [
+        ({"shared_classes": 6}, r"shared_classes must be in 1\.\.the smaller number of classes"),
+        ({"denominators": np.ones(2)}, "denominators must be one per group"),
+        ({"transforms": 3}, "transforms must divide rows and classes"),
+        ({"target_probs": np.ones((2, 4), np.float32)}, "target_probs must have the shape of student"),
+        ({"temperatur": 1.0}, "unknown options: .*temperatur"),
+    ],
+)
+def test_bad_arguments(arguments, rule):
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match=rule):
+        host.row_loss(logits, logits, **arguments)
