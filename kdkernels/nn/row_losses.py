@@ -17,6 +17,8 @@ __all__ = [
     "CWTMLoss",
     "DKPPLoss",
     "DynamicTemperatureKL",
+    "JointCrossEntropy",
+    "ClassRangeCrossEntropy",
 ]
 
 
