@@ -4,18 +4,18 @@
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(kdkernels, m) {
-  // Row losses. Gradients belong to an upstream gradient of 1; a gradient not asked for is empty, and so is `parts`
-  // ([2, *loss.shape]: soft and hard term, unweighted) without a target. groups = 0: the loss is a scalar (or has the row
-  // shape, for reduction "none"); groups > 0: dimension 0 is split off and the loss is [groups]. A float16 gradient comes
-  // in units of its row (unit_student, unit_teacher: row shape, powers of two), which the backward pass multiplies by
-  // together with the upstream gradient; the units of other gradients are empty. `denominator`: what means divide by
-  // instead of the counted rows, one number or one per group, float64. shared_classes = 0: all, and equal widths.
+  // Row losses. Gradients belong to an upstream gradient of 1. What is not asked for is undefined, None in Python: a gradient,
+  // and `parts` ([2, *loss.shape]: soft and hard term, unweighted), of which there are none without a target. groups = 0: the
+  // loss is a scalar (or has the row shape, for reduction "none"); groups > 0: dimension 0 is split off and the loss is
+  // [groups]. A float16 gradient comes in units of its row (unit_student, unit_teacher: row shape, powers of two), which the
+  // backward pass multiplies by together with the upstream gradient; other gradients have none. `denominator`: what means
+  // divide by instead of the counted rows, one number or one per group, float64. shared_classes = 0: all, and equal widths.
   m.def(
       "softened_kl(Tensor student, Tensor teacher, Tensor? target, Tensor? target_probs, Tensor? mask, "
       "Tensor? row_weight, Tensor? row_temperature, Tensor? denominator, float temperature, int teacher_kind, "
       "int divergence, float beta, float skew, float target_eps, bool standardize, bool mask_ignored, "
-      "int shared_classes, bool scale_by_t2, float kl_weight, float ce_weight, float label_smoothing, int ignore_index, "
-      "int reduction, int groups, int dim, bool grad_student, bool grad_teacher) "
+      "int shared_classes, bool scale_by_t2, float kl_weight, float ce_weight, float label_smoothing, bool return_parts, "
+      "int ignore_index, int reduction, int groups, int dim, bool grad_student, bool grad_teacher) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher, Tensor unit_student, Tensor unit_teacher)");
 
   // The same rows against a target that follows from the label: `on` on it, `off` elsewhere; `relative`: the divergence
@@ -25,7 +25,8 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   m.def(
       "label_loss(Tensor student, Tensor target, Tensor? teacher, Tensor? confidence, Tensor? denominator, float on, "
       "float off, bool relative, float temperature, float kl_weight, float ce_weight, bool normalize, int transforms, "
-      "SymInt start, SymInt stop, int ignore_index, int reduction, int groups, int dim, bool grad_student) "
+      "SymInt start, SymInt stop, bool return_parts, int ignore_index, int reduction, int groups, int dim, "
+      "bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
   // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64

@@ -6,7 +6,6 @@
 //     Device::scale_gradient(gradient, outer, classes, inner, upstream, upstream_dtype, per_row, like)
 #pragma once
 #include <cmath>
-#include <string>
 #include <tuple>
 
 #include "stable.h"
@@ -36,16 +35,16 @@ inline void set_label_target(RowLoss& problem, double on, double off, bool relat
 // One call: the problem, filled in step by step, with what has to stay alive until it is solved.
 class RowCall {
  public:
-  // Empty where not asked for; units, where the gradient is not of float16.
+  // Undefined where not asked for; units, where the gradient is not of float16.
   struct Results {
-    Tensor loss, parts, grad_student, grad_teacher, unit_student, unit_teacher;
+    Tensor loss = undefined(), parts = undefined();
+    Tensor grad_student = undefined(), grad_teacher = undefined(), unit_student = undefined(), unit_teacher = undefined();
   };
 
   RowLoss problem;
-  bool returns_parts = true;
 
-  RowCall(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction)
-      : student_(student), teacher_(student), dim_(dim), groups_(groups) {
+  RowCall(const Tensor& student, int64_t dim, int64_t groups, int64_t reduction, bool return_parts = false)
+      : student_(student), teacher_(student), dim_(dim), groups_(groups), return_parts_(return_parts) {
     require(float_dtype(student).has_value(), "student must be a float tensor");
     require(student.dim() >= 1 && dim >= 0 && dim < student.dim(), "dim must name a dimension of student");
     require(student.size(dim) >= 1, "at least one class is needed");
@@ -55,7 +54,8 @@ class RowCall {
     problem.groups = groups > 0 ? groups : 1;
     problem.reduction = static_cast<Reduction>(reduction);
     // Logits are read where they lie if three strides lead to their rows. Others are copied.
-    if (!common_split(student, student, dim)) student_ = teacher_ = torch::stable::contiguous(student);
+    if (!student.is_contiguous() && !common_split(student, student, dim))
+      student_ = teacher_ = torch::stable::contiguous(student);
     lay_out();
   }
 
@@ -141,7 +141,7 @@ class RowCall {
   // Arithmetic type.
   const void* per_class(const std::optional<Tensor>& numbers, const char* name) {
     if (!numbers) return nullptr;
-    require(numbers->numel() == problem.classes, std::string(name) + " must have one value per class");
+    require(numbers->numel() == problem.classes, name, "must have one value per class");
     return contiguous<void>(*numbers, float_size(), name);
   }
 
@@ -152,37 +152,38 @@ class RowCall {
   // Loss, parts and gradients, where asked for.
   template <class Device>
   Results solve(bool grad_student, bool grad_teacher) {
-    std::vector<int64_t> loss_shape;
-    if (problem.reduction == Reduction::none) loss_shape = row_shape();
-    else if (groups_ > 0) loss_shape = {groups_};
-    std::vector<int64_t> parts_shape = loss_shape;
-    const bool has_parts = returns_parts && has_hard_term_;
-    if (has_parts) parts_shape.insert(parts_shape.begin(), 2);
-    else parts_shape = {0};
-
-    const Tensor loss = allocate(student_, accumulated(), loss_shape);
-    const Tensor parts = allocate(student_, accumulated(), parts_shape);
-    const Tensor student_gradient = gradient(student_, grad_student), teacher_gradient = gradient(teacher_, grad_teacher);
-    const Tensor student_unit = units(student_, grad_student), teacher_unit = units(teacher_, grad_teacher);
-    // One allocation for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
-    const Tensor workspace = allocate(student_, ScalarType::Long, {2 * (problem.groups + problem.rows())});
-    problem.loss = loss.data_ptr();
-    problem.parts = has_parts ? parts.data_ptr() : nullptr;
-    problem.unit_student = has_units(student_, grad_student) ? student_unit.data_ptr() : nullptr;
-    problem.unit_teacher = has_units(teacher_, grad_teacher) ? teacher_unit.data_ptr() : nullptr;
-    problem.counts = workspace.data_ptr();
-    problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
-    if (grad_student) {
-      if (is_narrow_) {
-        Tensor other_columns = student_gradient;
-        torch::stable::zero_(other_columns);
-      }
-      problem.grad_student = *as_rows(student_gradient, dim_, split_);
-      narrow(problem.grad_student);
+    std::vector<int64_t> shape;
+    if (problem.reduction == Reduction::none) shape = row_shape();
+    else if (groups_ > 0) shape = {groups_};
+    Results found;
+    found.loss = allocate(student_, accumulated(), shape);
+    problem.loss = found.loss.data_ptr();
+    if (return_parts_ && has_hard_term_) {
+      shape.insert(shape.begin(), 2);
+      found.parts = allocate(student_, accumulated(), shape);
+      problem.parts = found.parts.data_ptr();
     }
-    if (grad_teacher) problem.grad_teacher = *as_rows(teacher_gradient, dim_, split_);
+    if (grad_student) {
+      found.grad_student = allocate_gradient(student_, dim_);
+      if (is_narrow_) torch::stable::zero_(found.grad_student);
+      problem.grad_student = *as_rows(found.grad_student, dim_, split_);
+      narrow(problem.grad_student);
+      problem.unit_student = units(found.unit_student, student_);
+    }
+    if (grad_teacher) {
+      found.grad_teacher = allocate_gradient(teacher_, dim_);
+      problem.grad_teacher = *as_rows(found.grad_teacher, dim_, split_);
+      problem.unit_teacher = units(found.unit_teacher, teacher_);
+    }
+    // One workspace for both: [2, groups] counts, then [2, rows] losses of 1 or 2 floats' size each.
+    const int64_t numbers = 2 * (problem.groups + problem.rows());
+    Tensor allocated = undefined();
+    int64_t local[Device::local_workspace];
+    if (numbers > Device::local_workspace) allocated = allocate(student_, ScalarType::Long, {numbers});
+    problem.counts = numbers > Device::local_workspace ? allocated.data_ptr() : local;
+    problem.row_losses = static_cast<int64_t*>(problem.counts) + 2 * problem.groups;
     Device::row_loss(problem, student_);
-    return {loss, parts, student_gradient, teacher_gradient, student_unit, teacher_unit};
+    return found;
   }
 
   ScalarType accumulated() const { return problem.is_double() ? ScalarType::Double : ScalarType::Float; }
@@ -191,17 +192,21 @@ class RowCall {
   // The split that suits student and teacher; a teacher that suits none of the student's is copied. Copies and dense
   // gradients suit every split.
   void lay_out() {
-    auto split = common_split(student_, teacher_, dim_);
-    if (!split) {
-      teacher_ = torch::stable::contiguous(teacher_);
-      split = common_split(student_, teacher_, dim_);
+    if (student_.is_contiguous() && teacher_.is_contiguous()) {
+      split_ = dim_;
+    } else {
+      auto split = common_split(student_, teacher_, dim_);
+      if (!split) {
+        teacher_ = torch::stable::contiguous(teacher_);
+        split = common_split(student_, teacher_, dim_);
+      }
+      split_ = *split;
     }
-    split_ = *split;
     const RowSpans spans(student_, dim_, split_);
     problem.outer = spans.outer.size;
     problem.middle = spans.middle.size;
     problem.inner = spans.inner.size;
-    problem.student = *as_rows(student_, dim_, split_);
+    problem.student = as_rows(student_, dim_, spans);
   }
 
   // Moves column 0 to the first class of the range.
@@ -219,26 +224,23 @@ class RowCall {
     return shape;
   }
 
-  Tensor gradient(const Tensor& logits, bool wanted) const {
-    return wanted ? allocate_gradient(logits, dim_) : allocate(student_, logits.scalar_type(), {0});
-  }
-
-  static bool has_units(const Tensor& logits, bool wanted) { return wanted && logits.scalar_type() == ScalarType::Half; }
-
-  Tensor units(const Tensor& logits, bool wanted) const {
-    return allocate(student_, accumulated(), has_units(logits, wanted) ? row_shape() : std::vector<int64_t>{0});
+  // Of a gradient of float16 alone.
+  void* units(Tensor& unit, const Tensor& logits) const {
+    if (logits.scalar_type() != ScalarType::Half) return nullptr;
+    unit = row_numbers();
+    return unit.data_ptr();
   }
 
   template <class T>
   const T* per_row(const std::optional<Tensor>& tensor, size_t element_size, const char* name) {
     if (!tensor) return nullptr;
-    require(tensor->numel() == problem.rows(), std::string(name) + " must have one value per row");
+    require(tensor->numel() == problem.rows(), name, "must have one value per row");
     return contiguous<T>(*tensor, element_size, name);
   }
 
   template <class T>
   const T* contiguous(const Tensor& tensor, size_t element_size, const char* name) {
-    require(tensor.element_size() == element_size, std::string(name) + " must have the dtype of the op's schema");
+    require(tensor.element_size() == element_size, name, "must have the dtype of the op's schema");
     if (tensor.is_contiguous()) return static_cast<const T*>(tensor.data_ptr());
     kept_.push_back(torch::stable::contiguous(tensor));
     return static_cast<const T*>(kept_.back().data_ptr());
@@ -246,7 +248,7 @@ class RowCall {
 
   Tensor student_, teacher_;  // or copies of them that can be read row by row
   int64_t dim_, groups_, split_ = 0;
-  bool has_hard_term_ = false, is_narrow_ = false;
+  bool return_parts_, has_hard_term_ = false, is_narrow_ = false;
   std::vector<Tensor> kept_;
 };
 
@@ -262,9 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> softened_kl_op(
     const std::optional<Tensor>& denominator,      // one number per group, float64
     double temperature, int64_t teacher_kind, int64_t divergence, double beta, double skew, double target_eps,
     bool standardize, bool mask_ignored, int64_t shared_classes, bool scale_by_t2, double kl_weight, double ce_weight,
-    double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim, bool grad_student,
-    bool grad_teacher) {
-  RowCall call(student, dim, groups, reduction);
+    double label_smoothing, bool return_parts, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim,
+    bool grad_student, bool grad_teacher) {
+  RowCall call(student, dim, groups, reduction, return_parts);
   call.teacher(teacher, shared_classes);
   call.target(target, ignore_index);
   call.target_probs(target_probs);
@@ -297,9 +299,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
     const std::optional<Tensor>& confidence,   // row shape, arithmetic type
     const std::optional<Tensor>& denominator,  // one number per group, float64
     double on, double off, bool relative, double temperature, double kl_weight, double ce_weight, bool normalize,
-    int64_t transforms, int64_t start, int64_t stop, int64_t ignore_index, int64_t reduction, int64_t groups, int64_t dim,
-    bool grad_student) {
-  RowCall call(student, dim, groups, reduction);
+    int64_t transforms, int64_t start, int64_t stop, bool return_parts, int64_t ignore_index, int64_t reduction,
+    int64_t groups, int64_t dim, bool grad_student) {
+  RowCall call(student, dim, groups, reduction, return_parts);
   RowLoss& problem = call.problem;
   if (teacher) call.teacher(*teacher);
   call.target(target, ignore_index, transforms);
@@ -367,7 +369,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
     double temperature, double beta, double gamma, int64_t mode, int64_t adjust, double smoothing, bool l1, double t_min,
     bool scale_by_t2, double ce_weight, bool return_parts, int64_t ignore_index, int64_t reduction, int64_t groups,
     int64_t dim, bool grad_student) {
-  RowCall call(student, dim, groups, reduction);
+  RowCall call(student, dim, groups, reduction, return_parts);
   RowLoss& problem = call.problem;
   call.teacher(teacher);
   call.target(target, ignore_index);
@@ -382,7 +384,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
   problem.soft.scale_by_t2 = scale_by_t2;
   problem.hard.weight = ce_weight;
   problem.hard.wanted = return_parts || ce_weight != 0;
-  call.returns_parts = return_parts;
   const Tensor temperatures = row_temperature ? torch::stable::clone(*row_temperature) : call.row_numbers();
   const auto statistic = static_cast<RowStatistic>(mode);
   if (!row_temperature && statistic == RowStatistic::none) {
@@ -402,7 +403,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dynamic_temperature_kl_op(
 }
 
 template <class Device>
-Tensor row_statistics_op(const Tensor& rows,                    // logits, `dim` is the class dimension; for confidences a teacher's
+Tensor row_statistics_op(const Tensor& rows,                    // logits (for confidences a teacher's), classes along `dim`
                          const std::optional<Tensor>& teacher,  // logits, same shape
                          const std::optional<Tensor>& target,   // row shape, int64
                          int64_t statistic, double gamma, int64_t adjust, int64_t ignore_index, int64_t dim) {

@@ -38,8 +38,8 @@ class SimilarityCall {
   template <class T>
   const T* numbers(const std::optional<Tensor>& tensor, ScalarType dtype, int64_t count, const char* name) {
     if (!tensor) return nullptr;
-    require(tensor->scalar_type() == dtype, std::string(name) + " must have the dtype of the op's schema");
-    require(tensor->numel() == count, std::string(name) + " must have " + std::to_string(count) + " elements");
+    require(tensor->scalar_type() == dtype, name, "must have the dtype of the op's schema");
+    require(tensor->numel() == count, name, "must have one element for each of those it belongs to");
     return static_cast<const T*>(kept(tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor)).data_ptr());
   }
 
@@ -73,8 +73,8 @@ class SimilarityCall {
 
  private:
   Features features(const Tensor& tensor, const char* name) {
-    require(float_dtype(tensor).has_value(), std::string(name) + " must be a float tensor");
-    require(tensor.dim() == 2 && tensor.size(1) >= 1, std::string(name) + " must be [rows, width]");
+    require(float_dtype(tensor).has_value(), name, "must be a float tensor");
+    require(tensor.dim() == 2 && tensor.size(1) >= 1, name, "must be [rows, width]");
     const bool neighbours = tensor.stride(1) == 1 || tensor.size(1) == 1;
     const Tensor& readable = kept(neighbours ? tensor : torch::stable::contiguous(tensor));
     return {readable.data_ptr(), *float_dtype(tensor), tensor.size(0), tensor.size(1), readable.stride(0)};

@@ -23,8 +23,11 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Guards memory safety only; Python has already reported user errors.
-inline void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument("kdkernels: " + message);
+inline void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(std::string("kdkernels: ") + message);
+}
+inline void require(bool condition, const char* name, const char* rule) {  // makes a string only where it throws
+  if (!condition) throw std::invalid_argument(std::string("kdkernels: ") + name + " " + rule);
 }
 
 inline std::optional<Dtype> float_dtype(const Tensor& tensor) {
@@ -61,6 +64,12 @@ inline Tensor allocate(const Tensor& like, ScalarType dtype, const std::vector<i
   return allocate(like, dtype, sizes, strides);
 }
 
+// What an op returns where no tensor is asked for: None in Python. One for all calls, so that it costs no allocation.
+inline const Tensor& undefined() {
+  static const Tensor* const none = new Tensor();
+  return *none;
+}
+
 // One stride for several neighbouring dimensions, where the memory layout allows it.
 struct Span {
   int64_t size = 1;
@@ -95,12 +104,16 @@ struct RowSpans {
   bool are_uniform() const { return outer.uniform && middle.uniform && inner.uniform; }
 };
 
+inline Rows as_rows(const Tensor& tensor, int64_t dim, const RowSpans& spans) {
+  return Rows{tensor.data_ptr(),     *float_dtype(tensor), spans.outer.stride,
+              tensor.stride(dim), spans.inner.stride,   spans.middle.stride};
+}
+
 // Nothing if a stride for each of the three does not suffice.
 inline std::optional<Rows> as_rows(const Tensor& tensor, int64_t dim, int64_t split) {
   const RowSpans spans(tensor, dim, split);
   if (!spans.are_uniform()) return std::nullopt;
-  return Rows{tensor.data_ptr(),     *float_dtype(tensor), spans.outer.stride,
-              tensor.stride(dim), spans.inner.stride,   spans.middle.stride};
+  return as_rows(tensor, dim, spans);
 }
 
 // An uninitialised tensor like `logits`, in the same memory order where that is dense (rows last, or channels last).

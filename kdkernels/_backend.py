@@ -85,11 +85,6 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _device_type(tensor: Tensor) -> str:
-    """What `tensor.device.type` is, which makes a string of it at every call of a loss."""
-    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
-
-
 def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -> bool:
     """Whether a call with this tensor goes to the compiled library (True) or to the reference (False)."""
     compiling = torch.compiler.is_compiling()
@@ -105,7 +100,8 @@ def use_library(function: str, tensor: Tensor, *, differentiable: bool = True) -
     # A graph that has read this outside of all levels is compiled anew inside of one.
     if forward_ad._current_level >= 0:
         return False
-    device_type = _device_type(tensor)
+    # What `tensor.device.type` is, which makes a string of it at every call.
+    device_type = "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
     if _choice == "auto":
         if _loader.serves(device_type):
             return True

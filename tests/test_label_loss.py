@@ -253,6 +253,7 @@ def test_opcheck(device, reduction):
                 ce_weight=0.3,
                 normalize=True,
                 transforms=1,
+                return_parts=teacher is None,
                 ignore_index=-100,
                 reduction=reduction,
                 dim=2,

@@ -42,6 +42,7 @@ def arguments(student, teacher, target, reduction, groups, dim, gradients):
         kl_weight=1.0,
         ce_weight=1.0,
         label_smoothing=0.1,
+        return_parts=target is not None and reduction == BATCHMEAN,
         ignore_index=-100,
         reduction=reduction,
         groups=groups,

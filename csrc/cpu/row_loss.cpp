@@ -10,6 +10,8 @@ namespace kd {
 namespace {
 
 struct Cpu {
+  static constexpr int64_t local_workspace = 1024;  // of a problem whose allocation would take as long as its arithmetic
+
   static void row_loss(const RowLoss& problem, const Tensor&) {
     const auto prefer = [&](const Rows& gradient, int64_t classes) {
       if (gradient.data) prefer_huge_pages(gradient.data, problem.rows() * classes * element_size(gradient.dtype));

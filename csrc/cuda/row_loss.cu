@@ -9,6 +9,8 @@ namespace kd {
 namespace {
 
 struct Cuda {
+  static constexpr int64_t local_workspace = 1;  // none: the host's memory is not the device's
+
   static void row_loss(const RowLoss& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     const int sm = compute_capability(like);

@@ -1,7 +1,8 @@
 """One helper per rule on the arguments of the public functions. They run once, before any kernel.
 
 ValueError for values, shapes and devices, TypeError for dtypes and types; a message tells the name, the rule,
-what was got, and the remedy where that is not plain. Good arguments cost a few comparisons. Where more is accepted than
+what was got, and the remedy where that is not plain. Good arguments cost a few comparisons: what is most usual is
+accepted first, in one call, since a small batch takes hardly longer than its checks. Where more is accepted than
 an op takes, the helper returns what the op takes: a NumPy scalar as Python's, labels of any integer dtype as int64.
 Values inside a tensor are looked at only where no device has to be waited for: see `readable`.
 """

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .._backend import forward_mode, has_tangent, is_sharded
 
-_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 _INTEGERS = frozenset(
     (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 )
-_NUMBERS = frozenset((float, int))
-_STRIDED = torch.strided
+NUMBERS = frozenset((float, int))
+STRIDED = torch.strided
 
 
 def dense_tensor(function: str, name: str, value: Any) -> None:
@@ -28,7 +28,7 @@ def dense_tensor(function: str, name: str, value: Any) -> None:
             f"{function}: {name} is a DTensor, which the losses of rows alone take, and where student is one too; use "
             f"{name}.full_tensor(), or {name}.to_local() and group= where there is one"
         )
-    if value.layout is _STRIDED and not value.is_nested:
+    if value.layout is STRIDED and not value.is_nested:
         return
     if value.is_nested:
         jagged = value.layout is torch.jagged
@@ -39,8 +39,10 @@ def dense_tensor(function: str, name: str, value: Any) -> None:
 
 
 def float_tensor(function: str, name: str, tensor: Any, remedy_of_bool: str = "") -> None:
+    if type(tensor) is Tensor and tensor.dtype in FLOATS and tensor.layout is STRIDED and not tensor.is_nested:
+        return
     dense_tensor(function, name, tensor)
-    if tensor.dtype in _FLOATS:
+    if tensor.dtype in FLOATS:
         return
     if tensor.is_quantized:
         remedy = f"; convert it with {name}.dequantize()"
@@ -102,6 +104,8 @@ def one_of(function: str, name: str, value: Any, names: dict[Any, int]) -> int:
 
 
 def unit_interval(function: str, name: str, value: Any) -> float:
+    if type(value) in NUMBERS and 0 <= value <= 1:
+        return value
     value = number(function, name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{function}: {name} must be in [0, 1], got {value}")
@@ -109,6 +113,8 @@ def unit_interval(function: str, name: str, value: Any) -> float:
 
 
 def not_negative(function: str, name: str, value: Any) -> float:
+    if type(value) in NUMBERS and 0 <= value < inf:
+        return value
     value = number(function, name, value)
     if not 0 <= value < inf:
         raise ValueError(f"{function}: {name} must be finite and >= 0, got {value}")
@@ -116,6 +122,8 @@ def not_negative(function: str, name: str, value: Any) -> float:
 
 
 def positive(function: str, name: str, value: Any) -> float:
+    if type(value) in NUMBERS and 0 < value < inf:
+        return value
     value = number(function, name, value)
     if not 0 < value < inf:
         raise ValueError(f"{function}: {name} must be finite and > 0, got {value}")
@@ -124,7 +132,7 @@ def positive(function: str, name: str, value: Any) -> float:
 
 def number(function: str, name: str, value: Any) -> float:
     """As Python's, which an op takes: NumPy's scalars and subclasses are converted."""
-    if type(value) in _NUMBERS:
+    if type(value) in NUMBERS:
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, Integral) else float(value)
@@ -188,7 +196,7 @@ def denominator(function: str, value: Any, reduction: str = "mean") -> float | T
     if not isinstance(value, Tensor):
         return positive(function, "denominator", value)
     dense_tensor(function, "denominator", value)
-    if value.dtype not in _FLOATS and value.dtype is not torch.int64 and value.dtype not in _INTEGERS:
+    if value.dtype not in FLOATS and value.dtype is not torch.int64 and value.dtype not in _INTEGERS:
         raise TypeError(f"{function}: denominator must hold a float or an integer, got {dtype_name(value)}")
     if value.dim() > 1 or value.numel() != 1:
         raise ValueError(f"{function}: denominator must be a number or a tensor of one, got {list(value.shape)}")

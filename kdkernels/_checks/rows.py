@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .common import (
+    FLOATS,
+    NUMBERS,
+    STRIDED,
     bool_mask,
     constant,
     flag,
@@ -54,6 +57,19 @@ def logits_alone(function: str, student: Any, dim: int) -> int:
 
 def pair(function: str, student: Any, teacher: Any, dim: int, *, equal_classes: bool = True) -> int:
     """Student and teacher, row against row; returns `dim` counted from the front."""
+    if (
+        type(student) is type(teacher) is Tensor
+        and not (student.is_nested or teacher.is_nested)
+        and student.layout is teacher.layout is STRIDED
+        and student.dtype in FLOATS
+        and teacher.dtype in FLOATS
+        and student.device == teacher.device
+        and type(dim) is int
+        and -len(shape := student.shape) <= dim < len(shape)
+        and shape == teacher.shape
+        and 0 < shape[dim] <= MOST_CLASSES
+    ):
+        return dim % len(shape)
     float_tensor(function, "student", student)
     float_tensor(function, "teacher", teacher)
     if equal_classes:
@@ -163,6 +179,8 @@ def threshold(function: str, value: Any, logits: Tensor, dim: int) -> float | Te
 
 def temperature(function: str, value: Any, logits: Tensor, dim: int) -> float | Tensor:
     """A number, or a constant tensor: of one number for all rows, or of one per row. Comes back in row shape."""
+    if type(value) in NUMBERS and 0 < value < inf:
+        return value
     if not isinstance(value, Tensor):
         return positive(function, "temperature", value)
     float_tensor(function, "temperature", value)
@@ -179,6 +197,8 @@ def temperature(function: str, value: Any, logits: Tensor, dim: int) -> float | 
 
 def mixture_weight(function: str, divergence: str, beta: Any) -> float:
     """The teacher's part in the mixture of "jsd", whose ends are no divergence."""
+    if type(beta) in NUMBERS and 0 < beta < 1:
+        return beta
     beta = unit_interval(function, "beta", beta)
     if divergence == "jsd" and not 0 < beta < 1:
         raise ValueError(
@@ -190,6 +210,8 @@ def mixture_weight(function: str, divergence: str, beta: Any) -> float:
 
 def skew(function: str, divergence: str, value: Any) -> float:
     """The first distribution's part in the mixture that stands for the second, which only two divergences know."""
+    if type(value) is float and value == 0:
+        return value
     value = number(function, "skew", value)
     if not 0 <= value < 1:
         raise ValueError(f"{function}: skew must be in [0, 1), got {value}")
@@ -251,6 +273,17 @@ def labels(
     function: str, target: Any, logits: Tensor, dim: int, remedy_of_floats: str = OF_SOFT_LABELS
 ) -> Tensor:
     """One class per row, as int64 in row shape; the class dimension may be there, of size 1."""
+    shape = logits.shape
+    rows = shape[:dim] if dim + 1 == len(shape) else shape[:dim] + shape[dim + 1 :]
+    if (
+        type(target) is Tensor
+        and target.dtype is torch.int64
+        and target.layout is STRIDED
+        and not target.is_nested
+        and target.device == logits.device
+        and target.shape == rows
+    ):
+        return target
     target = integer_tensor(function, "target", target, "integer class labels", remedy_of_floats)
     if target.dim() == logits.dim() and target.shape[dim] == 1:
         target = target.squeeze(dim)

@@ -126,6 +126,7 @@ def virtual_teacher_loss(
         temperature=student_temperature,
         kl_weight=kl_weight,
         ce_weight=ce_weight,
+        return_parts=return_parts,
         ignore_index=ignore_index,
         reduction=reduction,
         denominator=denominator,

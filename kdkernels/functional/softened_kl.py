@@ -364,6 +364,7 @@ def kd_loss(
         kl_weight=kl_weight,
         ce_weight=ce_weight,
         label_smoothing=label_smoothing,
+        return_parts=return_parts,
         ignore_index=ignore_index,
         mask=mask,
         mask_ignored=mask_ignored,

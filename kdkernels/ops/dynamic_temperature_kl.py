@@ -78,9 +78,9 @@ def dynamic_temperature_kl(
     denominator: float | Tensor | None = None,
     reduction: str,
     dim: int,  # >= 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss; its parts, soft and hard term in a new first dimension, before their weights, empty unless asked for; and
-    the temperature of each row."""
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The loss; its parts where asked for, soft and hard term in a new first dimension, before their weights; and the
+    temperature of each row."""
     denominator = as_denominator(denominator, student)
     learned = row_weight is not None and row_weight.requires_grad
     given_weight = None if learned or row_weight is None else row_weight.to(arithmetic(student, teacher))

@@ -37,6 +37,12 @@ from .._names import OPTIONS, name_of
 from .._shared.modes import savable
 from .open_op import OpenOp
 
+# Of every call, so that they are not looked up at each of them.
+_len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+_len_torch_function_stack = torch._C._len_torch_function_stack
+_profiler_enabled = torch._C._autograd._profiler_enabled
+_CPU, _CUDA = (torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+
 SCALE = torch.ops.kdkernels.scale_gradient_.default
 
 
@@ -44,7 +50,7 @@ class FusedLoss:
     """One such op, as torch is to see it. Called with the arguments of its schema, it returns what is not a
     gradient, by the cheapest form of the op that the context can differentiate.
 
-    A family says what its ops look like: `shapes`, `without_gradients`, `scaled`, `reference`, and `vmap` where all
+    A family says what its ops look like: `shapes`, `for_one`, `scaled`, `reference`, and `vmap` where all
     mapped problems are one call.
     """
 
@@ -59,6 +65,7 @@ class FusedLoss:
         self.name = name
         self.call = OpenOp(name)  # in graphs and transforms
         self.op = self.call.op
+        self.at_once = self.op._handle.redispatch_boxed
         arguments = self.op._schema.arguments
         self.names = [argument.name for argument in arguments]
         self.tensors = len(list(takewhile(lambda argument: "Tensor" in str(argument.type), arguments)))
@@ -66,6 +73,7 @@ class FusedLoss:
         self.differentiable = differentiable
         self.flags = slice(-differentiable, None)  # which gradients are wanted, at the end of the options
         self.gradients = slice(first_gradient, first_gradient + differentiable)  # and what `scaled` needs beside them
+        self.before, self.after = slice(1, first_gradient), slice(self.gradients.stop, None)  # returned with the loss
         self.without_names = {*self.names[self.flags], "groups"}  # arguments that no twin has
         self.constants = (None,) * (len(arguments) - differentiable)
         self._reference = reference
@@ -84,21 +92,32 @@ class FusedLoss:
 
     def eager(self, arguments: tuple, differentiable: bool) -> tuple[Tensor, ...]:
         """Outside of transforms and graphs: computed first, then put into the graph."""
-        with torch._C._AutoDispatchBelowAutograd():
-            output = self.op(*arguments)
-        loss, *others = self.without_gradients(output)
+        output = self.kernel(arguments)
+        loss = output[0]
         if differentiable:
-            loss = self.in_graph(arguments, output)
-        return (loss, *others)
+            try:
+                loss = _Eager.apply((self, arguments, output), *arguments[: self.differentiable])
+            except RuntimeError:
+                if not any_from_inference(arguments):  # asked beforehand, that would make every call slower
+                    raise
+                arguments, output = all_savable(arguments), (loss.detach(), *output[1:])
+                loss = _Eager.apply((self, arguments, output), *arguments[: self.differentiable])
+        return (loss, *output[self.before], *output[self.after])
 
-    def in_graph(self, arguments: tuple, output: tuple[Tensor, ...]) -> Tensor:
-        try:
-            return _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
-        except RuntimeError:
-            if not any_from_inference(arguments):  # asked beforehand, that would make every call slower
-                raise
-        arguments, output = all_savable(arguments), (output[0].detach(), *output[1:])
-        return _Eager.apply(self, arguments, output, *arguments[: self.differentiable])
+    def kernel(self, arguments: tuple) -> tuple[Tensor | None, ...]:
+        """The op below autograd. Its kernel is called at once where nothing else can have a say: no mode, no profiler, no
+        subclass of tensors, no negation that is still to be done. That takes 2 us less than to ask all of them."""
+        if not (_len_torch_dispatch_stack() or _len_torch_function_stack() or _profiler_enabled()):
+            for tensor in arguments[: self.tensors]:
+                if tensor is not None and (type(tensor) is not Tensor or tensor.is_neg()):
+                    break
+            else:
+                if arguments[0].is_cpu:
+                    return self.at_once(_CPU, *arguments)
+                if arguments[0].is_cuda:
+                    return self.at_once(_CUDA, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.op(*arguments)
 
     def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The whole output, inside a transform or outside."""
@@ -114,6 +133,9 @@ class FusedLoss:
         """Options, some of them others."""
         return tuple(changes.get(name, options[at]) for name, at in self.option.items())
 
+    def without_gradients(self, output: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return (output[0], *output[self.before], *output[self.after])
+
     # What a family says
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
@@ -125,12 +147,9 @@ class FusedLoss:
         """How many tensors of the output backward begins with."""
         return self.gradients.stop - self.gradients.start
 
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    def returns_as_stored(self, gradients: tuple[Tensor, ...]) -> bool:
-        """Whether those are the gradients for an upstream gradient of 1 as they are."""
-        return True
+    def for_one(self, gradients: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...] | None:
+        """Those for an upstream gradient of 1; None if they are not there as they are."""
+        return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
 
     def scaled(
         self,
@@ -166,7 +185,7 @@ class FusedLoss:
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
         _, *others = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*others)
+        ctx.mark_non_differentiable(*[each for each in others if each is not None])
         ctx.save_for_backward(*all_savable(inputs[: self.tensors]))  # for the rare paths alone
         ctx.options = inputs[self.tensors :]
         ctx.gradients = output[self.gradients]
@@ -263,17 +282,14 @@ def kept_dtype(tensor: Tensor) -> torch.dtype:
 def _is_one(upstream: Tensor | None) -> bool:
     """Whether it is the number 1, as far as that can be seen without waiting for a device."""
     return (
-        upstream is not None
+        type(upstream) is Tensor
         and upstream.is_cpu
         and upstream.dim() == 0
-        and is_plain(upstream)
-        and not torch._C._len_torch_dispatch_stack()  # make_fx, whose graph is to serve other numbers
+        and not is_functorch_wrapped_tensor(upstream)
+        and not is_legacy_batchedtensor(upstream)
+        and not _len_torch_dispatch_stack()  # make_fx, whose graph is to serve other numbers
         and upstream.item() == 1.0
     )
-
-
-def _if_any(gradient: Tensor, wanted: bool) -> Tensor | None:
-    return gradient if wanted else None
 
 
 class _Eager(torch.autograd.Function):
@@ -284,7 +300,8 @@ class _Eager(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, loss, arguments, output, *differentiable):
+    def forward(ctx, call, *differentiable):
+        loss, arguments, output = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[: loss.tensors])  # for the rare paths alone
         ctx.loss = loss
@@ -295,16 +312,12 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         gradients = ctx.gradients
-        if (
-            gradients is not None
-            and _is_one(upstream)
-            and not torch.is_grad_enabled()
-            and not forward_mode()
-            and ctx.loss.returns_as_stored(gradients)
-        ):
-            ctx.gradients = None
-            return (None, None, None, *map(_if_any, gradients, ctx.options[ctx.loss.flags]))
-        return (None, None, None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[3:]))
+        if gradients is not None and not torch.is_grad_enabled() and _is_one(upstream) and not forward_mode():
+            found = ctx.loss.for_one(gradients, ctx.options[ctx.loss.flags])
+            if found is not None:
+                ctx.gradients = None
+                return (None, *found)
+        return (None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[1:]))
 
 
 class _Transformed(torch.autograd.Function):

@@ -25,6 +25,7 @@ def _by_twin(
     transforms: int,
     start: int,
     stop: int,
+    return_parts: bool,
     ignore_index: int,
     dim: int,
     **shared: Any,
@@ -58,12 +59,13 @@ def label_loss(
     transforms: int = 1,  # the label of row r is target[r // transforms] * transforms + r % transforms
     start: int = 0,
     stop: int = 0,  # columns start:stop alone; 0: all
+    return_parts: bool = False,
     ignore_index: int = -100,
     denominator: float | Tensor | None = None,
     reduction: str,
     dim: int,  # >= 0
-) -> tuple[Tensor, Tensor]:
-    """The loss, and its parts: soft and hard term in a new first dimension, before their weights."""
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and its parts where asked for: soft and hard term in a new first dimension, before their weights."""
     if confidence is not None:
         confidence = confidence.detach().to(arithmetic(student))
     arguments = (
@@ -82,6 +84,7 @@ def label_loss(
         transforms,
         start,
         stop,
+        return_parts,
         ignore_index,
         REDUCTIONS[reduction],
         0,

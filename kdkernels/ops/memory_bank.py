@@ -25,9 +25,6 @@ class MemoryBankNCE(FusedLoss):
     def __init__(self):
         super().__init__("memory_bank_nce", reference.memory_bank_nce, differentiable=1, first_gradient=2)
 
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return output[:2]
-
     def shapes(self, embedding: Tensor, bank: Tensor, *others: Any) -> tuple[Tensor, ...]:
         *_, reduction, grad_embedding = others
         rows, dtype = embedding.shape[:1], arithmetic(embedding, bank)

@@ -25,9 +25,6 @@ _SCALE_ALL = torch.ops.kdkernels.scale_gradients_.default
 class PeerLoss(FusedLoss):
     """One such op."""
 
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return output[:2]
-
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, wanted = arguments[: self.tensors], arguments[self.flags]
         first, dtype = tensors[0], arithmetic(*[tensor for tensor in tensors if tensor is not None])

@@ -1,7 +1,7 @@
 """Shapes, gradients and vmap of the ops that go row by row: what all of them share.
 
 Their schemas are those of fused_loss.py, with `reduction, groups, dim` as the last options. They return loss,
-parts, the gradients, the units of these, and further numbers per row.
+parts, the gradients, the units of these, and further numbers per row; None for what is not asked for.
 
 A float16 gradient comes in units of its row (float16_factor in csrc/row_scales.h): a loss scale that arrived after it was
 rounded could not bring back what float16 cannot hold. It is multiplied by upstream gradient and unit in one pass.
@@ -36,12 +36,8 @@ class RowLoss(FusedLoss):
     ):
         super().__init__(name, reference, differentiable=differentiable, first_gradient=2)
         self.gradients = slice(2, 2 + 2 * differentiable)  # with their units
-        self.first_row_output = self.gradients.stop if row_outputs else None
-
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.first_row_output is None:
-            return output[:2]
-        return (*output[:2], *output[self.first_row_output :])
+        self.after = slice(self.gradients.stop, None)
+        self.row_outputs = row_outputs
 
     # Shapes
 
@@ -51,21 +47,19 @@ class RowLoss(FusedLoss):
         rows = student.shape[:dim] + student.shape[dim + 1 :]
         shape = rows if given["reduction"] == _NONE else (groups,) if groups else ()
         dtype = arithmetic(student) if teacher is None else arithmetic(student, teacher)
-        gradients = [
-            _gradient_like(tensor, dim) if want else tensor.new_empty(0) for tensor, want in zip(arguments, wanted)
-        ]
         return (
             student.new_empty(shape, dtype=dtype),
-            student.new_empty((2, *shape) if _has_parts(given) else (0,), dtype=dtype),
-            *gradients,
-            *[student.new_empty(rows if has else 0, dtype=dtype) for has in _have_units(arguments, wanted)],
-            *[student.new_empty(rows, dtype=dtype)] * (self.first_row_output is not None),
+            student.new_empty((2, *shape), dtype=dtype) if _has_parts(given) else None,
+            *[_gradient_like(tensor, dim) if want else None for tensor, want in zip(arguments, wanted)],
+            *[student.new_empty(rows, dtype=dtype) if has else None for has in _have_units(arguments, wanted)],
+            *[student.new_empty(rows, dtype=dtype)] * self.row_outputs,
         )
 
     # Derivatives
 
-    def returns_as_stored(self, gradients: tuple[Tensor, ...]) -> bool:
-        return not any(map(_in_units, gradients[: self.differentiable]))
+    def for_one(self, gradients: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...] | None:
+        count = self.differentiable
+        return gradients[:count] if gradients[count] is None and gradients[-1] is None else None  # no units
 
     def scaled(
         self,
@@ -95,7 +89,7 @@ class RowLoss(FusedLoss):
 
     def vmap(self, info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
         """The mapped dimension becomes the first; `groups` tells the op that so many problems lie along it."""
-        size, wanted, options = info.batch_size, arguments[self.flags], arguments[self.tensors :]
+        size, options = info.batch_size, arguments[self.tensors :]
         groups, dim = options[self.option["groups"]], options[self.option["dim"]]
         tensors = [
             None
@@ -109,15 +103,12 @@ class RowLoss(FusedLoss):
             tensors = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
             dim -= 1
         options = self.changed(options, groups=size * max(groups, 1), dim=dim + 1)
-        loss, parts, *others = self.whole(*tensors, *options)
-        given = [*wanted, *_have_units(arguments, wanted)]
-        given += [True] * (len(others) - len(given))
+        output = self.whole(*tensors, *options)
+        mapped = (0, 1, *[0] * (len(output) - 2))  # parts lie before it
+        out_dims = tuple(None if each is None else at for each, at in zip(output, mapped))
         if groups:
-            loss = loss.unflatten(0, (size, groups))
-            parts = parts.unflatten(1, (size, groups)) if parts.dim() > 1 else parts
-            others = [o.unflatten(0, (size, groups)) if has else o for o, has in zip(others, given)]
-        out_dims = (0, 1 if _has_parts(self.named(arguments)) else None, *[0 if has else None for has in given])
-        return (loss, parts, *others), out_dims
+            output = tuple(each if at is None else each.unflatten(at, (size, groups)) for each, at in zip(output, out_dims))
+        return output, out_dims
 
 
 def check_labels(function: str, target: Tensor | None, classes: int, ignore_index: int, first: int = 0) -> None:
@@ -128,7 +119,7 @@ def check_labels(function: str, target: Tensor | None, classes: int, ignore_inde
 
 def _has_parts(given: dict[str, Any]) -> bool:
     has_hard_term = given.get("target") is not None or given.get("target_probs") is not None
-    return has_hard_term and given.get("return_parts", True)
+    return has_hard_term and given["return_parts"]
 
 
 def _in_units(gradient: Tensor) -> bool:
@@ -166,10 +157,10 @@ def _merged(tensor: Tensor, begin: int, end: int) -> tuple[int, int, bool]:
     return size, step, uniform
 
 
-def _scaled(gradient: Tensor, unit: Tensor, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
+def _scaled(gradient: Tensor, unit: Tensor | None, upstream: Tensor, groups: int, dim: int, in_place: bool) -> Tensor:
     if groups:  # one number per leading index
         upstream = upstream.reshape(groups, *[1] * (gradient.dim() - 2))
-    if _in_units(gradient):
+    if unit is not None:
         upstream = upstream * unit
     if in_place and is_plain(gradient):
         if upstream.dim():

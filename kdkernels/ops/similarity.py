@@ -69,9 +69,6 @@ class SimilarityLoss(FusedLoss):
             return super().__call__(*arguments)
         return self.eager(arguments, True in options[self.flags])
 
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return output[:1]
-
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         given = self.named(arguments)
         query, key = given["query"], given["key"]

@@ -30,6 +30,7 @@ def _by_twin(
     kl_weight: float,
     ce_weight: float,
     label_smoothing: float,
+    return_parts: bool,
     shared_classes: int,
     **shared: Any,
 ) -> Tensor:
@@ -69,6 +70,7 @@ def softened_kl(
     kl_weight: float = 1.0,
     ce_weight: float = 0.0,
     label_smoothing: float = 0.0,
+    return_parts: bool = False,
     ignore_index: int = -100,
     mask: Tensor | None = None,
     mask_ignored: bool = False,
@@ -76,9 +78,8 @@ def softened_kl(
     denominator: float | Tensor | None = None,
     reduction: str,
     dim: int,  # >= 0
-) -> tuple[Tensor, Tensor]:
-    """The loss, and its parts: soft and hard term in a new first dimension, before their weights; empty without a
-    target."""
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and its parts where asked for: soft and hard term in a new first dimension, before their weights."""
     if row_weight is not None and row_weight.requires_grad:
         return _with_learned_weight(**locals())
     row_temperature, target_probs = None, None
@@ -113,6 +114,7 @@ def softened_kl(
         kl_weight,
         ce_weight,
         label_smoothing,
+        return_parts,
         ignore_index,
         REDUCTIONS[reduction],
         0,
@@ -132,6 +134,7 @@ def _with_learned_weight(
     denominator: float | Tensor | None,
     kl_weight: float,
     ce_weight: float,
+    return_parts: bool,
     reduction: str,
     **shared: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +149,13 @@ def _with_learned_weight(
     if target is None:
         return kl, None
     loss, parts = softened_kl(
-        target=target, kl_weight=0.0, ce_weight=ce_weight, denominator=denominator, reduction=reduction, **shared
+        target=target,
+        kl_weight=0.0,
+        ce_weight=ce_weight,
+        return_parts=return_parts,
+        denominator=denominator,
+        reduction=reduction,
+        **shared,
     )
     loss = loss + kl_weight * kl if kl_weight else loss
-    return loss, torch.stack((kl.detach(), parts[1]))
+    return loss, torch.stack((kl.detach(), parts[1])) if return_parts else None
