@@ -149,7 +149,7 @@ struct RowLoss {
   KD_HOST_DEVICE int64_t rows() const { return outer * middle * inner; }
   KD_HOST_DEVICE bool is_mean() const { return reduction != Reduction::none && reduction != Reduction::sum; }
   // Whether some rows may count and others not, so that they have to be counted.
-  KD_HOST_DEVICE bool has_counts() const { return is_mean() && (mask || hard.target); }
+  KD_HOST_DEVICE bool has_counts() const { return is_mean() && !denominators && (mask || hard.target); }
   KD_HOST_DEVICE int64_t group_rows() const { return groups == 1 ? rows() : rows() / groups; }
   // The problem once the statistics are known. Source label reads no teacher then.
   RowLoss after_statistics() const {

@@ -52,7 +52,7 @@ def test_matches_the_formulas(problem, launch, gradients):
 
 
 @settings(max_examples=EXAMPLES, **AT_LEISURE)
-@given(problems(features=("standardize", "shared_classes")), launches(), gradients)
+@given(problems(features=FEATURES), launches(), gradients)
 def test_features_match_the_formulas(problem, launch, gradients):
     """What one problem in many asks for."""
     matches_the_formulas(problem, launch, gradients)
@@ -60,7 +60,7 @@ def test_features_match_the_formulas(problem, launch, gradients):
 
 @pytest.mark.long
 @settings(max_examples=20 * EXAMPLES, **AT_LEISURE)
-@given(problems(features=("standardize", "shared_classes")), launches(), gradients)
+@given(problems(features=FEATURES), launches(), gradients)
 def test_features_match_the_formulas_at_length(problem, launch, gradients):
     matches_the_formulas(problem, launch, gradients)
 

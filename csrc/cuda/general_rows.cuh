@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "cuda/chunk.cuh"
+#include "cuda/hard_distribution.cuh"
 #include "cuda/label_term.cuh"
 #include "cuda/launch.h"
 #include "cuda/row_comparison.cuh"
@@ -67,10 +68,15 @@ struct GivenTarget {
 template <class A, class Body>
 KD_DEVICE void with_divergence(const SoftTerm& soft, const Body& body) {
   switch (soft.divergence) {
-    case Divergence::forward: return body(ForwardKL<A>::of(soft));
-    case Divergence::reverse: return body(ReverseKL<A>::of(soft));
+    case Divergence::forward:
+      if (soft.skew > 0) return body(SkewedKL<A, false>::of(soft));
+      return body(ForwardKL<A>::of(soft));
+    case Divergence::reverse:
+      if (soft.skew > 0) return body(SkewedKL<A, true>::of(soft));
+      return body(ReverseKL<A>::of(soft));
     case Divergence::jsd: return body(JensenShannon<A>::of(soft));
     case Divergence::cross_entropy: return body(CrossEntropy<A>::of(soft));
+    case Divergence::tvd: return body(TotalVariation<A>::of(soft));
   }
 }
 
@@ -110,7 +116,8 @@ KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& wo
   storage.for_each(problem, work.position, work.computed, team,
                    [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
     A own[chunk_classes];
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) own[e] = chunk.of(e) < compared.classes ? z[e] : -static_cast<A>(HUGE_VALF);
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
+      own[e] = chunk.of(e) < compared.classes ? z[e] : -static_cast<A>(HUGE_VALF);
     student.add(own, for_student, false);
     if (work.scales.has_hard) hard.add(z, A(1), false);
     if (source.normalised) return teacher.add(t, for_teacher, false);
@@ -159,7 +166,7 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
                    [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
     A part[2] = {0, 0};
     with_divergence<A>(problem.soft, [&](const auto& divergence) {
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+      KD_UNROLL_FLOAT(A) for (int e = 0; e < chunk_classes; ++e) {
         if (chunk.of(e) >= compared.classes) continue;
         const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
         part[0] += divergence.by_log_q(c);
@@ -183,10 +190,11 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
 
 // No entry of a divergence's gradient by the logits is larger than this, times its scale. `sum`: that of by_log_q or by_log_made,
 // `mass`: that of p. What is negative in such a sum comes to the larger mass at most, since q log(p / q) <= p - q; so all
-// absolute values come to |sum| + 2 max(1, mass), and the chain through the softmax subtracts a share of the sum.
+// absolute values come to |sum| + 2 max(1, mass), and the chain through the softmax subtracts a share of the sum. The sums of a
+// skewed divergence have a second part of at most 1 + mass in absolute values.
 template <class A>
-KD_DEVICE A gradient_bound(A sum, A mass) {
-  return A(2) * std::abs(sum) + A(3) * larger(A(1), mass);
+KD_DEVICE A gradient_bound(const SoftTerm& soft, A sum, A mass) {
+  return A(2) * std::abs(sum) + (soft.skew > 0 ? A(8) : A(3)) * larger(A(1), mass);
 }
 
 // What the gradients of a row are multiplied by.
@@ -198,20 +206,20 @@ struct GradientScales {
       : student(work.scales.soft_gradient * work.inverse_temperature),
         teacher(source.normalised ? student : work.scales.soft_gradient) {}
 
-  // float16: times the factors that the gradients are stored with.
+  // float16: times the factors that the gradients are stored with. `hard_mass`: of the hard term's target.
   template <class Team>
   KD_DEVICE void fit(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, const RowComparison<A>& compared,
-                     const GeneralMeasure<A>& its, const Team& team, LabelTerm<A>& hard) {
+                     const GeneralMeasure<A>& its, const Team& team, A hard_mass, LabelTerm<A>& hard) {
     const A mass = (source.normalised ? A(1) : its.teacher_sum) + static_cast<A>(problem.soft.target_eps) * its.classes;
     if (problem.unit_student) {
-      A most = gradient_bound(its.by_log_q, mass);
+      A most = gradient_bound(problem.soft, its.by_log_q, mass);
       if (compared.standardized) most = compared.student.bound(most);
-      const A factor = work.student_factor(problem, team, std::abs(student) * most, std::abs(hard.scale));
+      const A factor = work.student_factor(problem, team, std::abs(student) * most, std::abs(hard.scale) * hard_mass);
       student *= factor;
       hard.scale *= factor;
     }
     if (problem.unit_teacher) {
-      A most = source.is_probs() ? its.largest_by_made : gradient_bound(its.by_log_made, mass);
+      A most = source.is_probs() ? its.largest_by_made : gradient_bound(problem.soft, its.by_log_made, mass);
       if (compared.standardized) most = compared.teacher.bound(most);
       const A factor = float16_factor(work.soft_weighs(problem) ? std::abs(teacher) * most : A(0));
       teacher *= factor;
@@ -219,6 +227,18 @@ struct GradientScales {
     }
   }
 };
+
+// The hard term of a whole row, or the share of a part.
+template <class A>
+KD_DEVICE A general_hard_value(const RowLoss& problem, const RowWork<A>& work, const LabelTerm<A>& term,
+                               const HardDistribution<A>& distribution, const GeneralMeasure<A>& its, A at_label, A elsewhere) {
+  const A log_sum = log(its.hard_sum);
+  if (problem.hard.probs.data) return work.scales.has_hard ? log_sum * distribution.mass - distribution.above : A(0);
+  if (problem.step == RowStep::all || !work.scales.has_hard) return hard_value(term, work, log_sum, at_label, elsewhere);
+  // The target's share of the part, of a whole of 1.
+  const A share = (work.label >= 0 ? term.on - term.off : A(0)) + term.off * static_cast<A>(problem.classes);
+  return term.cross_entropy(share * log_sum, A(1), at_label, elsewhere);
+}
 
 // Sweep 3; twice where rows are standardized, the first time for sum g z' alone.
 template <class A, class Team, class Storage>
@@ -233,20 +253,24 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
   const bool is_spoiled = scales.bad_label && work.hard_weighs(problem) && !is_part;
   LabelTerm<A> hard = hard_term(problem, work, is_part ? its.classes : static_cast<A>(problem.classes));
   const bool wants_elsewhere = scales.has_hard && hard.off != A(0);
+  const bool has_distribution = problem.hard.probs.data;
+  HardDistribution<A> distribution;
+  if (has_distribution) distribution.measure(problem, work, hard, its.hard_max, team, storage);
   GradientScales<A> scale(work, source);
   for (bool last = !compared.standardized;; last = true) {
-    if (last) scale.fit(problem, work, source, compared, its, team, hard);
-    BlockedSums<A, 3> sums;  // divergence, label's logit, the other logits; not the last time: sum g z' of student and teacher
+    const A hard_mass = has_distribution ? std::abs(distribution.mass) : A(1);
+    if (last) scale.fit(problem, work, source, compared, its, team, hard_mass, hard);
+    BlockedSums<A, 3> sums;  // divergence, label's logit, the other logits; before the last time: sum g z' of either row
     storage.for_each(problem, work.position, work.computed, team,
                      [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
       A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, value = 0;
       if (scales.has_soft)
         with_divergence<A>(problem.soft, [&](const auto& divergence) {
-          KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
+          KD_UNROLL_FLOAT(A) for (int e = 0; e < chunk_classes; ++e) {
             if (chunk.of(e) >= compared.classes) continue;
             const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
             value += divergence.value(c);
-            if (problem.soft.weight == 0) continue;  // a term of weight 0 adds nothing, not even NaN; its value is still wanted
+            if (problem.soft.weight == 0) continue;  // nothing comes of it, not even NaN; its value is still wanted
             grad_student[e] = pair.student_gradient(c, divergence, its.by_log_q);
             if (problem.grad_teacher.data) grad_teacher[e] = pair.gradient(smoothed, c, divergence, its.by_log_made);
           }
@@ -272,7 +296,9 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
         }
       }
       LabelSums<A> labels;
-      if (scales.has_hard) {
+      if (has_distribution) {
+        distribution.add_gradient(problem, work, hard, cold, chunk, z, grad_student);
+      } else if (scales.has_hard) {
         hard.add_gradient(work.label, cold, chunk, z, grad_student);
         labels.add(work.label, wants_elsewhere, its.hard_max, chunk, work.position.student_classes, z);
       }
@@ -286,12 +312,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
     A totals[3] = {sums.total[0], sums.total[1], sums.total[2]};
     team.sum(totals);
     if (last) {
-      A value = hard_value(hard, work, log(its.hard_sum), totals[1], totals[2]);
-      if (is_part && work.scales.has_hard) {
-        // The logarithm times the part's share of the target, whose sum is 1.
-        const A share = (work.label >= 0 ? hard.on - hard.off : A(0)) + hard.off * static_cast<A>(problem.classes);
-        value = hard.cross_entropy(share * log(its.hard_sum), A(1), totals[1], totals[2]);
-      }
+      const A value = general_hard_value(problem, work, hard, distribution, its, totals[1], totals[2]);
       return work.write_losses(problem, team, totals[0], value);
     }
     compared.student.set_along(totals[0]);

@@ -25,7 +25,7 @@ KD_DEVICE void pseudo_label_of_row(const RowLoss& problem, int64_t row, const Te
   for (int k = 0; exists && position.chunk(team, k).first < position.classes; ++k) {
     const Chunk chunk = position.chunk(team, k);
     A z[chunk_classes];
-    read_row(problem.student, position, chunk, true, -HUGE_VALF, z);
+    read_row(problem.student, position, chunk, position.classes, -HUGE_VALF, z);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
       if (chunk.of(e) < position.classes) largest.add(chunk.of(e), z[e], A(0));
     softmax.add(z, inverse_temperature, false);

@@ -31,7 +31,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) reduce_rows_kernel(RowLoss probl
   for (int64_t i = team.rank(); i < group_rows; i += team.size()) {
     const int64_t row = group * group_rows + i;
     sums[0] += static_cast<double>(row_losses[row]);
-    if (problem.hard.target) sums[1] += static_cast<double>(row_losses[rows + row]);
+    if (problem.has_hard()) sums[1] += static_cast<double>(row_losses[rows + row]);
   }
   team.sum(sums);
   const Divisors divisor = group_divisors<double>(problem, group);
@@ -49,7 +49,7 @@ KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads) weigh_rows_kernel(RowLoss proble
   const int64_t row = simt::block_index() * simt::block_threads() + simt::thread_index(), rows = problem.rows();
   if (row >= rows) return;
   const A* row_losses = static_cast<const A*>(problem.row_losses);
-  const A soft = row_losses[row], hard = problem.hard.target ? row_losses[rows + row] : A(0);
+  const A soft = row_losses[row], hard = problem.has_hard() ? row_losses[rows + row] : A(0);
   static_cast<A*>(problem.loss)[row] = static_cast<A>(weighted_loss(problem, soft, hard));
   if (!problem.parts) return;
   static_cast<A*>(problem.parts)[row] = soft;

@@ -27,7 +27,7 @@ KD_DEVICE void row_statistic(const RowLoss& problem, int64_t row, const Team& te
   RunningLargest<A> largest;      // of the teacher
   A of_label[2] = {0, 0};         // cosine: z and t of the label
   A ahead[1] = {0};               // rank
-  const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.hard.target[row] : -1;
+  const int64_t label = (cosine || rank) && counted && problem.has_label(row) ? problem.label_of(row) : -1;
   const bool ranked = rank && label >= 0 && label < problem.classes;
   const A own = ranked ? read_class<A>(problem.student, position, label) : A(0);
   for (int k = 0; counted && position.chunk(team, k).first < position.classes; ++k) {
