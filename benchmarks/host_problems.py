@@ -74,6 +74,9 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
         "dynamic_temperature_kl": rows(
             source=5, target=target, source_options={**of_label, "adjustment": 1, "statistic": 2, "temperature_slope": 1.0}
         ),
+        "multi_head_kl": lambda: host.multi_head_kl(
+            [student[:, :100], *[student[:, :400]] * 3], [teacher[:, :100], *[teacher[:, :400]] * 3]
+        ),
         "info_nce": similarity(),
         "info_nce, symmetric": similarity(symmetric=True),
         "supervised_contrastive": similarity(target=1, query_labels=labels, key_labels=labels, own_key=0),

@@ -29,6 +29,9 @@ def main() -> None:
                 kd.joint_cross_entropy(student[:4], target[:2] // 2, transforms=2).backward()
             for mode, adjust in (("flsw", "ps"), ("cwsm", "lsr")):
                 kd.dynamic_temperature_kl(student, teacher, target, mode=mode, adjust=adjust, beta=1e-3).backward()
+            narrow, its = (logits.detach()[:, : classes // 2] for logits in (student, teacher))
+            heads = [student, narrow.clone().requires_grad_(), student], [teacher.detach(), its, teacher.detach()]
+            (2 * kd.multi_head_kl(*heads, weights=torch.ones(3, device="cuda", dtype=dtype))).backward()
         # Peers that stay in shared memory, and peers that come tile by tile.
         for classes in (100, 5003):
             peers, leader = (torch.randn(*sizes, classes, device="cuda", dtype=dtype, requires_grad=True) for sizes in ((5, 3), (5,)))

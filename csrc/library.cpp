@@ -45,6 +45,15 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "int reduction, int groups, int dim, bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student, Tensor row_temperature)");
 
+  // Forward KL of several heads [..., C_i] that have the same rows, and of the constant teacher of each (csrc/multi_head_kl.h).
+  // `heads`, [number of heads]: each before its weight. weights_tensor, of the arithmetic type, replaces `weights`;
+  // denominator_tensor, a float64, replaces `denominator`, and 0 stands for the rows of a head. `units`: [float16
+  // gradients, rows], in the order of the heads, where there are any.
+  m.def(
+      "multi_head_kl(Tensor[] students, Tensor[] teachers, Tensor? weights_tensor, Tensor? denominator_tensor, "
+      "float temperature, float denominator, float[] weights, bool[] grad_students) "
+      "-> (Tensor loss, Tensor heads, Tensor[] grad_students, Tensor units)");
+
   // The number per row that the batch's mean is taken of: RowStatistic. `rows`: logits of the student, for confidence of
   // the teacher.
   m.def(

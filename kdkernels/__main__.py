@@ -42,6 +42,7 @@ def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -
         kd.joint_cross_entropy(student, target[:2]),
         kd.class_range_cross_entropy(student, target + 20, 20, 50),
         kd.label_smoothing_loss(student, kd.pseudo_labels(teacher, threshold=0.1)[0]),
+        kd.multi_head_kl([student, student[:, 3:60]], [teacher, teacher[:, 3:60]], weights=[1.0, 0.5]),
         kd.similarity_kl(student[2:], student[:2], teacher[2:], teacher[:2], mask=trusted),
         kd.info_nce(student, teacher, symmetric=True),
         kd.supervised_contrastive(student, target // 2),

@@ -113,6 +113,11 @@ def bank(query, key, normalizer, **o):
     return kd.memory_bank_nce(query, key, INDEX, normalizer=normalizer, temperature=1.0, **o)
 
 
+def heads(student, teacher, query, teacher_query):
+    teachers = [teacher.detach(), teacher_query.detach()]
+    return kd.multi_head_kl([student, query], teachers, weights=[1.0, 0.5])
+
+
 def led(peers, leader, peer_query, peer_key):
     return kd.okddip_loss(peers, leader, peer_query, peer_key, LABELS)
 
@@ -166,7 +171,7 @@ BY_ROWS += (joint, ranged)
 BY_ROWS += (similarity, contrast, products, supervised, bank)
 _called = {name for function in BY_ROWS for name in function.__code__.co_names}
 BY_ROWS += tuple(with_defaults(name) for name in BY_STUDENT if name not in _called)
-OTHERS = (led, gated, others, attention, mean)
+OTHERS = (heads, led, gated, others, attention, mean)
 ALL = {function.__name__: function for function in BY_ROWS + OTHERS}
 
 # What is a constant by contract, whether it requires grad or not; a temperature per row would be refused if it did.
@@ -174,7 +179,7 @@ CONSTANT = {"row_temperature", "teacher_query", "teacher_key", "logit_bias", "co
 
 
 def is_constant(function, name):
-    if function in (permuted, dynamic, by_teacher) and name == "teacher":
+    if function in (permuted, dynamic, by_teacher, heads) and name == "teacher":
         return True
     return name in CONSTANT or (function is bank and name == "key")
 

@@ -10,6 +10,8 @@ import kdkernels as kd
 BY_NAME = {
     "student": draw(4, 3),
     "teacher": draw(4, 3, seed=1),
+    "students": [draw(4, 3), draw(4, 2, seed=4)],
+    "teachers": [draw(4, 3, seed=1), draw(4, 2, seed=5)],
     "logits": draw(4, 3),
     "joint_logits": draw(16, 12),
     "start": 0,

@@ -34,8 +34,11 @@ def run(backend, function, student, teacher, *rest, upstream=None, **options):
     return loss.detach(), *gradients
 
 
-def double(tensor):
-    return tensor.double() if torch.is_tensor(tensor) and tensor.is_floating_point() else tensor
+def double(value):
+    """Of a tensor, or of each in a list."""
+    if isinstance(value, list):
+        return [double(each) for each in value]
+    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def check(function, student, teacher, *rest, **options):

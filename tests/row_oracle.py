@@ -440,6 +440,26 @@ def dynamic_temperature_kl(
     return {**found, "row_temperature": row_temperature}
 
 
+@np.errstate(all="ignore")
+def multi_head_kl(students, teachers, *, temperature=3.0, weights=None, denominator=None):
+    """dict of Estimates: loss [1], heads [number of heads]; grad_students: a list, [rows, C_i] each."""
+    weights = np.ones(len(students)) if weights is None else np.asarray(weights, np.float64)
+    weights = np.where(weights >= 0, weights, np.nan)
+    how = {"temperature": temperature, "denominator": denominator}
+    found = [row_loss(student, teacher, **how) for student, teacher in zip(students, teachers)]
+    heads = [one["loss"] for one in found]
+
+    def weighted(estimate, weight):
+        return estimate * weight if weight else estimate.where(False)
+
+    loss = sum(map(weighted, heads, weights), Estimate(np.zeros(1), np.zeros(1)))
+    return {
+        "loss": loss,
+        "heads": Estimate(*map(np.concatenate, zip(*heads))),
+        "grad_students": [weighted(one["grad_student"], weight) for one, weight in zip(found, weights)],
+    }
+
+
 def close(ours, truth, precision, stored_precision=0.0, stored_tiny=0.0, factor=4):
     """Asserts |ours - truth| <= factor * precision * scale, and the rounding of the stored value; `ours` is float64.
     Where the truth is not finite, ours is not either."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from good_arguments import GOOD, call, doubles
 from helpers import assert_same_formula
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import kdkernels as kd
 from kdkernels._checks import common
@@ -47,6 +48,11 @@ def equal(ours, expected):
     assert len(ours) == len(expected)
     for one, other in zip(ours, expected):
         assert torch.equal(one, other) and one.dtype is other.dtype
+
+
+def leaf(value):
+    """A copy that requires grad, of a float tensor."""
+    return value.clone().requires_grad_() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 @pytest.fixture(params=["cpu", "reference"])
@@ -172,14 +178,14 @@ def test_temperature_of_one_number(backend, function, name):
 def test_temperature_that_is_not_looked_at(backend, unread, function, name):
     """In float64: one number as a tensor, or as itself, differs by roundings."""
     good = doubles(GOOD[function])
-    inputs = [key for key, value in good.items() if torch.is_tensor(value) and value.is_floating_point()]
 
     def run(temperature, **options):
-        given = {**good, **{key: good[key].clone().requires_grad_() for key in inputs}, name: temperature}
-        outputs = call(function, **given, **options)
+        learned = {key: tree_map(leaf, value) for key, value in good.items() if key != "teachers"}  # which are constants
+        outputs = call(function, **{**good, **learned, name: temperature}, **options)
         if not outputs[0].requires_grad:
             return outputs
-        gradients = torch.autograd.grad(outputs[0].sum(), [given[key] for key in inputs], allow_unused=True)
+        leaves = [each for each in tree_leaves(learned) if torch.is_tensor(each) and each.requires_grad]
+        gradients = torch.autograd.grad(outputs[0].sum(), leaves, allow_unused=True)
         return [*outputs, *[each for each in gradients if each is not None]]
 
     value = OPTIONS[function][name].default + 0.5
@@ -207,7 +213,7 @@ def test_temperatures_that_vmap_maps(backend, function, name):
 @pytest.mark.parametrize("function, name", TEMPERATURES, ids=str)
 def test_temperature_of_a_device(function, name):
     """On meta, where looking at a number is an error."""
-    on_meta = {key: value.to("meta") for key, value in GOOD[function].items() if torch.is_tensor(value)}
+    on_meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), GOOD[function])
     with kd.backend("reference"):
         assert call(function, **on_meta, **{name: torch.ones((), device="meta")})[0].is_meta
 

@@ -22,6 +22,7 @@ TINY = {  # axes -> a shape
     "rows x all classes": (16, 10),
     "images x classes": (4, 5),
     "images x classes x height x width": (2, 5, 4, 3),
+    "rows x classes x joint classes": (16, 10, 40),
     "queries x keys x width": (12, 12, 6),
     "rows x negatives x width, entries": (6, 300, 24, 40),
     "samples x peers x classes x width": (8, 3, 10, 4),
@@ -111,6 +112,7 @@ def test_a_divergence_from_logits_moves_twelve_bytes_a_class():
 @pytest.mark.parametrize(
     "name, shape, size",
     [(name, (256, 1000), 256 * 1000) for name, loss in LOSSES.items() if loss.axes == row_losses.AXES]
+    + [("multi_head_kl", (256, 100, 400), 256 * 1300)]
     + [("okddip_loss", (256, 3, 1000, 8), 256 * 4 * 1000)]
     + [(name, (256, 3, 1000, 8), 256 * 3 * 1000) for name in list(losses("peer_ensemble"))[1:]],
 )

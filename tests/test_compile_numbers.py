@@ -10,6 +10,7 @@ import torch
 from helpers import assert_same_formula, draw, labels, op_arguments
 from test_nn import PAIRS, arguments
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_leaves, tree_map
 
 import kdkernels as kd
 
@@ -29,6 +30,7 @@ RAMPS = {
     "target_eps": (0.01, 0.1),
     "eps": (1e-3, 1e-2),
     "normalizer": (10.0, 30.0),
+    "weights": ([0.2, 2.0], [1.5, 0.5]),
     "ratio": (0.1, 0.9),
     "denominator": (3.0, 70.0),
     "threshold": (0.1, 0.9),
@@ -45,7 +47,9 @@ def ramped(module):
     """Its tensors and options, and the reduction that knows all numbers."""
     given, options = arguments(module)
     if "denominator" in numbers(PAIRS[module]) and module is not kd.nn.DynamicTemperatureKL:
-        given["denominator"], options["reduction"] = 1.0, "mean"
+        given["denominator"] = 1.0
+        if "reduction" in options:
+            options["reduction"] = "mean"
     return given, options
 
 
@@ -54,21 +58,31 @@ def ramps(names):
     ends = {name: RAMPS.get(name, (0.2, 2.0)) for name in names}
     for step in range(STEPS):
         share = step / (STEPS - 1)
-        yield {name: (1 - share) * first + share * last for name, (first, last) in ends.items()}
+        yield {name: between(first, last, share) for name, (first, last) in ends.items()}
+
+
+def between(first, last, share):
+    if isinstance(first, list):
+        return [between(*ends, share) for ends in zip(first, last)]
+    return (1 - share) * first + share * last
+
+
+def leaf(value):
+    """It requires grad, if it is a float tensor."""
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.detach().requires_grad_() if is_float else value
 
 
 def result(function, **given):
     """What it returns, flat, and the gradients of its first output."""
-    leaves = {
-        name: value.detach().requires_grad_()
-        for name, value in given.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and name not in ("row_weight", "bank")
-    }
-    found = function(**{**given, **leaves})
+    constant = ("row_weight", "bank", "teachers")
+    learned = {name: tree_map(leaf, value) for name, value in given.items() if name not in constant}
+    leaves = [each for each in tree_leaves(learned) if isinstance(each, torch.Tensor) and each.requires_grad]
+    found = function(**{**given, **learned})
     loss, *others = found if isinstance(found, tuple) else (found,)
     if not loss.requires_grad:
         return loss, others
-    return loss, others, torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
+    return loss, others, torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
 
 
 def gradient_of_gradients(loss, leaf):

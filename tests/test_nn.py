@@ -56,6 +56,7 @@ OTHER = {
     "pairwise": True,
     "return_attention": True,
     "transforms": 2,
+    "weights": [0.5, 2.0],
     "group": None,  # of two processes: test_row_losses_group.py, test_similarity_group.py
 }
 FORMER_NAME = "normalise"  # of `normalize`: test_label_loss.py
@@ -63,6 +64,8 @@ ROWS = {
     "logits": draw(4, 6, 3, seed=4),
     "student": draw(4, 6, 3),
     "teacher": draw(4, 6, 3, seed=1).softmax(1),
+    "students": [draw(4, 6), draw(4, 3, seed=5)],
+    "teachers": [draw(4, 6, seed=1), draw(4, 3, seed=6)],
     "target": labels(4, 3, classes=6),
     "mask": labels(4, 3, classes=2) > 0,
     "row_weight": draw(4, 3, seed=2).abs(),

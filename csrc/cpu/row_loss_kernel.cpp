@@ -91,12 +91,18 @@ void reduce_rows(const RowLoss& problem) {
 
 void solve(const RowLoss& problem, const ParallelFor& parallel_for) {
   each_range(problem, base::scratch_numbers(problem), parallel_for, [&](int64_t begin, int64_t end, void* scratch) {
-    if (problem.is_double()) KD_CALL_ISA(solve_rows_double, problem, begin, end, scratch);
-    else KD_CALL_ISA(solve_rows_float, problem, begin, end, scratch);
+    solve_rows_cpu(problem, problem.is_double(), begin, end, scratch);
   });
 }
 
 }  // namespace
+
+int64_t row_scratch_numbers(const RowLoss& problem) { return base::scratch_numbers(problem); }
+
+void solve_rows_cpu(const RowLoss& problem, bool is_double, int64_t begin, int64_t end, void* scratch) {
+  if (is_double) KD_CALL_ISA(solve_rows_double, problem, begin, end, scratch);
+  else KD_CALL_ISA(solve_rows_float, problem, begin, end, scratch);
+}
 
 void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for) { solve(problem, parallel_for); }
 

@@ -9,6 +9,12 @@ namespace kd {
 // depend on how rows are split.
 void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
+// Rows [begin, end) of a problem without labels, mask and first pass, on this thread: their gradients and row losses, which are
+// not reduced. The arithmetic type is given: that of several problems may be wider than one of them asks for. `scratch`:
+// row_scratch_numbers() of that type, in whole cache lines.
+void solve_rows_cpu(const RowLoss& problem, bool is_double, int64_t begin, int64_t end, void* scratch);
+int64_t row_scratch_numbers(const RowLoss& problem);
+
 // Steps exponentials and gradients (row_measure.h): writes problem.measures, no loss and no gradient.
 void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 

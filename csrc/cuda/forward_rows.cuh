@@ -5,13 +5,9 @@
 // speed then is the number of instructions per class, and how many rows are under way on a multiprocessor: this path has
 // kernels that keep a row in registers.
 #pragma once
-#include <cmath>
-
-#include "cuda/forward_sweep.cuh"
+#include "cuda/forward_row.cuh"
 #include "cuda/launch.h"
-#include "cuda/row_softmaxes.cuh"
 #include "cuda/row_storage.cuh"
-#include "cuda/row_work.cuh"
 #include "cuda/simt.cuh"
 #include "cuda/team.cuh"
 #include "row_loss.h"
@@ -19,26 +15,17 @@
 namespace kd {
 namespace {
 
-template <class A, class Team, class Storage>
-KD_DEVICE void solve_forward_row(const RowLoss& problem, Team& team) {
-  const RowWork<A> work(problem, team.row());
-  Storage storage;
-  storage.load(problem, work.position, work.computed, team, -HUGE_VALF);
-  const RowSoftmaxes<A> its = row_softmaxes(problem, work, team, storage);
-  forward_row(problem, work, its, AsTheyAre<A>{}, false, team, storage);
-}
-
 // Four blocks are on a multiprocessor.
 template <class A, class Storage>
 KD_KERNEL void KD_LAUNCH_BOUNDS(small_block, 4) forward_lanes_kernel(RowLoss problem, int lanes) {
   LaneTeam team(lanes);
-  solve_forward_row<A, LaneTeam, Storage>(problem, team);
+  solve_forward_row<A, LaneTeam, Storage>(problem, team.row(), team);
 }
 
 template <class A, class Storage>
 KD_KERNEL void KD_LAUNCH_BOUNDS(largest_block, 1) forward_clusters_kernel(RowLoss problem) {
   ClusterTeam team;
-  solve_forward_row<A, ClusterTeam, Storage>(problem, team);
+  solve_forward_row<A, ClusterTeam, Storage>(problem, team.row(), team);
   team.end();
 }
 

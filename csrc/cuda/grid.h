@@ -19,6 +19,11 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("kdkernels: ") + what + ": " + cudaGetErrorString(status));
 }
 
+// Sets bytes to 0, after what the stream has been told before.
+inline void zero(void* memory, size_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "setting memory to 0");
+}
+
 // Static plus dynamic shared memory of a block may exceed 48 KiB only after an opt-in. Each kernel opts in once per device, to
 // the maximum of the device: with the size of each launch instead, two threads that launch one kernel with different sizes
 // would race.

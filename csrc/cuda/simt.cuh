@@ -17,6 +17,8 @@
 // - The blocks of a cluster, neighbours in the grid, run at the same time. sync_cluster is the sync_threads of all their
 //   threads; read_cluster reads what another block has in the same place of its shared memory, which must not have ended.
 //   Without clusters, or below compute capability 9.0, a block is a cluster of its own.
+// - Blocks share nothing but global memory, in which one may count up and read what others have written before they did: each
+//   with a fence between the two. Nobody waits for another block of the grid.
 // - multiply_fragments belongs to a full warp, like a shuffle, and needs compute capability 8.0.
 #pragma once
 #include <cstddef>
@@ -72,6 +74,12 @@ KD_DEVICE T shuffle(T value, int source_lane) {
 }
 
 KD_DEVICE bool vote_any(bool value) { return __any_sync(0xffffffffu, value); }
+
+// What this thread has written before is there for every thread of the grid that learns, after this, that it was.
+KD_DEVICE void fence() { __threadfence(); }
+
+// Adds 1 to a number in global memory, which other threads count up too; returns what it was before.
+KD_DEVICE int count_up(int* counter) { return atomicAdd(counter, 1); }
 
 template <class T>
 KD_DEVICE T* dynamic_shared() {

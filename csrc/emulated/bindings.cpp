@@ -14,6 +14,7 @@ namespace py = pybind11;
 
 void bind_half(py::module_& m);
 void bind_memory_bank(py::module_& m);
+void bind_multi_head_kl(py::module_& m);
 void bind_peer_ensemble(py::module_& m);
 void bind_planted(py::module_& m);
 void bind_planted_launches(py::module_& m);
@@ -46,6 +47,7 @@ PYBIND11_MODULE(kd_emulated, m) {
   m.def("barrier_count", &kd::simt::barrier_count, "Barriers of blocks so far in this process.");
   bind_half(m);
   bind_memory_bank(m);
+  bind_multi_head_kl(m);
   bind_peer_ensemble(m);
   bind_planted(m);
   bind_planted_launches(m);

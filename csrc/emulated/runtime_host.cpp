@@ -2,6 +2,7 @@
 #include "emulated/runtime_host.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <utility>
 
@@ -126,6 +127,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
                                            std::to_string(fixed) + " static and " + std::to_string(value) + " dynamic");
   }
   runtime.dynamic_shared[{kernel, runtime.device}] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t) {
+  std::memset(memory, byte, bytes);
   return cudaSuccess;
 }
 

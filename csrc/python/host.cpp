@@ -10,6 +10,7 @@ namespace py = pybind11;
 // python/NAME.cpp
 void bind_launch_plan(py::module_& m);
 void bind_memory_bank(py::module_& m);
+void bind_multi_head_kl(py::module_& m);
 void bind_peer_ensemble(py::module_& m);
 void bind_similarity(py::module_& m);
 void bind_row_loss(py::module_& m);
@@ -52,6 +53,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("available_isas", &available_isas, "The instruction sets this machine can run, slowest first.");
   bind_launch_plan(m);
   bind_memory_bank(m);
+  bind_multi_head_kl(m);
   bind_peer_ensemble(m);
   bind_similarity(m);
   bind_row_loss(m);

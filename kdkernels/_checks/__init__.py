@@ -31,6 +31,7 @@ from .common import (
     same_device,
     unit_interval,
 )
+from .heads import head_weights, heads
 from .peer_ensemble import (
     gate,
     leader,

@@ -23,6 +23,7 @@ from .joint_cross_entropy import joint_cross_entropy
 from .label_loss import cwtm_loss, label_smoothing_loss, virtual_teacher_loss
 from .logit_rank import logit_rank
 from .memory_bank import memory_bank_nce
+from .multi_head_kl import multi_head_kl
 from .peer_ensemble import gated_ensemble_loss, leave_one_out_loss, okddip_loss
 from .peer_mixture import mean_probabilities, peer_attention
 from .pseudo_labels import pseudo_labels
@@ -43,6 +44,7 @@ __all__ = [
     "logit_rank",
     "mean_probabilities",
     "memory_bank_nce",
+    "multi_head_kl",
     "okddip_loss",
     "peer_attention",
     "pseudo_labels",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ __all__ = [
     "DynamicTemperatureKL",
     "JointCrossEntropy",
     "ClassRangeCrossEntropy",
+    "MultiHeadKL",
 ]
 
 
@@ -398,3 +401,30 @@ class ClassRangeCrossEntropy(Loss):
         return functional.class_range_cross_entropy(
             student, target, start, stop, denominator=denominator, **self.options()
         )
+
+
+class MultiHeadKL(Loss):
+    """`kdkernels.multi_head_kl` with its options held.
+
+    >>> import torch
+    >>> MultiHeadKL(temperature=4.0)([torch.zeros(2, 3), torch.zeros(2, 5)], [torch.zeros(2, 3), torch.zeros(2, 5)])
+    tensor(0.)
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 3.0,
+        weights: Sequence[float] | Tensor | None = None,
+        return_parts: bool = False,
+    ):
+        super().__init__(temperature=temperature, weights=weights, return_parts=return_parts)
+
+    def forward(
+        self,
+        students: Sequence[Tensor],  # of [..., C_i] logits
+        teachers: Sequence[Tensor],  # the same shapes
+        *,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return functional.multi_head_kl(students, teachers, denominator=denominator, **self.options())

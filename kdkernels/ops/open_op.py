@@ -15,6 +15,7 @@ from torch import Tensor
 from .._open_numbers import is_open, scalar
 
 _LIBRARY = torch.library.Library("kdkernels", "FRAGMENT")
+_FLOATS = ("float", "List[float]")
 
 
 class OpenOp:
@@ -23,24 +24,22 @@ class OpenOp:
     def __init__(self, name: str):
         self.op = getattr(torch.ops.kdkernels, name).default
         schema = self.op._schema
-        self.floats = [at for at, argument in enumerate(schema.arguments) if str(argument.type) == "float"]
+        self.floats = [at for at, argument in enumerate(schema.arguments) if str(argument.type) in _FLOATS]
         arguments, returns = str(schema).removeprefix(f"kdkernels::{name}").rsplit(" -> ", 1)
-        _LIBRARY.define(f"{name}.open{arguments.replace('float ', 'Tensor ')} -> {returns}")
+        arguments = arguments.replace("float ", "Tensor ").replace("float[] ", "Tensor[] ")
+        _LIBRARY.define(f"{name}.open{arguments} -> {returns}")
         # On any device, below autograd.
         _LIBRARY.impl(f"{name}.open", lambda *each: self.op(*self.read(each)), "CompositeExplicitAutograd")
         self.open = getattr(torch.ops.kdkernels, name).open
 
     def __call__(self, *arguments: Any) -> Any:
-        if not any(is_open(arguments[at]) for at in self.floats):
+        if not any(_any_open(arguments[at]) for at in self.floats):
             return self.op(*arguments)
-        return self.open(*[scalar(value) if at in self.floats else value for at, value in enumerate(arguments)])
+        return self.open(*[_each(scalar, value) if at in self.floats else value for at, value in enumerate(arguments)])
 
     def read(self, arguments: Sequence) -> list:
         """The arguments with a number in the place of each scalar."""
-        return [
-            value.item() if at in self.floats and isinstance(value, Tensor) else value
-            for at, value in enumerate(arguments)
-        ]
+        return [_each(_number, value) if at in self.floats else value for at, value in enumerate(arguments)]
 
     def register(
         self,
@@ -57,3 +56,16 @@ class OpenOp:
                 torch.library.register_vmap(name, vmap)
             if backward is not None:
                 torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+
+def _any_open(value: Any) -> bool:
+    return any(map(is_open, value)) if isinstance(value, list) else is_open(value)
+
+
+def _each(function: Callable, value: Any) -> Any:
+    """Of a number, or of a list of them."""
+    return [function(one) for one in value] if isinstance(value, list) else function(value)
+
+
+def _number(value: float | Tensor) -> float:
+    return value.item() if isinstance(value, Tensor) else value
