@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
   // Forward KL of several heads [..., C_i] that have the same rows, and of the constant teacher of each (csrc/multi_head_kl.h).
   // `heads`, [number of heads]: each before its weight. weights_tensor, of the arithmetic type, replaces `weights`;
   // denominator_tensor, a float64, replaces `denominator`, and 0 stands for the rows of a head. `units`: [float16
-  // gradients, rows], in the order of the heads, where there are any.
+  // gradients, rows], in the order of the heads. A gradient that is not asked for is empty: a list has no undefined tensors.
   m.def(
       "multi_head_kl(Tensor[] students, Tensor[] teachers, Tensor? weights_tensor, Tensor? denominator_tensor, "
       "float temperature, float denominator, float[] weights, bool[] grad_students) "

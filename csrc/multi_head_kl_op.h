@@ -3,7 +3,6 @@
 //
 //     Device::multi_head_kl(problem, like)     `like`: a tensor on the device
 #pragma once
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -17,8 +16,8 @@ namespace kd {
 template <class T>
 const T* head_numbers(const std::optional<Tensor>& tensor, int64_t count, ScalarType dtype, const char* name) {
   if (!tensor) return nullptr;
-  require(tensor->numel() == count && tensor->is_contiguous() && tensor->scalar_type() == dtype,
-          std::string(name) + " must be contiguous and have the numbers and the dtype of the op's schema");
+  require(tensor->numel() == count && tensor->is_contiguous() && tensor->scalar_type() == dtype, name,
+          "must be contiguous and have the numbers and the dtype of the op's schema");
   return static_cast<const T*>(tensor->data_ptr());
 }
 
@@ -52,11 +51,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, Tensor> multi_head_kl_op(
   const ScalarType dtype = problem.is_double ? ScalarType::Double : ScalarType::Float;
   const int64_t size = problem.is_double ? sizeof(double) : sizeof(float);
   const Tensor loss = allocate(like, dtype, {}), parts = allocate(like, dtype, {heads});
-  const Tensor units = allocate(like, dtype, in_units > 0 ? std::vector<int64_t>{in_units, rows} : std::vector<int64_t>{0});
+  const Tensor units = in_units > 0 ? allocate(like, dtype, {in_units, rows}) : undefined();
   // [heads, 2, rows] row losses, of 1 or 2 floats' size each, and one int that launches count their blocks with.
   const Tensor workspace = allocate(like, ScalarType::Long, {2 * heads * rows + 1});
   std::vector<Tensor> gradients;
-  char* next_units = static_cast<char*>(units.data_ptr());
+  char* next_units = in_units > 0 ? static_cast<char*>(units.data_ptr()) : nullptr;
   for (size_t at = 0; at < count; ++at) {
     RowLoss& head = calls[at].problem;
     head.source = TargetSource::logits;

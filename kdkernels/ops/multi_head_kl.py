@@ -66,6 +66,9 @@ class _FlatOp:
     def op(self, *flat: Any) -> tuple:
         return _flat(_OP.op(*self.nested(flat)))
 
+    def at_once(self, keys: Any, *flat: Any) -> tuple:
+        return _flat(_OP.op._handle.redispatch_boxed(keys, *self.nested(flat)))
+
     def __call__(self, *flat: Any) -> tuple:
         return _flat(_OP(*self.nested(flat)))
 
@@ -80,14 +83,12 @@ class _Heads(FusedLoss):
         self.name = "multi_head_kl"
         self.count = self.differentiable = count
         self.call = _FlatOp(count)
-        self.op = self.call.op
+        self.op, self.at_once = self.call.op, self.call.at_once
         self.tensors = 2 * count + 2
         self.flags = slice(-count, None)
         self.gradients = slice(2, 3 + count)  # with their units
+        self.before, self.after = slice(1, 2), slice(3 + count, None)
         self.constants = (None,) * (3 * count + 4)
-
-    def without_gradients(self, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return output[:2]
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         students, wanted = arguments[: self.count], arguments[self.flags]
@@ -97,11 +98,11 @@ class _Heads(FusedLoss):
             first.new_empty((), dtype=dtype),
             first.new_empty(self.count, dtype=dtype),
             *[student.new_empty(student.shape if want else 0) for student, want in zip(students, wanted)],
-            first.new_empty((in_units, first.shape[:-1].numel()) if in_units else 0, dtype=dtype),
+            first.new_empty((in_units, first.shape[:-1].numel()), dtype=dtype) if in_units else None,
         )
 
-    def returns_as_stored(self, gradients: tuple[Tensor, ...]) -> bool:
-        return not gradients[-1].numel()  # units
+    def for_one(self, gradients: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...] | None:
+        return super().for_one(gradients, wanted) if gradients[-1] is None else None  # no units
 
     def scaled(
         self,
@@ -112,7 +113,7 @@ class _Heads(FusedLoss):
         in_place: bool,
     ) -> tuple[Tensor | None, ...]:
         *gradients, units = gradients
-        row_units = iter(units)  # of the float16 gradients that there are
+        row_units = iter(() if units is None else units)  # of the float16 gradients that there are
         factors = [
             (upstream * next(row_units)).reshape(gradient.shape[:-1])
             if _in_units(gradient, gradient.shape != (0,))
