@@ -131,6 +131,12 @@ def test_launch_plans(classes, dtype, sm, form, lanes, cluster):
     assert cluster in (1, 8) or plan["shared_bytes"] <= 49 * 1024
 
 
+@pytest.mark.parametrize("path, shared_kib", [("forward", 0), ("general", 32), ("label", 16), ("permuted", 32), ("adjusted", 32)])
+def test_rows_of_a_path_stay_in_registers_or_in_shared_memory(path, shared_kib):
+    plan = host.launch_plan("row_loss", 8192, 1000, path=path)
+    assert (plan["form"], plan["lanes"], plan["shared_bytes"]) == ("held", 32, shared_kib * 1024)
+
+
 @pytest.mark.parametrize("queries, keys, width", [(1, 1, 1), (192, 64, 128), (16384, 16384, 256), (65536, 65536, 512)])
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("float16", 4), ("bfloat16", 2)])
 def test_similarity_plans_keep_a_band(queries, keys, width, dtype, size):
@@ -161,3 +167,5 @@ def test_launch_plans_of_nothing_known():
         host.launch_plan("kl", 1, 1)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
         host.launch_plan("row_loss", 1, 1, "int8")
+    with pytest.raises(ValueError, match="path must be forward, .* got backward"):
+        host.launch_plan("row_loss", 1, 1, path="backward")
