@@ -139,10 +139,22 @@ def eager_jsd(log_p, log_q):
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
 
 
-def eager_kd(p):
+def eager_kd(p, target=None):
     soft = F.softmax(p.teacher / p.temperature, -1)
     kl = F.kl_div(F.log_softmax(p.student / p.temperature, -1), soft, reduction="none").sum(-1)
-    return F.cross_entropy(p.student, p.target, reduction="none") + kl * p.temperature**2
+    ce = F.cross_entropy(p.student, p.target if target is None else target, reduction="none")
+    return ce + kl * p.temperature**2
+
+
+def mixed_labels(p):
+    """Of two classes, as mixup makes them; exact in every dtype. A class that is excluded is none of them."""
+    student, target = torch.as_tensor(p.student), torch.as_tensor(p.target)
+    one, other = (F.one_hot(y, student.shape[1]).to(student.dtype) for y in (target, target.flip(0)))
+    return torch.where(student == -inf, 0, 0.75 * one + 0.25 * other)
+
+
+def eager_mixed(p):
+    return eager_kd(p, mixed_labels(p))
 
 
 def permutation(shape, device="cpu"):
@@ -282,6 +294,19 @@ LOSSES = {
         eager_kd,
         lambda p: row_oracle.row_loss(
             p.student, p.teacher, target=p.target, temperature=p.temperature, ce_weight=1.0, reduction="none"
+        ),
+        ("student", "teacher"),
+    ),
+    "kd_loss of probabilities": Loss(
+        lambda p: kd.kd_loss(p.student, p.teacher, mixed_labels(p), temperature=p.temperature, reduction="none"),
+        eager_mixed,
+        lambda p: row_oracle.row_loss(
+            p.student,
+            p.teacher,
+            target_probs=mixed_labels(p),
+            temperature=p.temperature,
+            ce_weight=1.0,
+            reduction="none",
         ),
         ("student", "teacher"),
     ),
