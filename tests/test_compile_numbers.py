@@ -46,7 +46,7 @@ def numbers(function):
 def ramped(module):
     """Its tensors and options, and the reduction that knows all numbers."""
     given, options = arguments(module)
-    if "denominator" in numbers(PAIRS[module]) and module is not kd.nn.DynamicTemperatureKL:
+    if "denominator" in numbers(PAIRS[module]):
         given["denominator"] = 1.0
         if "reduction" in options:
             options["reduction"] = "mean"

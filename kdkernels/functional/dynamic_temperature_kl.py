@@ -145,7 +145,7 @@ def dynamic_temperature_kl(
     if group is not None:
         _checks.process_group("dynamic_temperature_kl", group)
 
-    if not _backend.use_library("dynamic_temperature_kl", student) or denominator is not None:
+    if not _backend.use_library("dynamic_temperature_kl", student):
         return reference.dynamic_temperature_kl(
             student,
             teacher,

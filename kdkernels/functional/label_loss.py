@@ -99,7 +99,7 @@ def virtual_teacher_loss(
 
     # The op takes numbers.
     unread = isinstance(temperature, Tensor) or isinstance(student_temperature, Tensor)
-    if not _backend.use_library("virtual_teacher_loss", student) or unread or denominator is not None:
+    if not _backend.use_library("virtual_teacher_loss", student) or unread:
         return reference.virtual_teacher_loss(
             student,
             target,
@@ -197,7 +197,7 @@ def label_smoothing_loss(
     if denominator is not None:
         denominator = _checks.denominator("label_smoothing_loss", denominator, reduction)
 
-    if not _backend.use_library("label_smoothing_loss", student) or denominator is not None:
+    if not _backend.use_library("label_smoothing_loss", student):
         return reference.label_smoothing_loss(
             student,
             target,
@@ -310,7 +310,7 @@ def cwtm_loss(
     if group is not None:
         _checks.process_group("cwtm_loss", group)
 
-    if not _backend.use_library("cwtm_loss", student) or denominator is not None:
+    if not _backend.use_library("cwtm_loss", student):
         return reference.cwtm_loss(
             student,
             target,

@@ -323,7 +323,7 @@ def kd_loss(
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
     by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
-    by_twin = by_twin or mask_ignored or target.is_floating_point() or denominator is not None
+    by_twin = by_twin or (target.is_floating_point() and target.requires_grad)  # the op has no gradient of probabilities
     if not _backend.use_library("kd_loss", student) or by_twin:
         return reference.kd_loss(
             student,
@@ -414,7 +414,7 @@ def _divergence_loss(
     if row_weight is not None:
         _checks.row_weight(function, row_weight, student, dim)
 
-    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None or denominator is not None
+    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
     if not _backend.use_library(function, student) or by_twin:
         return reference.softened_kl(
             student,
