@@ -285,6 +285,15 @@ def test_most_classes_of_rows(backend, function):
         call(function, **tensors)
 
 
+def test_most_classes_of_joint_logits(backend):
+    joint_logits = torch.zeros(1).expand(4, 2**24 + 4)
+    with refuses(
+        ValueError,
+        "joint_cross_entropy: at most 16777216 classes are possible, got logits [4, 16777220] with dim=1",
+    ):
+        call("joint_cross_entropy", joint_logits=joint_logits, target=torch.zeros(1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("function", [f for f in GOOD if GOOD[f].keys() & {"peer_logits", "branch_logits"}])
 def test_most_classes_of_peers(backend, function):
     name = "branch_logits" if "branch_logits" in GOOD[function] else "peer_logits"
