@@ -62,7 +62,7 @@ def joint_cross_entropy(
     if denominator is not None:
         denominator = _checks.denominator(function, denominator, reduction)
 
-    if not _backend.use_library(function, joint_logits) or denominator is not None:
+    if not _backend.use_library(function, joint_logits):
         return reference.joint_cross_entropy(
             joint_logits,
             target,
