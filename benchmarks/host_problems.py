@@ -34,6 +34,7 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
     peers, leader, gate = normal(4, 3, CLASSES, spread=3), normal(4, CLASSES, spread=3), normal(4, 3)
     peer_query, peer_key = normal(4, 3, 32), normal(4, 3, 32)
     images = normal(2, 19, 64 * 64, spread=3)
+    probabilities = np.full((ROWS, CLASSES), 1 / CLASSES, np.float32)
     of_label = {"label_on": 0.9, "label_off": 0.1 / (CLASSES - 1)}
 
     def rows(student: np.ndarray = student, teacher: np.ndarray = teacher, **options) -> Callable[[], dict]:
@@ -62,7 +63,12 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
         "softened_kl, reverse": rows(divergence=1),
         "softened_kl, jsd": rows(divergence=2),
         "soft_cross_entropy": rows(divergence=3),
+        "softened_kl, tvd": rows(divergence=4),
+        "softened_kl, skew": rows(skew=0.1),
+        "softened_kl, standardize": rows(standardize=True),
+        "softened_kl, shared classes": rows(shared_classes=900),
         "kd_loss": rows(target=target, ce_weight=1.0, label_smoothing=0.1),
+        "kd_loss, probabilities": rows(target_probs=probabilities, ce_weight=1.0),
         "label_smoothing_loss": rows(source=3, divergence=3, temperature=1.0, target=target, source_options=of_label),
         "joint_cross_entropy": label_rows(target=target[::4] // 4, transforms=4),
         "class_range_cross_entropy": label_rows(

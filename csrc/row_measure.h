@@ -7,7 +7,8 @@
 //     gradients      given these, the sums that the gradients need; the sums of two parts are added
 //     finish         given both, the gradients of the part's classes, and a loss that is the part's share of the row's
 //
-// Sources logits, log_probs and probs.
+// Sources logits, log_probs and probs, of rows compared as they are; a hard term with labels. A mean over the elements would be
+// one over those of a part: Reduction::elementmean is for whole rows.
 #pragma once
 #include <cmath>
 

@@ -101,14 +101,14 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew
         value, by_q, by_p = -times(p, log_q), -times(p, 1 / q), -log_q
     elif divergence == "forward" and skew:
         log_m = log_mixture(skew)
-        value, by_q = times(p, log_p - log_m), -times((1 - skew) * p, np.exp(-log_m))
-        by_p = log_p - log_m + 1 - times(skew * p, np.exp(-log_m))
+        share = np.where(p == 0, 0, np.exp(log_p - log_m))  # of p in m; 1 / m may overflow
+        value, by_q, by_p = times(p, log_p - log_m), -(1 - skew) * share, log_p - log_m + 1 - skew * share
     elif divergence == "forward":
         value, by_q, by_p = times(p, log_p - log_q), -times(p, 1 / q), log_p - log_q + 1
     elif divergence == "reverse" and skew:
         log_m = log_mixture(1 - skew)
-        value, by_q = times(q, log_q - log_m), log_q - log_m + 1 - times(skew * q, np.exp(-log_m))
-        by_p = -times((1 - skew) * q, np.exp(-log_m))
+        share = np.where(q == 0, 0, np.exp(log_q - log_m))
+        value, by_q, by_p = times(q, log_q - log_m), log_q - log_m + 1 - skew * share, -(1 - skew) * share
     elif divergence == "reverse":
         value, by_q, by_p = times(q, log_q - log_p), log_q - log_p + 1, -times(q, 1 / p)
     elif divergence == "tvd":

@@ -104,7 +104,12 @@ void solve_rows_cpu(const RowLoss& problem, bool is_double, int64_t begin, int64
   else KD_CALL_ISA(solve_rows_float, problem, begin, end, scratch);
 }
 
-void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for) { solve(problem, parallel_for); }
+void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for) {
+  RowLoss measured = problem;
+  measured.grad_student.data = measured.grad_teacher.data = nullptr;
+  measured.unit_student = measured.unit_teacher = nullptr;
+  solve(measured, parallel_for);
+}
 
 void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for) {
   if (problem.step == RowStep::all) check_labels(problem);  // of a part, a label may name another part's class

@@ -15,7 +15,7 @@ void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 void solve_rows_cpu(const RowLoss& problem, bool is_double, int64_t begin, int64_t end, void* scratch);
 int64_t row_scratch_numbers(const RowLoss& problem);
 
-// Steps exponentials and gradients (row_measure.h): writes problem.measures, no loss and no gradient.
+// Steps exponentials and gradients (row_measure.h): writes problem.measures, no loss and no gradient. row_losses is workspace.
 void row_measure_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
 // The first pass alone: the statistic of every row, as it is before the batch is known.
