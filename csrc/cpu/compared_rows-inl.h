@@ -85,14 +85,14 @@ KD_INLINE Scores<A> standardize(A* row, int64_t classes, A& largest) {
 // A gradient by compared logits, in place to one by the logits themselves.
 template <class A>
 KD_INLINE void through_scores(const A* z, const Scores<A>& scores, int64_t classes, A* gradient) {
+  if (scores.sigma == A(0)) return each_vector<A>(classes, [&](int64_t i, auto) { store(gradient + i, Vec<A>{}); });
   const Vec<A> absent = splat(-std::numeric_limits<A>::infinity());
   A along[1];
   sum_classes(classes, along, [&](int64_t i, auto, Vec<A>* part) {
     const Vec<A> v = load(z + i);
     part[0] += select(v != absent, v * load(gradient + i), Vec<A>{});
   });
-  const bool constant = scores.sigma == A(0);
-  const A share = constant ? A(0) : along[0] / (scores.sigma * scores.others), inverse = constant ? A(0) : A(1) / scores.unit;
+  const A share = along[0] / (scores.sigma * scores.others), inverse = A(1) / scores.unit;
   each_vector<A>(classes, [&](int64_t i, auto) {
     const Vec<A> v = load(z + i);
     store(gradient + i, select(v != absent, load(gradient + i) * inverse - v * share, Vec<A>{}));

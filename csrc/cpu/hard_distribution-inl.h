@@ -25,29 +25,29 @@ A hard_distribution(const RowLoss& problem, const RowScales<A>& scales, const Li
   const A spread = static_cast<A>(problem.hard.smoothing / static_cast<double>(classes));
   Vec<A> last_spread{};  // the padding is no class
   for (int lane = 0; lane < (classes - 1) % lanes + 1; ++lane) last_spread[lane] = spread;
-  const auto wanted = [&](int64_t i, auto place) {
-    return load(row.hard_probs.in(place) + i) * kept + (i + lanes < classes ? splat(spread) : last_spread);
-  };
+  const auto smoothed = [&](int64_t i, Vec<A> y) { return y * kept + (i + lanes < classes ? splat(spread) : last_spread); };
   const Line<A> weights = row.student_weight(false);
   A sums[3];
   sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
     row.next_student.prefetch(i);
-    const Vec<A> above = load(row.student.in(place) + i) - row.student_max, u = wanted(i, place);
+    const Vec<A> above = load(row.student.in(place) + i) - row.student_max;
+    const Vec<A> y = load(row.hard_probs.in(place) + i), u = smoothed(i, y);
     const Vec<A> weight = exp_product(above, A(1));
     store(weights.in(place) + i, weight);
     part[0] += weight;
-    part[1] += u;
+    part[1] += y;
     part[2] += select(u == A(0), Vec<A>{}, u * above);
   });
+  const A mass = kept * sums[1] + static_cast<A>(problem.hard.smoothing);  // of u
   if (row.grad_student) {
     const bool weighs = problem.hard.weight != 0;  // a term of weight 0 adds nothing, not even NaN
-    const A share = sums[1] / sums[0], scale = scales.hard_gradient;
+    const A share = mass / sums[0], scale = scales.hard_gradient;
     each_vector<A>(classes, [&](int64_t i, auto place) {
-      const Vec<A> gradient = (load(weights.in(place) + i) * share - wanted(i, place)) * scale;
+      const Vec<A> gradient = (load(weights.in(place) + i) * share - smoothed(i, load(row.hard_probs.in(place) + i))) * scale;
       store(row.grad_student.in(place) + i, weighs ? gradient : Vec<A>{});
     });
   }
-  return std::log(sums[0]) * sums[1] - sums[2];
+  return std::log(sums[0]) * mass - sums[2];
 }
 
 KD_END_TARGET
