@@ -7,6 +7,7 @@ import torch
 from helpers import assert_same_formula, draw, labels, op_arguments, run
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdkernels as kd
 
@@ -125,6 +126,43 @@ def test_registered_autograd_is_the_one_of_the_functions(device):
         loss, *_ = OP(*op_arguments(OP, student=student, teacher=teacher, **options, **wanted))
         gradients = torch.autograd.grad(loss, (student, teacher))
         assert all(torch.equal(a, b) for a, b in zip((loss, *gradients), expected))
+
+
+def test_what_nobody_asks_for_is_none(device):
+    student, teacher = (draw(8, 10, seed=seed, device=device) for seed in (0, 1))
+    options = dict(temperature=2.0, scale_by_t2=True, kl_weight=1.0, reduction=BATCHMEAN, dim=1)
+    loss, *others = OP(*op_arguments(OP, student=student, teacher=teacher, **options))
+    assert loss.isfinite() and others == [None] * 5
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+def test_a_mode_and_a_profiler_see_the_op(device):
+    """Without them its kernel is called at once."""
+    student, teacher = (draw(8, 10, seed=seed, device=device) for seed in (0, 1))
+    with kd.backend(device), Seen() as seen:
+        kd.softened_kl(student, teacher)
+    assert "kdkernels::softened_kl" in seen.names
+    with kd.backend(device), torch.profiler.profile() as profile:
+        kd.softened_kl(student, teacher)
+    assert "kdkernels::softened_kl" in {event.name for event in profile.events()}
+
+
+def test_logits_whose_sign_is_still_to_be_changed(device):
+    """The imaginary part of a conjugate is a view that is negated when it is read."""
+    numbers = torch.complex(draw(8, 10, device=device), draw(8, 10, seed=1, device=device))
+    student, teacher = numbers.conj().imag, draw(8, 10, seed=2, device=device)
+    assert student.is_neg()
+    expected = run(device, kd.softened_kl, student.resolve_neg().clone(), teacher)
+    assert all(torch.equal(a, b) for a, b in zip(run(device, kd.softened_kl, student, teacher), expected))
 
 
 def test_make_fx(device):
