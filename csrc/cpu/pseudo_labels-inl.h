@@ -166,10 +166,9 @@ KD_INLINE void pseudo_labels_of_vectors(const RowLoss& problem, int64_t first, i
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) part[j] += exp_product(load(to + j * lanes) - shift[j], inverse_temperature);
     }
-    for (int j = 0; j < vectors; ++j) {
-      if (begin > 0) sum[j] *= exp_product(before[j] - shift[j], inverse_temperature);
-      sum[j] += part[j];
-    }
+    // One expression: a compiler that fuses it does so for full vectors and for parts alike.
+    for (int j = 0; j < vectors; ++j)
+      sum[j] = begin == 0 ? part[j] : sum[j] * exp_product(before[j] - shift[j], inverse_temperature) + part[j];
   }
   A most[vectors * lanes], sums[vectors * lanes], at[vectors * lanes];
   for (int j = 0; j < vectors; ++j) {
