@@ -9,23 +9,23 @@ from torch import Tensor
 
 
 def as_denominator(value: float | Tensor | None, like: Tensor) -> Tensor | None:
-    """As an op takes it: float64, on the device of `like`, NaN where a tensor is not positive. Waits for a device only where
-    that holds the value and `like` is on another one."""
+    """As an op takes it: float64, on the device of `like`. An op makes NaN of what is not positive. Waits for a device only
+    where that holds the value and `like` is on another one."""
     if value is None:
         return None
     if isinstance(value, Tensor):
-        value = _positive(value, torch.float64)
+        value = value.detach().reshape(())
         if not value.is_cpu:
             value = value.to(like.device)
-    # Not torch.full, which would tie a compiled graph to the value.
+    elif not torch.compiler.is_compiling():
+        return like.new_full((), value, dtype=torch.float64)
+    # In a graph not torch.full, which would tie it to the value.
     return like.new_zeros((), dtype=torch.float64) + value
 
 
 def divided(total: Tensor, denominator: float | Tensor) -> Tensor:
     """A sum over rows as their mean. NaN where a tensor, whose value no device is asked for, is not positive."""
-    return total / (_positive(denominator, total.dtype) if isinstance(denominator, Tensor) else denominator)
-
-
-def _positive(denominator: Tensor, dtype: torch.dtype) -> Tensor:
-    denominator = denominator.detach().reshape(()).to(dtype)
-    return torch.where(denominator > 0, denominator, nan)
+    if isinstance(denominator, Tensor):
+        denominator = denominator.detach().reshape(()).to(total.dtype)
+        denominator = torch.where(denominator > 0, denominator, nan)
+    return total / denominator
