@@ -18,6 +18,10 @@ def main() -> None:
             target = torch.randint(classes, (5,), device="cuda")
             for divergence in ("forward", "reverse", "jsd"):
                 kd.softened_kl(student, teacher, temperature=4.0, divergence=divergence).backward()
+            kd.softened_kl(student, teacher, divergence="tvd").backward()
+            for divergence in ("forward", "reverse"):
+                kd.softened_kl(student, teacher, divergence=divergence, skew=0.1, standardize=True).backward()
+            kd.kd_loss(student, teacher[:, : classes - 1], target, shared_classes=classes // 2 + 1).backward()
             mask = torch.tensor([True, False, True, True, False], device="cuda")
             loss = kd.kd_loss(student, teacher, target, label_smoothing=0.1, mask=mask)
             (2 * loss).backward()

@@ -96,6 +96,7 @@ CPU = (
     Target((KL, KD), (512, 32000), FLOAT32, 1, CONVERSION),
     Target((KL,), (512, 32000), COPY, 1.6, "page faults; without them, " + ARITHMETIC, "float32"),
     Target((KL,), (512, 32000), FRESH, 1.6, ARITHMETIC, "float32"),
+    Target(("softened_kl, standardize",), (1024, 1000), EAGER, 8),
     Target(("virtual_teacher_loss", "cwtm_loss"), (128, 100), EAGER, 3, CALL),
     Target(("virtual_teacher_loss", "cwtm_loss"), (1024, 1000), EAGER, 8, "the eager form is short: a softmax and a cross entropy"),
     Target(DYNAMIC, (128, 100), EAGER, 4, CALL),

@@ -38,6 +38,8 @@ def losses(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor) -
     generator = torch.Generator().manual_seed(0)
     return [
         *student_losses(student=student, teacher=teacher, target=target, generator=generator).values(),
+        kd.softened_kl(student, teacher, divergence="tvd", shared_classes=90),
+        kd.softened_kl(student, teacher, divergence="reverse", skew=0.1, standardize=True),
         kd.dynamic_temperature_kl(student, teacher, target, adjust="ps"),
         kd.joint_cross_entropy(student, target[:2]),
         kd.class_range_cross_entropy(student, target + 20, 20, 50),

@@ -15,6 +15,7 @@ import kdkernels as kd
 
 inf = math.inf
 SMOOTHING = 0.1
+SKEW = 0.1
 VIRTUAL = {"correct_prob": 0.99, "temperature": 20.0}
 
 
@@ -99,19 +100,24 @@ PROBABILITY_REGIMES = {
     kind: {name: of_probabilities(make, kind) for name, make in REGIMES.items() if name != "equal rows"}
     for kind in ("probs", "log_probs")
 }
+# Two classes become the same two numbers, whatever they were: no gradient is left but that of the 1e-7.
+STANDARDIZED_REGIMES = {name: make for name, make in REGIMES.items() if name != "2 classes"}
 # Finite logits: the cosine of "flsw" is of all of them. At T = 0.05 all of its temperatures would be clamped.
 DYNAMIC_REGIMES = {name: make for name, make in REGIMES.items() if "inf" not in name and name != "T = 0.05"}
 
 
-def divergence(name: str, eager: Callable) -> Loss:
+def divergence(name: str, eager: Callable, of_logits: Callable = lambda logits: logits, **how) -> Loss:
+    how = {"divergence": name, "reduction": "none", **how}
+
     def ours(p):
-        return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
+        return kd.softened_kl(p.student, p.teacher, temperature=p.temperature, **how)
 
     def truth(p):
-        return row_oracle.row_loss(p.student, p.teacher, temperature=p.temperature, divergence=name, reduction="none")
+        return row_oracle.row_loss(p.student, p.teacher, temperature=p.temperature, **how)
 
     def plain(p):
-        log_p, log_q = F.log_softmax(p.teacher / p.temperature, -1), F.log_softmax(p.student / p.temperature, -1)
+        teacher, student = of_logits(p.teacher), of_logits(p.student)
+        log_p, log_q = F.log_softmax(teacher / p.temperature, -1), F.log_softmax(student / p.temperature, -1)
         return eager(log_p, log_q).sum(-1) * p.temperature**2
 
     return Loss(ours, plain, truth, ("student", "teacher"))
@@ -137,6 +143,17 @@ def of_teacher(divergence: str, kind: str) -> Loss:
 def eager_jsd(log_p, log_q):
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
+
+
+def eager_skewed(log_p, log_q):
+    """KL(p || skew p + (1 - skew) q)."""
+    log_m = torch.logaddexp(log_p + math.log(SKEW), log_q + math.log(1 - SKEW))
+    return log_p.exp() * (log_p - log_m)
+
+
+def eager_standardized(logits):
+    deviation = logits.std(-1, keepdim=True) if logits.shape[-1] > 1 else 0  # of one number it would be NaN
+    return (logits - logits.mean(-1, keepdim=True)) / (deviation + 1e-7)
 
 
 def eager_kd(p, target=None):
@@ -286,6 +303,9 @@ LOSSES = {
     "softened_kl, forward": divergence("forward", lambda p, q: F.kl_div(q, p.exp(), reduction="none")),
     "softened_kl, reverse": divergence("reverse", lambda p, q: F.kl_div(p, q.exp(), reduction="none")),
     "softened_kl, jsd": divergence("jsd", eager_jsd),
+    "softened_kl, skewed forward": divergence("forward", eager_skewed, skew=SKEW),
+    "softened_kl, skewed reverse": divergence("reverse", lambda p, q: eager_skewed(q, p), skew=SKEW),
+    "softened_kl, tvd": divergence("tvd", lambda p, q: (p.exp() - q.exp()).abs() / 2),
     "soft_cross_entropy": divergence("cross_entropy", lambda p, q: -p.exp() * q)._replace(
         ours=lambda p: kd.soft_cross_entropy(p.student, p.teacher, temperature=p.temperature, reduction="none")
     ),
@@ -355,6 +375,11 @@ LOSSES = {
     "multi_head_kl": Loss(
         lambda p: kd.multi_head_kl(*two_heads(p), temperature=p.temperature), eager_heads, heads_truth, ("student",)
     ),
+}
+STANDARDIZED_LOSSES = {
+    "softened_kl, standardized": divergence(
+        "forward", lambda p, q: F.kl_div(q, p.exp(), reduction="none"), eager_standardized, standardize=True
+    )
 }
 PROBABILITY_LOSSES = {
     kind: {

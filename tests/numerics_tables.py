@@ -18,12 +18,22 @@ from numerics_features import (
     SIMILARITY_LOSSES,
     SIMILARITY_REGIMES,
 )
-from numerics_rows import DYNAMIC_LOSSES, DYNAMIC_REGIMES, LOSSES, PROBABILITY_LOSSES, PROBABILITY_REGIMES, REGIMES
+from numerics_rows import (
+    DYNAMIC_LOSSES,
+    DYNAMIC_REGIMES,
+    LOSSES,
+    PROBABILITY_LOSSES,
+    PROBABILITY_REGIMES,
+    REGIMES,
+    STANDARDIZED_LOSSES,
+    STANDARDIZED_REGIMES,
+)
 
 # Losses and the regimes they are measured in. A virtual teacher needs two classes.
 FAMILIES = [
     ({name: loss for name, loss in LOSSES.items() if name != "virtual_teacher_loss"}, REGIMES),
     ({"virtual_teacher_loss": LOSSES["virtual_teacher_loss"]}, {k: v for k, v in REGIMES.items() if k != "1 class"}),
+    (STANDARDIZED_LOSSES, STANDARDIZED_REGIMES),
     *((PROBABILITY_LOSSES[kind], PROBABILITY_REGIMES[kind]) for kind in PROBABILITY_LOSSES),
     (DYNAMIC_LOSSES, DYNAMIC_REGIMES),
     (SIMILARITY_LOSSES, SIMILARITY_REGIMES),

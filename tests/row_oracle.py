@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCES = ("logits", "log_probs", "probs")
-DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
-ALL_DIVERGENCES = (*DIVERGENCES, "tvd")
+DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy", "tvd")
 REDUCTIONS = ("none", "sum", "batchmean", "elementmean")
 UNDERFLOW = 2.0**-101  # float32 kernels take probabilities below 2^-125 for 0: in units of its precision
 

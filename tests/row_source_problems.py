@@ -98,7 +98,7 @@ def entropy(on, off, count):
 
 def numbered(options):
     """Options with the integers of csrc/row_loss.h instead of names."""
-    names = {"source": TARGET_SOURCES, "divergence": row_oracle.ALL_DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
+    names = {"source": TARGET_SOURCES, "divergence": row_oracle.DIVERGENCES, "reduction": row_oracle.REDUCTIONS}
     names.update(statistic=STATISTICS, adjustment=ADJUSTMENTS)
 
     def number(name, value):

@@ -11,7 +11,7 @@ from row_problems import numbered, plain_problem
 
 import kdkernels as kd
 
-DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
+DIVERGENCES = ("forward", "reverse", "jsd", "tvd", "cross_entropy")
 NONE = {"reduction": "none"}
 
 
@@ -28,7 +28,11 @@ def row_losses(student, teacher, target):
 
     taught = [soft(divergence) for divergence in DIVERGENCES]
     taught += [soft(divergence, target_eps=1e-3) for divergence in DIVERGENCES]
+    taught += [soft(divergence, standardize=True) for divergence in ("forward", "jsd")]
+    taught += [soft(divergence, skew=0.1) for divergence in ("forward", "reverse")]
+    taught += [soft("forward", shared_classes=-(-student.shape[-1] // 2))]
     taught.append(lambda rows, s, t: kd.kd_loss(s, t, target[rows], label_smoothing=0.1, **NONE))
+    taught.append(lambda rows, s, t: kd.kd_loss(s, t, target[rows], divergence="reverse", standardize=True, **NONE))
     yield from ((call, (student, teacher)) for call in taught)
     yield from ((soft(divergence, teacher_kind="probs"), (student, probabilities)) for divergence in DIVERGENCES)
     yield from ((soft(divergence, teacher_kind="log_probs"), (student, probabilities.log())) for divergence in DIVERGENCES)
@@ -207,7 +211,7 @@ def test_any_number_of_threads_has_the_same_bits(machine):
 
 def assert_same_rows_emulated(student, teacher, options):
     """Those of a batch of five and each of them alone, in every order of threads."""
-    solve, inner = emulated.module().softened_kl, student[0, 0].size
+    solve, inner = emulated.module().row_loss, student[0, 0].size
     target = np.arange(5 * inner).reshape(5, inner) % student.shape[1]
     emulated.module().set_seed(0)
     whole = solve(student, teacher, target=target.reshape(-1), dim=1, **options)

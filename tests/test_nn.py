@@ -23,11 +23,11 @@ MODULES = {key(name): getattr(kd.nn, name) for name in kd.nn.__all__}
 PAIRS = {MODULES[key(name)]: getattr(kd, name) for name in kd.functional.__all__ if key(name) in MODULES}
 OTHER = {
     "temperature": 3.0,
-    "divergence": "jsd",
+    "divergence": "reverse",
     "beta": 0.2,
-    "skew": 0.0,
-    "standardize": False,
-    "shared_classes": None,
+    "skew": 0.2,
+    "standardize": True,
+    "shared_classes": 4,
     "teacher_kind": "probs",
     "target_eps": 0.01,
     "scale_by_t2": False,

@@ -12,21 +12,24 @@ import kdkernels as kd
 pytestmark = pytest.mark.numeric
 
 inf, nan = math.inf, math.nan
-DIVERGENCES = ("forward", "reverse", "jsd", "cross_entropy")
+DIVERGENCES = ("forward", "reverse", "jsd", "tvd", "cross_entropy")
 # Less than a vector, a vector and a bit, several blocks of a sum.
 CLASSES = (3, 37, 2049)
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("divergence", DIVERGENCES[:3])
-def test_equal_logits_have_loss_and_gradient_exactly_zero(machine, divergence, classes):
+@pytest.mark.parametrize("more", [{}, {"standardize": True}, {"skew": 0.3}], ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES[:4])
+def test_equal_logits_have_loss_and_gradient_exactly_zero(machine, divergence, more, classes):
+    if "skew" in more and divergence not in ("forward", "reverse"):
+        pytest.skip("no skew")
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         logits = draw(5, classes, dtype=dtype, device=machine)
         student = logits.clone().requires_grad_()
         with kd.backend(machine):
-            kd.softened_kl(student, logits, divergence=divergence).backward()
+            kd.softened_kl(student, logits, divergence=divergence, **more).backward()
         assert (student.grad == 0).all()
-        loss, grad_student, grad_teacher = run(machine, kd.softened_kl, logits, logits, divergence=divergence)
+        loss, grad_student, grad_teacher = run(machine, kd.softened_kl, logits, logits, divergence=divergence, **more)
         assert loss == 0 and (grad_student == 0).all() and (grad_teacher == 0).all()
 
 
@@ -80,6 +83,56 @@ def test_impossible_classes(machine, divergence, classes):
             assert grad_student[[0, 2]].isfinite().all() and grad_teacher[[0, 2]].isfinite().all()
             if divergence != "reverse":  # p - q, which knows of no infinity
                 assert grad_student[1].isfinite().all()
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_a_skew_keeps_impossible_classes_finite(machine, divergence, classes):
+    skew, infinities = 0.1, ((True, True), (True, False), (False, True))
+    for in_student, in_teacher in infinities:
+        student, teacher = draw(3, classes, device=machine), draw(3, classes, seed=1, device=machine)
+        student[1, 1] = -inf if in_student else student[1, 1]
+        teacher[1, 1] = -inf if in_teacher else teacher[1, 1]
+        loss, *_ = check(kd.softened_kl, student, teacher, divergence=divergence, skew=skew, reduction="none")
+        assert (loss <= -math.log(skew)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", (1, 2, *CLASSES))
+def test_constant_rows_are_standardized_to_0(machine, classes, dtype):
+    student, teacher = draw(4, classes, dtype=dtype, device=machine), draw(4, classes, seed=1, dtype=dtype, device=machine)
+    student[1], teacher[2], student[3], teacher[3] = 0.3, 1e4, -7.7, -1e-3
+    for divergence in DIVERGENCES:
+        options = dict(divergence=divergence, standardize=True, temperature=2.0, reduction="none")
+        loss, grad_student, grad_teacher = check(kd.softened_kl, student, teacher, **options)
+        assert loss.isfinite().all() and grad_student.isfinite().all() and grad_teacher.isfinite().all()
+        assert (grad_student[[1, 3]] == 0).all() and (grad_teacher[[2, 3]] == 0).all()
+        assert loss[3] == 0 or divergence == "cross_entropy"
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_impossible_classes_are_not_standardized(machine, divergence):
+    student, teacher = draw(5, 37, device=machine), draw(5, 37, seed=1, device=machine)
+    student[1:, 5] = teacher[1:, 5] = student[2] = teacher[3] = -inf
+    student[2, 7] = teacher[3, 7] = 1.5  # rows of two classes
+    student[2, 8], teacher[3, 8] = -0.5, 0.25
+    student[3, 9:] = teacher[2, 9:] = -inf
+    student[3, :7] = teacher[2, :7] = -inf
+    options = dict(divergence=divergence, standardize=True, reduction="none")
+    ours = check(kd.softened_kl, student, teacher, **options)
+    without = [torch.cat((logits[:, :5], logits[:, 6:]), 1)[1:] for logits in (student, teacher)]
+    loss, *_ = run(machine, kd.softened_kl, *without, **options)
+    torch.testing.assert_close(ours[0][1:], loss, rtol=1e-5, atol=1e-6)
+    assert all((gradient[1:, 5] == 0).all() for gradient in ours[1:])
+
+
+def test_standardized_logits_forget_scale_and_offset(machine):
+    """Powers of 2 and whole numbers, whose products and sums are exact: not a bit changes but for the 1e-7."""
+    student, teacher = (draw(4, 100, seed=seed, device=machine).mul(8).round() for seed in (0, 1))
+    options = dict(standardize=True, temperature=2.0, reduction="none")
+    expected, *_ = run(machine, kd.softened_kl, student, teacher, **options)
+    ours, *_ = check(kd.softened_kl, 64 * student + 8192, teacher / 4 - 512, **options)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("classes", CLASSES)

@@ -15,6 +15,9 @@ def losses(student, teacher):
         kd.softened_kl(student, teacher, temperature=2.0),
         kd.soft_cross_entropy(student, teacher, temperature=2.0),
         kd.kd_loss(student, teacher, target, temperature=2.0),
+        kd.kd_loss(student, teacher, target, temperature=2.0, standardize=True, shared_classes=student.shape[1] - 1),
+        kd.softened_kl(student, teacher, divergence="reverse", skew=0.2),
+        kd.softened_kl(student, teacher, divergence="tvd"),
     )
 
 

@@ -23,6 +23,9 @@ def losses(device, shape=(8, 10)):
         "softened_kl": lambda s, t: kd.softened_kl(s, t, temperature=2.0, divergence="jsd", mask=mask),
         "soft_cross_entropy": lambda s, t: kd.soft_cross_entropy(s, t, temperature=weight + 1),
         "kd_loss": lambda s, t: kd.kd_loss(s, t, target, label_smoothing=0.1, row_weight=weight),
+        "skewed": lambda s, t: kd.softened_kl(s, t, divergence="reverse", skew=0.2, shared_classes=shape[-1] - 1),
+        "total variation": lambda s, t: kd.softened_kl(s, t, divergence="tvd", temperature=2.0),
+        "standardized": lambda s, t: kd.kd_loss(s, t, target, standardize=True, temperature=2.0),
         "rows": lambda s, t: kd.kd_loss(s, t, target, reduction="none"),
     }
 
@@ -183,6 +186,7 @@ def test_make_fx(device):
 def test_compile(device, backend, name):
     function = losses(device)[name]
     backend = device if backend == "library" else backend
+    torch._dynamo.reset()  # the same lines compile all of these
     compiled = torch.compile(lambda s, t: 2 * function(s, t).sum(), fullgraph=True, backend="aot_eager")
     with kd.backend(backend):
         for student, teacher in (

@@ -224,6 +224,7 @@ def dynamic_temperature_kl(
             student=whole,
             target=labels,
             ignore_index=ignore_index,
+            denominator=denominator,
             reduction="batchmean" if reduction == "elementmean" else reduction,
             dim=dim,
         )

@@ -322,8 +322,8 @@ def kd_loss(
     if row_weight is not None:
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
-    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
-    by_twin = by_twin or (target.is_floating_point() and target.requires_grad)  # the op has no gradient of probabilities
+    # The op has no gradient of probabilities.
+    by_twin = target.is_floating_point() and target.requires_grad
     if not _backend.use_library("kd_loss", student) or by_twin:
         return reference.kd_loss(
             student,
@@ -414,8 +414,7 @@ def _divergence_loss(
     if row_weight is not None:
         _checks.row_weight(function, row_weight, student, dim)
 
-    by_twin = divergence == "tvd" or skew or standardize or shared_classes is not None
-    if not _backend.use_library(function, student) or by_twin:
+    if not _backend.use_library(function, student):
         return reference.softened_kl(
             student,
             teacher,

@@ -232,7 +232,7 @@ def _class_terms(
     if divergence == "cross_entropy":
         return -p * log_q.masked_fill(p == 0, 0)
     if divergence == "tvd":
-        near = gap.abs() <= 1
+        p, near = p.masked_fill(p == 0, 0), gap.abs() <= 1  # no gradient to a probability of 0
         difference = torch.where(near, p * torch.expm1(torch.where(near, gap, 0)), q - p)
         return difference.abs() / 2
     p_to_q, q_to_p = gap.masked_fill(p == 0, 0), (-gap).masked_fill(q == 0, 0)  # log(q / p), log(p / q)
