@@ -220,7 +220,8 @@ class NumpyProblem {
     hard.first_class = named.take("first_class", hard.first_class);
     if (hard.transforms < 1 || problem.rows() % hard.transforms || problem.classes % hard.transforms)
       throw std::invalid_argument("transforms must divide rows and classes");
-    const std::string rule = hard.transforms == 1 ? "target must have one value per row" : "target must have rows / transforms values";
+    const std::string rule = hard.transforms == 1 ? "target must have one value per row"
+                                                  : "target must have rows / transforms values";
     hard.target = array_of<int64_t>(named.take("target"), problem.rows() / hard.transforms, rule);
     hard.ignore_index = named.take("ignore_index", hard.ignore_index);
     hard.smoothing = named.take("label_smoothing", hard.smoothing);
@@ -244,7 +245,8 @@ class NumpyProblem {
     const py::array array = problem.is_double() ? py::array(py::array_t<double, flags>(given))
                                                 : py::array(py::array_t<float, flags>(given));
     if (array.size() != problem.rows() * row_measures) throw std::invalid_argument("measures must be [rows, numbers of a measure]");
-    py::array copy = problem.is_double() ? py::array(py::array_t<double>(array.size())) : py::array(py::array_t<float>(array.size()));
+    py::array copy = problem.is_double() ? py::array(py::array_t<double>(array.size()))
+                                         : py::array(py::array_t<float>(array.size()));
     std::memcpy(copy.mutable_data(), array.data(), bytes);
     kept_.push_back(copy);
     problem.measures = copy.mutable_data();
