@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 STACKS = {
     "sm_90a": {
         "general_rows_kernel<float, RowTeam, Staged<float, true> >": 24,
-        "general_rows_kernel<float, RowTeam, Streamed<float, true> >": 56,
+        "general_rows_kernel<float, RowTeam, Streamed<float, true> >": 48,
     }
 }
 

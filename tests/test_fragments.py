@@ -1,4 +1,6 @@
-"""Every fragment of the CPU kernels compiles alone, for each width of vectors: it includes what it uses."""
+"""Every fragment of the CPU kernels compiles alone, for each width of vectors, and so does every header of the CUDA kernels: it
+includes what it uses.
+"""
 
 import os
 import platform
@@ -24,6 +26,11 @@ def errors_of(includes, bytes_of_vector):
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_a_fragment_compiles_alone(fragment):
     assert not errors_of([fragment], 16)
+
+
+@pytest.mark.parametrize("header", sorted(path.relative_to(CSRC).as_posix() for path in CSRC.glob("cuda/*.cuh")))
+def test_a_header_of_the_cuda_kernels_compiles_alone(header):
+    assert not errors_of([header], 16)
 
 
 @pytest.mark.parametrize("bytes_of_vector", [16, 32, 64] if platform.machine() == "x86_64" else [16])

@@ -1,16 +1,18 @@
-// Any divergence from any teacher, with the gradients of both.
+// Any divergence from any teacher, with the gradients of both, and every option of the two terms.
 //
-//     1  maximum and sum of exponentials of both rows (each thread its own, merged over the team)
-//     2  sums the gradients need                             reverse KL, Jensen-Shannon, gradients of the teacher
-//     3  loss and gradients, written straight to where they belong
+//     means and deviations of both rows                  standardized rows (cuda/row_comparison.cuh)
+//  1  maxima and sums of exponentials of both rows       each thread its own, merged over the team
+//  2  sums the gradients need                            all but forward KL and cross entropy with a constant teacher
+//     sums of the hard term's target                     a distribution (cuda/hard_distribution.cuh)
+//  3  loss and gradients, written straight to where they belong; twice for standardized rows
 //
-// Sweeps 1 and 2 are `measure_row`, the third is `finish_row`. Source and divergence are told apart at run time, once per chunk:
-// the branches are the same for all threads and cost little beside a chunk's exponentials. One kernel then serves them all, which
-// keeps the library small and its compilation short.
+// What 1 and 2 find are the measures of row_measure.h: of a row that comes in parts they are written, and read by the part's next
+// step.
 #pragma once
 #include <cmath>
 
 #include "cuda/chunk.cuh"
+#include "cuda/given_target.cuh"
 #include "cuda/hard_distribution.cuh"
 #include "cuda/label_term.cuh"
 #include "cuda/launch.h"
@@ -28,57 +30,6 @@
 
 namespace kd {
 namespace {
-
-// The sources logits, log_probs and probs in one (target_sources-inl.h). Of the last two, `target` has max 0, temperature 1 and
-// sum 1.
-struct GivenTarget {
-  TargetSource source = TargetSource::logits;
-  bool normalised = true;
-
-  GivenTarget() = default;
-  KD_DEVICE explicit GivenTarget(TargetSource source) : source(source), normalised(source == TargetSource::logits) {}
-
-  // What stands beyond the last class.
-  KD_DEVICE float absent() const { return is_probs() ? 0 : -HUGE_VALF; }
-  KD_DEVICE bool is_probs() const { return source == TargetSource::probs; }
-
-  template <class A>
-  KD_DEVICE A weight(A t, const Softmax<A>& target) const {
-    return is_probs() ? t : target.weight(t);
-  }
-
-  template <class A>
-  KD_DEVICE A log_ratio(A t, const Softmax<A>& target, A z, const Softmax<A>& student, A log_sums, A log_q) const {
-    // As LogitsTarget, of rows whose temperatures may differ; 0 where they are equal.
-    if (normalised) {
-      const A ratio = target.inverse_temperature / student.inverse_temperature;
-      return ((t - target.max) * ratio - (z - student.max)) * student.inverse_temperature - log_sums;
-    }
-    return (is_probs() ? log(t) : t) - log_q;
-  }
-
-  template <class A>
-  KD_DEVICE A gradient(A by_log_made, A by_log_p, const Terms<A>& c, A sum) const {
-    if (normalised) return LogitsTarget::gradient(by_log_made, by_log_p, c, sum);
-    return is_probs() ? ProbsTarget::gradient(by_log_made, by_log_p, c, sum) : by_log_made;
-  }
-};
-
-// Calls body with the divergence of a soft term.
-template <class A, class Body>
-KD_DEVICE void with_divergence(const SoftTerm& soft, const Body& body) {
-  switch (soft.divergence) {
-    case Divergence::forward:
-      if (soft.skew > 0) return body(SkewedKL<A, false>::of(soft));
-      return body(ForwardKL<A>::of(soft));
-    case Divergence::reverse:
-      if (soft.skew > 0) return body(SkewedKL<A, true>::of(soft));
-      return body(ReverseKL<A>::of(soft));
-    case Divergence::jsd: return body(JensenShannon<A>::of(soft));
-    case Divergence::cross_entropy: return body(CrossEntropy<A>::of(soft));
-    case Divergence::tvd: return body(TotalVariation<A>::of(soft));
-  }
-}
 
 // What is known of a row after its sweeps: the measures of row_measure.h, and what rows in parts do without.
 template <class A>
@@ -254,7 +205,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
   LabelTerm<A> hard = hard_term(problem, work, is_part ? its.classes : static_cast<A>(problem.classes));
   const bool wants_elsewhere = scales.has_hard && hard.off != A(0);
   const bool has_distribution = problem.hard.probs.data;
-  HardDistribution<A> distribution;
+  HardDistribution<A> distribution(problem);
   if (has_distribution) distribution.measure(problem, work, hard, its.hard_max, team, storage);
   GradientScales<A> scale(work, source);
   for (bool last = !compared.standardized;; last = true) {

@@ -20,51 +20,52 @@ namespace {
 
 template <class A>
 struct HardDistribution {
+  A kept;                 // 1 - smoothing
   A mass = 0, above = 0;  // sum u, sum u (z - max z)
 
-  // u of a chunk, 0 beyond the last class. `term`: on - off = 1 - smoothing, off = smoothing / C.
-  KD_DEVICE static void read(const RowLoss& problem, const RowWork<A>& work, const LabelTerm<A>& term, Chunk chunk,
-                             A (&u)[chunk_classes]) {
-    const int classes = work.position.student_classes, count = work.scales.has_hard ? classes : 0;
-    const Rows& probs = problem.hard.probs;
-    if (sizeof(A) == sizeof(float) && probs.dtype == Dtype::float64) {  // which rows of float32 arithmetic do not have otherwise
-      const double* y = work.position.begin(probs, static_cast<double*>(nullptr));
-      KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
-        u[e] = chunk.of(e) < count ? static_cast<A>(y[chunk.of(e) * probs.class_stride]) : A(0);
-    } else {
-      read_row(probs, work.position, chunk, count, 0, u);
-    }
-    KD_UNROLL for (int e = 0; e < chunk_classes; ++e) u[e] = chunk.of(e) < classes ? u[e] * (term.on - term.off) + term.off : A(0);
-  }
+  KD_DEVICE explicit HardDistribution(const RowLoss& problem) : kept(A(1) - static_cast<A>(problem.hard.smoothing)) {}
 
-  // All threads take part.
+  // All threads take part. `term`: off = smoothing / C.
   template <class Team, class Storage>
   KD_DEVICE void measure(const RowLoss& problem, const RowWork<A>& work, const LabelTerm<A>& term, A max, Team& team,
                          Storage& storage) {
+    const int classes = work.position.student_classes;
     BlockedSums<A, 2> sums;
     storage.for_each(problem, work.position, work.scales.has_hard, team,
                      [&](Chunk chunk, const A(&z)[chunk_classes], const A(&)[chunk_classes]) {
-      A u[chunk_classes], part[2] = {0, 0};
-      read(problem, work, term, chunk, u);
+      A y[chunk_classes], part[2] = {0, 0};
+      read(problem, work, chunk, y);
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-        part[0] += u[e];
-        part[1] += weighted(u[e], z[e] - max);
+        part[0] += y[e];
+        if (chunk.of(e) < classes) part[1] += weighted(y[e] * kept + term.off, z[e] - max);
       }
       sums.add(part);
     });
     sums.fold();
     team.sum(sums.total);
-    mass = sums.total[0];
+    mass = kept * sums.total[0] + static_cast<A>(problem.hard.smoothing);
     above = sums.total[1];
   }
 
   KD_DEVICE void add_gradient(const RowLoss& problem, const RowWork<A>& work, const LabelTerm<A>& term, const Softmax<A>& student,
                               Chunk chunk, const A (&z)[chunk_classes], A (&gradient)[chunk_classes]) const {
     if (!term.weighs) return;
-    A u[chunk_classes];
-    read(problem, work, term, chunk, u);
+    A y[chunk_classes];
+    read(problem, work, chunk, y);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
-      gradient[e] += (student.weight(z[e]) * student.inverse_sum * mass - u[e]) * term.scale;
+      gradient[e] += (student.weight(z[e]) * student.inverse_sum * mass - (y[e] * kept + term.off)) * term.scale;
+  }
+
+ private:
+  // y of a chunk, 0 beyond the last class.
+  KD_DEVICE static void read(const RowLoss& problem, const RowWork<A>& work, Chunk chunk, A (&y)[chunk_classes]) {
+    const Rows& probs = problem.hard.probs;
+    const int classes = work.scales.has_hard ? work.position.student_classes : 0;
+    if (sizeof(A) == sizeof(double) || probs.dtype != Dtype::float64) return read_row(probs, work.position, chunk, classes, 0, y);
+    // What rows of float32 arithmetic have nowhere else.
+    const double* from = work.position.begin(probs, static_cast<double*>(nullptr));
+    KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
+      y[e] = chunk.of(e) < classes ? static_cast<A>(from[chunk.of(e) * probs.class_stride]) : A(0);
   }
 };
 

@@ -1,6 +1,7 @@
 // The divergences and the target sources that either engine knows, for single numbers on the device.
 #pragma once
 #include "cuda/math.cuh"
+#include "row_loss.h"
 
 #define KD_INLINE KD_DEVICE
 
