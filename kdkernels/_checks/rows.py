@@ -79,8 +79,8 @@ def pair(function: str, student: Any, teacher: Any, dim: int, *, equal_classes: 
     dim = class_dimension(function, student, dim)
     if not _differ_in_classes(student, teacher, dim):
         raise ValueError(
-            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} must have equal shapes but for "
-            f"their classes, with dim={dim}"
+            f"{function}: student {list(student.shape)} and teacher {list(teacher.shape)} must have equal shapes "
+            f"but for their classes, with dim={dim}"
         )
     same_device(function, "teacher", teacher, student)
     return dim
@@ -92,8 +92,8 @@ def shared_classes(function: str, value: Any, student: Tensor, teacher: Tensor, 
     ours, theirs = student.shape[dim], teacher.shape[dim]
     if not 1 <= value <= min(ours, theirs):
         raise ValueError(
-            f"{function}: shared_classes must be at least 1 and at most the number of classes of student, {ours}, and of "
-            f"teacher, {theirs}, got {value}"
+            f"{function}: shared_classes must be at least 1 and at most the number of classes of student, {ours}, "
+            f"and of teacher, {theirs}, got {value}"
         )
     return value
 

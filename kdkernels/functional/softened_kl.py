@@ -46,8 +46,8 @@ def softened_kl(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient is
-            computed where it requires one.
+        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient
+            is computed where it requires one.
         temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
             the logits without `dim`). A tensor is a constant.
         divergence: `"forward"`, `"reverse"`, `"jsd"`, `"tvd"` (total variation; its gradient is 0 in a class where
@@ -149,8 +149,8 @@ def soft_cross_entropy(
 
     Arguments:
         student: logits `[..., C]`; float32, float16, bfloat16 or float64. `-inf` is a class of probability 0.
-        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient is
-            computed where it requires one.
+        teacher: same shape (but for the classes, with `shared_classes`) and device, any of those dtypes. Its gradient
+            is computed where it requires one.
         temperature: T, finite and > 0; a number, a tensor of one number, or a float tensor in row shape (the shape of
             the logits without `dim`). A tensor is a constant.
         teacher_kind: `"logits"`, `"log_probs"` or `"probs"`. The latter two are taken as already softened and
