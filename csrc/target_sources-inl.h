@@ -1,12 +1,12 @@
 // The target sources, one struct each. Those that read probabilities or logits as they are have the same three functions:
 //
-//     weight       e(t), the unnormalised probability of a class; p = e * inverse_sum
+//     weight       e(t), the unnormalized probability of a class; p = e * inverse_sum
 //     log_ratio    log p - log q of a class
-//     gradient     d loss / d t, for a normalised source times T, from by_log_p (see divergences-inl.h)
+//     gradient     d loss / d t, for a normalized source times T, from by_log_p (see divergences-inl.h)
 //
-// `normalised` says that p comes from a softmax over the row: its sum is 1 and its gradient goes through the sum;
-// `asks_label`, that a label that is none spoils the soft term too. The others deal the weights of teacher logits out anew
-// (permuted, adjusted) or need no teacher (label); how a kernel does that depends on where it keeps a row.
+// `normalized`: p is a softmax over the row, so that its sum is 1 and its gradient goes through the sum.
+// The other sources rearrange the weights of teacher logits (permuted, adjusted) or need no teacher (label). Each is a path of
+// its own, since the way to do it depends on where a kernel keeps a row.
 // No include guard, for the reason given in divergences-inl.h; V further needs exp(x) and exp_product(x, y) = e^(x y).
 
 // A softmax over a row of logits: p = exp((x - max) / T) * inverse_sum.
@@ -24,8 +24,7 @@ struct Softmax {
 
 // Teacher logits: p = softmax(t / T).
 struct LogitsTarget {
-  static constexpr bool normalised = true, asks_label = false;
-  static constexpr float absent = -HUGE_VALF;  // t of no class at all
+  static constexpr bool normalized = true;
 
   template <class V, class A>
   static KD_INLINE V weight(V t, const Softmax<A>& target) {
@@ -46,8 +45,7 @@ struct LogitsTarget {
 
 // Log-probabilities, already softened: p = exp(t).
 struct LogProbsTarget {
-  static constexpr bool normalised = false, asks_label = false;
-  static constexpr float absent = -HUGE_VALF;
+  static constexpr bool normalized = false;
 
   template <class V, class A>
   static KD_INLINE V weight(V t, const Softmax<A>&) {
@@ -65,8 +63,7 @@ struct LogProbsTarget {
 
 // Probabilities, already softened: p = t. A class with p = 0 gets gradient 0.
 struct ProbsTarget {
-  static constexpr bool normalised = false, asks_label = false;
-  static constexpr float absent = 0;
+  static constexpr bool normalized = false;
 
   template <class V, class A>
   static KD_INLINE V weight(V t, const Softmax<A>&) {
@@ -82,26 +79,13 @@ struct ProbsTarget {
   }
 };
 
-// Source adjusted: the softmax of the teacher, two classes exchanged or the whole row replaced.
-struct AdjustedTarget : LogitsTarget {
-  static constexpr bool asks_label = true;
-};
-
-// Source permuted.
-struct PermutedTarget : LogitsTarget {};
-
-// Source label. No teacher is read; its logits count as those of no class.
-struct LabelTarget : LogitsTarget {
-  static constexpr bool asks_label = true;
-};
-
 // One row's two distributions, from which the terms of its classes follow. `smoothed`: eps is added to p, and only then
 // is a logarithm taken. A constant on the CPU, where a branch would keep a loop from being one of vectors; a uniform
 // branch on the GPU.
 template <class A, class Source>
 struct RowPair {
   Softmax<A> student;
-  Softmax<A> target;  // max 0, temperature 1 and sum 1 where the source is not normalised
+  Softmax<A> target;  // max 0, temperature 1 and sum 1 where the source is not normalized
   A student_log_sum;
   // Logarithm of the ratio of the target's sum to the student's. The difference of two logarithms would have the rounding
   // errors of both, which are those of log C and which the factor T^2 of the loss makes large.
@@ -149,12 +133,12 @@ struct RowPair {
     return select(c.made == A(0), V{}, by_log_p * (c.made / c.p));
   }
 
-  // d loss / d t, for normalised sources times T; `sum`: of by_log_made over the classes, for these.
+  // d loss / d t, for normalized sources times T; `sum`: of by_log_made over the classes, for these.
   template <class V, class D>
   KD_INLINE V gradient(bool smoothed, const Terms<V>& c, const D& divergence, A sum) const {
-    if (D::minus_q && source.normalised && !smoothed) return -c.excess;
+    if (D::minus_q && source.normalized && !smoothed) return -c.excess;
     V by_log_p = divergence.by_log_p(c);
-    if (!source.normalised) by_log_p += divergence.left_out * c.p;
+    if (!source.normalized) by_log_p += divergence.left_out * c.p;
     return source.gradient(by_log_made(smoothed, c, by_log_p), by_log_p, c, sum);
   }
 };

@@ -52,7 +52,7 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
         extra.update(label_on=on, label_off=(1 - on) / (count - 1) if count > 1 else 0.0)
         statistic = draw(st.sampled_from(["none", "confidence", "given"]))
         if statistic != "none":
-            extra.update(statistic="confidence", normalise_statistic=draw(st.booleans()))
+            extra.update(statistic="confidence", normalize_statistic=draw(st.booleans()))
         if statistic == "given":
             extra["confidence"] = rng.uniform(0.1, 1, rows).astype(np.float32)
         kinds = ["classes", "range"] + ["joint"] * (rows // groups % 2 == 0 and count % 2 == 0)
@@ -77,7 +77,7 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
         extra["statistic"] = draw(st.sampled_from(["none", "doubt"] if absent else ["none", "cosine", "doubt"]))
         if extra["statistic"] != "none":
             extra.update(
-                normalise_statistic=draw(st.booleans()),
+                normalize_statistic=draw(st.booleans()),
                 statistic_power=draw(st.sampled_from([1.0, 0.5, 2.0])),
                 temperature_slope=draw(st.sampled_from([0.0, 0.3, 2.0])),
                 least_temperature=draw(st.sampled_from([1.0, 0.25])),
@@ -137,9 +137,9 @@ def statistics(student, teacher, options, precision):
     for group in np.split(np.arange(rows), options["groups"]) if rows else []:
         group = group[counted[group]]
         count, total = max(len(group), 1), found[group].sum()
-        unit = total if extra["normalise_statistic"] and total > 0 else 1.0
+        unit = total if extra["normalize_statistic"] and total > 0 else 1.0
         if weighs:
-            factor = count / unit if extra["normalise_statistic"] and total > 0 else 1
+            factor = count / unit if extra["normalize_statistic"] and total > 0 else 1
             result[group] = found[group] * factor
             allowed[group] = wobble[group] * factor
         else:

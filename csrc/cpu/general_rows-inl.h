@@ -40,10 +40,10 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
   const Lines<A> row = lines;  // a local copy, so that the compiler can assume that no store changes it
   const int64_t classes = row.classes;
   RowPair<A, Source> pair{{row.student_max, scales.inverse_temperature, A(0)}, {A(0), A(1), A(1)}, A(0), A(0)};
-  if (Source::normalised) pair.target = {row.teacher_max, scales.inverse_temperature, A(0)};
+  if (Source::normalized) pair.target = {row.teacher_max, scales.inverse_temperature, A(0)};
 
   // The value is that of forward_row, whichever gradients are wanted.
-  constexpr bool is_forward = std::is_same<D, ForwardKL<A>>::value && Source::normalised && !smoothed;
+  constexpr bool is_forward = std::is_same<D, ForwardKL<A>>::value && Source::normalized && !smoothed;
   const Line<A> student_weight = row.student_weight(add);
   A weights[3];
   sum_classes(classes, weights, [&](int64_t i, auto place, Vec<A>* part) {
@@ -74,7 +74,7 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
   }
   pair.student.inverse_sum = A(1) / weights[0];
   pair.student_log_sum = std::log(weights[0]);
-  if (Source::normalised) {
+  if (Source::normalized) {
     pair.target.inverse_sum = A(1) / weights[1];
     pair.log_sums = std::log(weights[1] / weights[0]);
   }
@@ -82,7 +82,7 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
   const bool weighs = problem.soft.weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
-  const A teacher_scale = Source::normalised ? student_scale : scales.soft_gradient;
+  const A teacher_scale = Source::normalized ? student_scale : scales.soft_gradient;
 
   // The padding is no class: it gets no smoothing either.
   const A eps = static_cast<A>(problem.soft.target_eps);
@@ -95,12 +95,12 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
                       i + lanes < classes ? splat(eps) : last_eps);
   };
 
-  A by_log_q_sum = -((Source::normalised ? A(1) : weights[1]) + (smoothed ? eps * all_classes : A(0)));
+  A by_log_q_sum = -((Source::normalized ? A(1) : weights[1]) + (smoothed ? eps * all_classes : A(0)));
   A by_log_made_sum = 0;
   if (measure && problem.step == RowStep::finish) {
     if (!D::minus_p) by_log_q_sum = measure->by_log_q;
     by_log_made_sum = measure->by_log_made;
-  } else if (measure || !D::minus_p || (for_teacher && Source::normalised)) {
+  } else if (measure || !D::minus_p || (for_teacher && Source::normalized)) {
     const bool for_made = D::minus_p || measure || for_teacher;  // where not, its logarithms are saved
     A sums[2];
     sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {

@@ -1,6 +1,6 @@
 // The last sweep over rows of forward KL to a constant teacher, or of cross entropy with one: the loss and the gradient.
 //
-// They follow from the unnormalised weights a = exp((z - max z) / T) and b = exp((t - max t) / T), a few instructions per class:
+// They follow from the unnormalized weights a = exp((z - max z) / T) and b = exp((t - max t) / T), a few instructions per class:
 //
 //     D(p, q) = sum b ((t - max t) - (z - max z)) / (T sum b) - log(sum b / sum a)
 //     T dD/dz = q - p = (a (sum b / sum a) - b) / sum b          0 where the rows are equal
@@ -46,8 +46,8 @@ KD_DEVICE void forward_row(const RowLoss& problem, const RowWork<A>& work, const
   const bool is_label = scales.has_soft && order.is_label(), has_soft = scales.has_soft && !is_label;
   if (is_label) replaced = soft_label_term(problem, work);
   const bool weighs = problem.soft.weight != 0;
-  const bool soft_is_spoiled = scales.bad_label && scales.has_soft && uses_label;
-  const bool is_spoiled = (soft_is_spoiled && weighs) || (scales.bad_label && hard.weighs);
+  const bool soft_is_nan = scales.bad_label && scales.has_soft && uses_label;
+  const bool is_nan = (soft_is_nan && weighs) || (scales.bad_label && hard.weighs);
   const bool wants_elsewhere = (is_label && replaced.off != A(0)) || (scales.has_hard && hard.off != A(0));
 
   // |q - p| <= 1 in either term.
@@ -78,7 +78,7 @@ KD_DEVICE void forward_row(const RowLoss& problem, const RowWork<A>& work, const
       sums.add(work.label, wants_elsewhere, its.student.max, chunk, work.position.classes, z);
     const A part[3] = {divergence, sums.at_label, sums.elsewhere};
     row_losses.add(part);
-    work.write_grad_student(problem, chunk, is_spoiled, gradient);
+    work.write_grad_student(problem, chunk, is_nan, gradient);
   });
   row_losses.fold();
   A losses[3] = {row_losses.total[0], row_losses.total[1], row_losses.total[2]};
@@ -89,7 +89,7 @@ KD_DEVICE void forward_row(const RowLoss& problem, const RowWork<A>& work, const
   if (is_label)
     soft = replaced.cross_entropy(its.student_log_sum, inverse_temperature, losses[1], losses[2]) -
            static_cast<A>(problem.label.entropy);
-  if (soft_is_spoiled) soft = NAN;
+  if (soft_is_nan) soft = NAN;
   work.write_losses(problem, team, soft, hard_value(hard, work, its.cold_log_sum, losses[1], losses[2]));
 }
 

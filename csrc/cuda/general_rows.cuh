@@ -49,7 +49,7 @@ KD_DEVICE RowPair<A, GivenTarget> pair_of(GivenTarget source, const RowWork<A>& 
   const A student = work.inverse_temperature * compared.student.inverse_unit;
   RowPair<A, GivenTarget> pair{{its.student_max, student, A(1) / its.student_sum}, {A(0), A(1), A(1)}, log(its.student_sum),
                                A(0), source};
-  if (source.normalised) {
+  if (source.normalized) {
     pair.target = {its.teacher_max, work.inverse_temperature * compared.teacher.inverse_unit, A(1) / its.teacher_sum};
     pair.log_sums = log(its.teacher_sum / its.student_sum);
   }
@@ -71,7 +71,7 @@ KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& wo
       own[e] = chunk.of(e) < compared.classes ? z[e] : -static_cast<A>(HUGE_VALF);
     student.add(own, for_student, false);
     if (work.scales.has_hard) hard.add(z, A(1), false);
-    if (source.normalised) return teacher.add(t, for_teacher, false);
+    if (source.normalized) return teacher.add(t, for_teacher, false);
     A sum[1] = {0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) sum[0] += source.weight(t[e], Softmax<A>{A(0), A(1), A(1)});
     mass.add(sum);
@@ -85,11 +85,11 @@ KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& wo
   teacher.sums.fold();
   hard.sums.fold();
   mass.fold();
-  A totals[3] = {student.sums.total[0], source.normalised ? teacher.sums.total[0] : mass.total[0], hard.sums.total[0]};
+  A totals[3] = {student.sums.total[0], source.normalized ? teacher.sums.total[0] : mass.total[0], hard.sums.total[0]};
   team.sum(totals);
   its.student_max = student.max;
   its.student_sum = totals[0];
-  its.teacher_max = source.normalised ? teacher.max : A(0);
+  its.teacher_max = source.normalized ? teacher.max : A(0);
   its.teacher_sum = totals[1];
   its.hard_max = hard.max;
   its.hard_sum = totals[2];
@@ -105,9 +105,9 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
   const bool bounded = !(source.is_probs() && problem.unit_teacher);
   bool minus_p = false;
   with_divergence<A>(problem.soft, [&](const auto& divergence) { minus_p = divergence.minus_p; });
-  const bool needs_made = problem.grad_teacher.data && (source.normalised || problem.unit_teacher);
+  const bool needs_made = problem.grad_teacher.data && (source.normalized || problem.unit_teacher);
   const bool is_given = problem.step == RowStep::finish, is_needless = problem.step == RowStep::all && minus_p && !needs_made;
-  if (minus_p) its.by_log_q = -((source.normalised ? A(1) : its.teacher_sum) + eps * its.classes);
+  if (minus_p) its.by_log_q = -((source.normalized ? A(1) : its.teacher_sum) + eps * its.classes);
   if (is_needless || (is_given && bounded)) return;
 
   const RowPair<A, GivenTarget> pair = pair_of(source, work, compared, its);
@@ -155,13 +155,13 @@ struct GradientScales {
 
   KD_DEVICE GradientScales(const RowWork<A>& work, GivenTarget source)
       : student(work.scales.soft_gradient * work.inverse_temperature),
-        teacher(source.normalised ? student : work.scales.soft_gradient) {}
+        teacher(source.normalized ? student : work.scales.soft_gradient) {}
 
   // float16: times the factors that the gradients are stored with. `hard_mass`: of the hard term's target.
   template <class Team>
   KD_DEVICE void fit(const RowLoss& problem, const RowWork<A>& work, GivenTarget source, const RowComparison<A>& compared,
                      const GeneralMeasure<A>& its, const Team& team, A hard_mass, LabelTerm<A>& hard) {
-    const A mass = (source.normalised ? A(1) : its.teacher_sum) + static_cast<A>(problem.soft.target_eps) * its.classes;
+    const A mass = (source.normalized ? A(1) : its.teacher_sum) + static_cast<A>(problem.soft.target_eps) * its.classes;
     if (problem.unit_student) {
       A most = gradient_bound(problem.soft, its.by_log_q, mass);
       if (compared.standardized) most = compared.student.bound(most);
@@ -201,7 +201,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
   const A eps = static_cast<A>(problem.soft.target_eps);
   const bool smoothed = problem.soft.target_eps > 0;
   const bool is_part = problem.step != RowStep::all;  // the label may be in another one
-  const bool is_spoiled = scales.bad_label && work.hard_weighs(problem) && !is_part;
+  const bool is_nan = scales.bad_label && work.hard_weighs(problem) && !is_part;
   LabelTerm<A> hard = hard_term(problem, work, is_part ? its.classes : static_cast<A>(problem.classes));
   const bool wants_elsewhere = scales.has_hard && hard.off != A(0);
   const bool has_distribution = problem.hard.probs.data;
@@ -255,7 +255,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
       }
       const A part[3] = {value, labels.at_label, labels.elsewhere};
       sums.add(part);
-      work.write_grad_student(problem, chunk, is_spoiled, grad_student);
+      work.write_grad_student(problem, chunk, is_nan, grad_student);
       if (work.exists && problem.grad_teacher.data)
         write_row(problem.grad_teacher, work.position, chunk, static_cast<int>(problem.teacher_width()), grad_teacher);
     });

@@ -14,10 +14,10 @@ namespace {
 // sum 1.
 struct GivenTarget {
   TargetSource source = TargetSource::logits;
-  bool normalised = true;
+  bool normalized = true;
 
   GivenTarget() = default;
-  KD_DEVICE explicit GivenTarget(TargetSource source) : source(source), normalised(source == TargetSource::logits) {}
+  KD_DEVICE explicit GivenTarget(TargetSource source) : source(source), normalized(source == TargetSource::logits) {}
 
   // What stands beyond the last class.
   KD_DEVICE float absent() const { return is_probs() ? 0 : -HUGE_VALF; }
@@ -31,7 +31,7 @@ struct GivenTarget {
   template <class A>
   KD_DEVICE A log_ratio(A t, const Softmax<A>& target, A z, const Softmax<A>& student, A log_sums, A log_q) const {
     // As LogitsTarget, of rows whose temperatures may differ; 0 where they are equal.
-    if (normalised) {
+    if (normalized) {
       const A ratio = target.inverse_temperature / student.inverse_temperature;
       return ((t - target.max) * ratio - (z - student.max)) * student.inverse_temperature - log_sums;
     }
@@ -40,7 +40,7 @@ struct GivenTarget {
 
   template <class A>
   KD_DEVICE A gradient(A by_log_made, A by_log_p, const Terms<A>& c, A sum) const {
-    if (normalised) return LogitsTarget::gradient(by_log_made, by_log_p, c, sum);
+    if (normalized) return LogitsTarget::gradient(by_log_made, by_log_p, c, sum);
     return is_probs() ? ProbsTarget::gradient(by_log_made, by_log_p, c, sum) : by_log_made;
   }
 };

@@ -30,7 +30,7 @@ KD_DEVICE void solve_label_row(const RowLoss& problem, Team& team) {
   const A factor = work.student_factor(problem, team, std::abs(soft.scale), std::abs(hard.scale));  // |q - p| <= 1 in either
   soft.scale *= factor;
   hard.scale *= factor;
-  const bool is_spoiled = scales.bad_label && (soft.weighs || hard.weighs);
+  const bool is_nan = scales.bad_label && (soft.weighs || hard.weighs);
   const bool wants_elsewhere = soft.off != A(0) || (scales.has_hard && hard.off != A(0));
   BlockedSums<A, 2> sums;
   storage.for_each(problem, work.position, work.computed, team,
@@ -42,7 +42,7 @@ KD_DEVICE void solve_label_row(const RowLoss& problem, Team& team) {
     of_chunk.add(work.label, wants_elsewhere, its.student.max, chunk, work.position.classes, z);
     const A part[2] = {of_chunk.at_label, of_chunk.elsewhere};
     sums.add(part);
-    work.write_grad_student(problem, chunk, is_spoiled, gradient);
+    work.write_grad_student(problem, chunk, is_nan, gradient);
   });
   sums.fold();
   A totals[2] = {sums.total[0], sums.total[1]};

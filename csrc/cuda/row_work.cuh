@@ -39,10 +39,10 @@ struct RowWork {
   KD_DEVICE bool soft_weighs(const RowLoss& problem) const { return scales.has_soft && problem.soft.weight != 0; }
   KD_DEVICE bool hard_weighs(const RowLoss& problem) const { return scales.has_hard && problem.hard.weight != 0; }
 
-  // `is_spoiled`: an out-of-range label turns every term that uses it, and has a weight, into NaN.
-  KD_DEVICE void write_grad_student(const RowLoss& problem, Chunk chunk, bool is_spoiled, A (&gradient)[chunk_classes]) const {
+  // `is_nan`: an out-of-range label turns every term that uses it, and has a weight, into NaN.
+  KD_DEVICE void write_grad_student(const RowLoss& problem, Chunk chunk, bool is_nan, A (&gradient)[chunk_classes]) const {
     if (!exists || !problem.grad_student.data) return;
-    if (is_spoiled)
+    if (is_nan)
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) gradient[e] = NAN;
     write_row(problem.grad_student, position, chunk, position.student_classes, gradient);
   }

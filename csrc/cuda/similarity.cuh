@@ -7,7 +7,7 @@
 //     rows            shares are merged, a row's loss found; then the batch's
 //     band            with the sums known, tiles again: H = d loss / d <f, g> for a band of queries, in a workspace
 //     products        of H with the keys, and of its transpose with the queries, added band by band
-//     finish          the part of a gradient along its row is taken out, where rows are normalised
+//     finish          the part of a gradient along its row is taken out, where rows are normalized
 //
 // Sums have a fixed order; there are no atomics. A device cannot raise: a positive out of range makes the loss NaN. Tiles of
 // 128 queries that are all masked are not multiplied.

@@ -261,7 +261,7 @@ class NumpyProblem {
     problem.adjustment = named.take_enum("adjustment", problem.adjustment);
     problem.permutation.seed = named.take("seed", problem.permutation.seed);
     problem.first.statistic = named.take_enum("statistic", problem.first.statistic);
-    problem.first.normalize = named.take("normalise_statistic", problem.first.normalize);
+    problem.first.normalize = named.take("normalize_statistic", problem.first.normalize);
     problem.first.power = named.take("statistic_power", problem.first.power);
     problem.first.slope = named.take("temperature_slope", problem.first.slope);
     problem.first.least_temperature = named.take("least_temperature", problem.first.least_temperature);

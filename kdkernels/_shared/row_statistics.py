@@ -15,7 +15,7 @@ def largest_probability(logits: Tensor, dim: int) -> Tensor:
     return 1 / (logits - logits.amax(dim, keepdim=True)).exp().sum(dim)
 
 
-def disagreement(student: Tensor, teacher: Tensor, gamma: float, dim: int) -> Tensor:
+def cosine_statistic(student: Tensor, teacher: Tensor, gamma: float, dim: int) -> Tensor:
     """(1 - cos(student, teacher)) ^ gamma of raw logits, in [0, 2^gamma]; FLSW of Wen, Lai, Qian 2021."""
     # The small constant, which public implementations share, keeps a row of zeros from being divided by 0.
     student, teacher = (rows / (rows.norm(dim=dim, keepdim=True) + 1e-4) for rows in (student, teacher))
@@ -23,7 +23,7 @@ def disagreement(student: Tensor, teacher: Tensor, gamma: float, dim: int) -> Te
     return (1 - cosine).clamp(min=0) ** scalar_like(cosine, gamma)  # rounding may take the cosine beyond 1
 
 
-def doubt(student: Tensor, dim: int) -> Tensor:
+def doubt_statistic(student: Tensor, dim: int) -> Tensor:
     """1 / (max softmax(student) + 1e-3), in [0.999, C / (1 + 0.001 C)]; CWSM of Wen, Lai, Qian 2021."""
     return 1 / (largest_probability(student, dim) + 1e-3)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import reference
 from .._names import ADJUSTMENTS, REDUCTIONS, TEMPERATURE_MODES
 from .._shared.denominator import as_denominator
+from .._shared.label_targets import over_rows
 from .._shared.rows import arithmetic, reduce_rows
 from ..reference.dynamic_temperature_kl import adjusted_kl
 from .fused_loss import explained
@@ -123,7 +124,7 @@ def dynamic_temperature_kl(
         target=target,
         ignore_index=ignore_index,
         denominator=denominator,
-        reduction="batchmean" if reduction == "elementmean" else reduction,
+        reduction=over_rows(reduction),
         dim=dim,
     )
     parts = torch.stack((loss.detach(), ce.detach()))

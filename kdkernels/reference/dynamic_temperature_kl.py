@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._shared.label_targets import smoothed_label
-from .._shared.row_statistics import constant_temperature, disagreement, doubt, row_temperatures
+from .._shared.row_statistics import constant_temperature, cosine_statistic, doubt_statistic, row_temperatures
 from .._shared.rows import arithmetic, hard_losses, label_probabilities, log_softmax, reduce_rows, usable_labels
 from .softened_kl import softened_kl
 
@@ -61,11 +61,11 @@ def dynamic_temperature_kl(
         if mask is not None:  # a NaN in a hidden row must not reach the batch's mean
             looked_at, judge = (rows.masked_fill(~mask.unsqueeze(dim), 0) for rows in (looked_at, judge))
         if mode == "cwsm":
-            hardness = doubt(looked_at, dim)
+            hardness = doubt_statistic(looked_at, dim)
         else:
             if adjust == "ps":
-                judge = _shifted(judge, target, ignore_index, dim)
-            hardness = disagreement(looked_at, judge, gamma, dim)
+                judge = _exchanged(judge, target, ignore_index, dim)
+            hardness = cosine_statistic(looked_at, judge, gamma, dim)
         row_temperature = row_temperatures(hardness, mask, temperature, beta, normalize, t_min, group)
 
     loss, parts = adjusted_kl(
@@ -109,7 +109,7 @@ def adjusted_kl(
     """The loss at given temperatures, and its parts."""
     student, teacher = (logits.to(arithmetic(student, teacher)) for logits in (student, teacher.detach()))
     if adjust == "ps":
-        teacher = _shifted(teacher, target, ignore_index, dim)
+        teacher = _exchanged(teacher, target, ignore_index, dim)
     log_target = log_softmax(teacher, row_temperature.unsqueeze(dim), dim)
     if adjust == "lsr":
         on, off = smoothed_label(student.shape[dim], smoothing, "paper")
@@ -135,7 +135,7 @@ def adjusted_kl(
     return loss, {"kl": kl.detach(), "ce": ce.detach()}
 
 
-def _shifted(teacher: Tensor, target: Tensor, ignore_index: int, dim: int) -> Tensor:
+def _exchanged(teacher: Tensor, target: Tensor, ignore_index: int, dim: int) -> Tensor:
     """Where the largest logit is not the label's, the two are exchanged."""
     label, ignored, poison = usable_labels(target, teacher.shape[dim], ignore_index)
     label = torch.where(ignored, teacher.argmax(dim), label).unsqueeze(dim)
