@@ -29,15 +29,15 @@ enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjus
 // forward.
 enum class Divergence : int { forward, reverse, jsd, cross_entropy, tvd };
 
-// What becomes of a teacher that mistakes the label: nothing, its two logits exchanged ("probability shift"), or its row
-// replaced by that of source label ("label smoothing"). Wen, Lai, Qian 2021.
+// What is done with a teacher's row whose largest class is not the label: nothing; the two logits are exchanged ("probability
+// shift"); or the row is replaced by the target of source label ("label smoothing"). Wen, Lai, Qian 2021.
 enum class Adjustment : int { none, exchange, label };
 
-// What a first pass over the rows finds, for the whole batch to be known before any row's loss is, or (rank, pseudo_label) for
-// its own sake. Formulas: row_statistics.h.
+// A number per row that a first pass over the rows computes. The loss of a row depends on those of the whole batch; rank and
+// pseudo_label are results by themselves. Formulas: row_statistics.h.
 enum class RowStatistic : int { none, confidence, cosine, doubt, rank, pseudo_label };
 
-// Class numbers are exact in float32, and an int counts what a GPU's threads have of a row.
+// Up to here class numbers are exact in float32, and an int holds every index into a row.
 constexpr int64_t most_classes = int64_t(1) << 24;
 
 // The soft term: w * T^2 * D(p, q). `Float` is float, or double where either logits tensor is float64.
@@ -46,9 +46,9 @@ struct SoftTerm {
   double temperature = 1;                 // > 0
   const void* row_temperature = nullptr;  // Float [rows] > 0, contiguous; replaces `temperature`; null: absent
   double beta = 0.5;                      // Jensen-Shannon: weight of p in the mixture, in [0, 1]
-  double skew = 0;                        // forward, reverse: share of the first distribution in the second's place, in [0, 1)
-  int64_t classes = 0;                    // the first so many classes of both rows are compared; 0: all
-  bool standardize = false;               // their logits are z-scored first, row by row
+  double skew = 0;                        // forward, reverse: weight in [0, 1) of the first distribution in the mixture
+  int64_t classes = 0;                    // the first classes of both rows, so many, are compared; 0: all
+  bool standardize = false;               // the compared logits of each row are z-scored first
   bool needs_label = false;               // rows without a label do not count
   double target_eps = 0;                  // added to every p, not renormalised
   bool scale_by_t2 = true;
@@ -64,11 +64,11 @@ struct HardTerm {
   Rows probs;                       // instead of labels: a distribution over the classes, constant, any dtype
   double smoothing = 0;             // in [0, 1], as in torch.nn.functional.cross_entropy
   double weight = 0;                // in the loss: ce_weight
-  bool wanted = true;               // false: the labels are there for the soft term alone
+  bool wanted = true;               // false: only the soft term uses the labels
 };
 
-// A target that follows from the label: sources label and adjusted. The entropy is what turns the cross entropy with it into
-// its divergence (0: a cross entropy it stays).
+// A target that follows from the label: sources label and adjusted. The entropy is subtracted from the cross entropy with
+// this target, which gives the divergence; 0 leaves the cross entropy.
 struct LabelDistribution {
   double on = 1;
   double off = 0;
@@ -85,22 +85,22 @@ struct Permutation {
 // The first pass. Its results become weights (confidence) or temperatures (cosine, doubt) of the rows, in place.
 struct FirstPass {
   RowStatistic statistic = RowStatistic::none;
-  void* numbers = nullptr;     // [rows], Float; then also row_weight or row_temperature
+  void* numbers = nullptr;     // [rows], Float; row_weight or row_temperature points to the same memory
   bool normalize = false;      // divided by their mean (confidence) or their sum
   double power = 1;            // of cosine
-  double slope = 0;            // times how far a row's number is below the mean: added to the temperature
+  double slope = 0;            // a row's temperature is soft.temperature + slope * (mean - number)
   double least_temperature = 0;  // clamps the result; -inf: not clamped
 };
 
-// Statistic pseudo_label: the student's largest class beside its probability at soft.temperature, where that reaches the
-// threshold, else hard.ignore_index.
+// Statistic pseudo_label. The number of a row is the probability of the student's largest class at soft.temperature. The
+// label is that class where the probability is at least the threshold, else hard.ignore_index.
 struct PseudoLabels {
   int64_t* labels = nullptr;         // [rows]
   double threshold = 0;              // in [0, 1]
-  const void* thresholds = nullptr;  // [classes], Float, contiguous: replaces `threshold`, that of the largest class counts
+  const void* thresholds = nullptr;  // [classes], Float, contiguous: replaces `threshold` by that of the largest class
 };
 
-// How far rows are solved: at once, or in the steps of row_measure.h, which are for rows that come in parts.
+// Rows are solved in one call, or, if they come in parts, in the steps of row_measure.h.
 enum class RowStep : int { all, exponentials, gradients, finish };
 
 struct RowLoss {
@@ -112,7 +112,7 @@ struct RowLoss {
   int64_t groups = 1;  // rows / groups consecutive rows are reduced together, each group to one number
 
   Rows student;       // logits
-  Rows teacher;       // what `source` says; source label: absent, or what confidences are to be taken of
+  Rows teacher;       // as `source` says; source label: absent, or the logits that confidences are computed from
   Rows grad_student;  // dtype of student
   Rows grad_teacher;  // dtype of teacher
 
@@ -148,7 +148,7 @@ struct RowLoss {
   KD_HOST_DEVICE bool is_double() const { return student.dtype == Dtype::float64 || teacher.dtype == Dtype::float64; }
   KD_HOST_DEVICE int64_t rows() const { return outer * middle * inner; }
   KD_HOST_DEVICE bool is_mean() const { return reduction != Reduction::none && reduction != Reduction::sum; }
-  // Whether some rows may count and others not, so that they have to be counted.
+  // Whether the divisor is a number of rows that depends on the mask or the labels.
   KD_HOST_DEVICE bool has_counts() const { return is_mean() && !denominators && (mask || hard.target); }
   KD_HOST_DEVICE int64_t group_rows() const { return groups == 1 ? rows() : rows() / groups; }
   // The problem once the statistics are known. Source label reads no teacher then.
@@ -158,15 +158,15 @@ struct RowLoss {
     return rest;
   }
 
-  // Confidences that stand in first.numbers from the beginning.
+  // Whether the caller has given the confidences in first.numbers.
   KD_HOST_DEVICE bool has_statistics() const { return first.statistic == RowStatistic::confidence && !teacher.data; }
   KD_HOST_DEVICE int64_t target_of(int64_t row) const { return hard.target[hard.transforms == 1 ? row : row / hard.transforms]; }
   KD_HOST_DEVICE bool has_label(int64_t row) const { return hard.target && target_of(row) != hard.ignore_index; }
-  // The column of the student's logits that a row's label names; of no use without a label.
+  // The student's column of a row's label; out of range if the label is. Meaningless without a label.
   KD_HOST_DEVICE int64_t label_of(int64_t row) const {
     const int64_t label = target_of(row) - hard.first_class;
     if (hard.transforms == 1) return label;
-    // What is no class of an image is none of its rows either: a multiple of it could be one.
+    // A label that is out of range for its image must not become a joint label in range.
     return label < 0 || label >= classes / hard.transforms ? -1 : label * hard.transforms + row % hard.transforms;
   }
   // Whether there is a hard term at all.
@@ -184,7 +184,7 @@ struct RowLoss {
   KD_HOST_DEVICE bool counts_hard(int64_t row) const { return hard.probs.data || has_label(row); }
 };
 
-// Which way a problem takes through either engine. The files cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh hold the ways.
+// The path of a problem through both engines: cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh.
 //
 //     forward     forward KL of two softmaxes, constant teacher: the commonest; loss and gradient follow from the weights
 //     general     any divergence from any teacher, with both gradients

@@ -1,4 +1,4 @@
-// The ops of the family, from tensors to the plain problem of row_loss.h: checks of what would corrupt memory,
+// The ops of row losses, from tensors to the plain problem of row_loss.h: checks of what would corrupt memory,
 // allocation, layouts. The same for every device; what runs a problem is the template argument:
 //
 //     Device::row_loss(problem, like)                                  `like`: a tensor on the device
@@ -12,7 +12,8 @@
 
 namespace kd {
 
-// A split (RowSpans) that suits the layouts of both tensors, that of no division first; nothing if there is none.
+// A split (RowSpans) that the layouts of both tensors allow, if there is one. That at `dim`, which needs no division, is
+// preferred.
 inline std::optional<int64_t> common_split(const Tensor& student, const Tensor& teacher, int64_t dim) {
   const auto suits = [&](int64_t split) {
     return RowSpans(student, dim, split).are_uniform() && RowSpans(teacher, dim, split).are_uniform();
@@ -32,10 +33,10 @@ inline void set_label_target(RowLoss& problem, double on, double off, bool relat
       relative ? information(on) + static_cast<double>(problem.classes - 1) * information(off) : 0.0;
 }
 
-// One call: the problem, filled in step by step, with what has to stay alive until it is solved.
+// One call: the problem, filled in step by step, and the tensors that it points to.
 class RowCall {
  public:
-  // Undefined where not asked for; units, where the gradient is not of float16.
+  // Undefined where not wanted. Only float16 gradients have units.
   struct Results {
     Tensor loss = undefined(), parts = undefined();
     Tensor grad_student = undefined(), grad_teacher = undefined(), unit_student = undefined(), unit_teacher = undefined();
@@ -53,7 +54,7 @@ class RowCall {
     require(problem.classes <= most_classes, "at most 2^24 classes are supported");
     problem.groups = groups > 0 ? groups : 1;
     problem.reduction = static_cast<Reduction>(reduction);
-    // Logits are read where they lie if three strides lead to their rows. Others are copied.
+    // Logits are read in place if three strides describe their rows. Others are copied.
     if (!student.is_contiguous() && !common_split(student, student, dim))
       student_ = teacher_ = torch::stable::contiguous(student);
     lay_out();
@@ -104,7 +105,7 @@ class RowCall {
     has_hard_term_ = true;
   }
 
-  // Of columns start..stop-1 alone, 0 in both: of all. The last to be called that changes the student.
+  // Restricts the loss to columns start..stop-1; start = stop = 0: all columns. Call it after teacher() and target().
   void class_range(int64_t start, int64_t stop) {
     if (stop == 0) stop = problem.classes;
     require(0 <= start && start < stop && stop <= problem.classes, "start and stop must enclose classes of student");
@@ -124,7 +125,7 @@ class RowCall {
 
   void mask(const std::optional<Tensor>& mask) { problem.mask = per_row<bool>(mask, sizeof(bool), "mask"); }
 
-  // After the teacher: its dtype decides on the arithmetic type.
+  // Call them after teacher(): its dtype may change the arithmetic type.
   void row_weight(const std::optional<Tensor>& weight) {
     problem.row_weight = per_row<void>(weight, float_size(), "row_weight");
   }
@@ -138,7 +139,7 @@ class RowCall {
     problem.permutation.of_rows = contiguous<int64_t>(*permutation, sizeof(int64_t), "permutation");
   }
 
-  // Arithmetic type.
+  // `numbers`: arithmetic type.
   const void* per_class(const std::optional<Tensor>& numbers, const char* name) {
     if (!numbers) return nullptr;
     require(numbers->numel() == problem.classes, name, "must have one value per class");
@@ -149,7 +150,7 @@ class RowCall {
   Tensor row_numbers() const { return allocate(student_, accumulated(), row_shape()); }
   Tensor row_labels() const { return allocate(student_, ScalarType::Long, row_shape()); }
 
-  // Loss, parts and gradients, where asked for.
+  // Solves the problem. Allocates loss, and the parts and gradients that are wanted.
   template <class Device>
   Results solve(bool grad_student, bool grad_teacher) {
     std::vector<int64_t> shape;
@@ -224,7 +225,7 @@ class RowCall {
     return shape;
   }
 
-  // Of a gradient of float16 alone.
+  // Memory for the units of a float16 gradient; null for other dtypes.
   void* units(Tensor& unit, const Tensor& logits) const {
     if (logits.scalar_type() != ScalarType::Half) return nullptr;
     unit = row_numbers();

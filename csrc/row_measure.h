@@ -7,8 +7,8 @@
 //     gradients      given these, the sums that the gradients need; the sums of two parts are added
 //     finish         given both, the gradients of the part's classes, and a loss that is the part's share of the row's
 //
-// Sources logits, log_probs and probs, of rows compared as they are; a hard term with labels. A mean over the elements would be
-// one over those of a part: Reduction::elementmean is for whole rows.
+// Supported are sources logits, log_probs and probs, without standardize and shared classes, and a hard term with labels.
+// Reduction::elementmean is not: it would divide by the classes of a part instead of those of the row.
 #pragma once
 #include <cmath>
 
@@ -24,7 +24,7 @@ struct RowMeasure {
   A classes = 0;                       // their number
   A by_log_q = 0, by_log_made = 0;     // sums of the derivatives of divergences-inl.h
 
-  // `student`, `teacher`: inverse temperatures; that of probabilities is any.
+  // `student`, `teacher`: inverse temperatures; for a teacher's probabilities it does not matter.
   KD_HOST_DEVICE void add(const RowMeasure& other, A student, A teacher) {
     A one[2] = {student_sum, hard_sum};
     const A two[2] = {other.student_sum, other.hard_sum}, scales[2] = {student, A(1)};
@@ -49,7 +49,7 @@ struct RowMeasure {
     const bool raised = other_max > max;
     const A less = raised ? max - other_max : other_max - max;
     for (int i = 0; i < count; ++i) {
-      // A part without any class, all logits -inf, has a maximum of -inf and a sum that is no number.
+      // A part whose logits are all -inf has the maximum -inf and a sum that is NaN.
       const A smaller = less == -HUGE_VAL ? A(0) : (raised ? sums[i] : others[i]) * std::exp(less * scales[i]);
       sums[i] = (raised ? others[i] : sums[i]) + smaller;
     }

@@ -23,7 +23,7 @@ KD_HOST_DEVICE Divisors divisors_by(const RowLoss& problem, int64_t soft, int64_
   return divisor;
 }
 
-// From the counts in memory, where there have to be any.
+// From the counts in memory, if the reduction needs counts.
 KD_HOST_DEVICE Divisors divisors(const RowLoss& problem, int64_t group) {
   if (!problem.is_mean()) return {};
   if (problem.denominators) {
@@ -79,10 +79,10 @@ KD_HOST_DEVICE RowScales<A> row_scales(const RowLoss& problem, int64_t row, cons
 
 // What a float16 gradient of a row is multiplied by before it is stored, a power of two; its inverse is the row's unit.
 //
-// The gradient of a mean is small: of 256 rows of 32000 classes most entries are below 2^-24, where float16 has nothing but 0,
-// and a loss scale would arrive too late. No entry is larger than `most`, which becomes 2^12 to 2^13: entries down to
-// 2^-26 of it keep all their digits, and there is room for targets that sum to more than 1. The backward pass multiplies by
-// the upstream gradient and the unit together. 1 where `most` is no number.
+// The gradient of a mean is small: of 256 rows of 32000 classes most entries are below 2^-24, which float16 rounds to 0, and
+// a loss scale would be applied too late. No entry is larger than `most`, which becomes 2^12 to 2^13: entries down to 2^-26
+// of it keep all their digits, and there is room for targets that sum to more than 1. The backward pass multiplies by the
+// upstream gradient and the unit together. 1 where `most` is infinite or NaN.
 template <class A>
 KD_HOST_DEVICE A float16_factor(A most) {
   const uint32_t exponent = float_bits(static_cast<float>(most)) >> 23;  // of a number >= 0; 255: infinity or NaN
@@ -91,7 +91,7 @@ KD_HOST_DEVICE A float16_factor(A most) {
   return static_cast<A>(float_from_bits((inverted < 227 ? inverted : 227) << 23));  // at most 2^100, for rows of zeros
 }
 
-// kl_weight * soft + ce_weight * hard, where a weight of 0 silences even an infinite term.
+// kl_weight * soft + ce_weight * hard, where a term of weight 0 adds 0 even if it is infinite.
 KD_HOST_DEVICE double weighted_loss(const RowLoss& problem, double soft, double hard) {
   return (problem.soft.weight == 0 ? 0.0 : problem.soft.weight * soft) +
          (problem.hard.weight == 0 ? 0.0 : problem.hard.weight * hard);

@@ -1,11 +1,11 @@
-// The first pass of losses whose rows depend on the whole batch: a number per row, its mean, and what a row makes of both.
-// Host and device.
+// The first pass of losses whose rows depend on the whole batch: a number per row, and the weight or temperature that follows
+// from it and the batch's mean. Host and device.
 //
 //     confidence   max softmax(teacher)                         becomes a weight of the row's loss
 //     cosine       (1 - cos(student, teacher)) ^ power          become a temperature, low where they are large
 //     doubt        1 / (max softmax(student) + 1e-3)
-//     rank         number of classes ahead of the label's       is looked at for itself; 0: the label's logit is the largest
-//     pseudo_label max softmax(student / T)                     is looked at for itself, beside the class
+//     rank         number of classes ahead of the label's       is a result; 0: the label's logit is the largest
+//     pseudo_label max softmax(student / T)                     is a result, together with the class
 //
 // Confidence: Furlanello et al. 2018, equation 10. The others: Wen, Lai, Qian 2021 (focal-loss style and confidence
 // weighted by the student's maximum), with the small constants that public implementations share.
@@ -18,13 +18,13 @@
 namespace kd {
 
 // Whether a class with the logit z stands ahead of the label, whose logit is `own`: equals in the order of their numbers. A
-// NaN is ahead of the label, and all classes are ahead of a label of NaN: a broken row is never a correct one.
+// NaN is ahead of the label, and all classes are ahead of a label of NaN: a row with NaN never counts as correct.
 template <class A>
 KD_HOST_DEVICE bool is_ahead(A z, A own, bool before_label) {
   return before_label ? !(z < own) : !(z <= own);
 }
 
-// The rank of a label that is none, or is ignored: no device can raise.
+// The rank of a label that is out of range, since a device cannot raise, or ignored.
 constexpr int no_rank = -1;
 
 // The inner product and the squares are those of the whole rows.

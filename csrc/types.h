@@ -1,4 +1,4 @@
-// What every engine speaks of: element types, tensors as pointers and strides, reductions. No torch, no CUDA.
+// Types that all engines share: element types, tensors as pointers and strides, reductions. No torch, no CUDA.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,7 @@ enum class Reduction : int { none, sum, batchmean, elementmean };
 // r % inner). Strides are in elements. Two of the three suffice for most layouts; `middle` is there for slices such as
 // logits[:, :-1] of [batch, sequence, classes].
 struct Rows {
-  void* data = nullptr;  // null: absent (a gradient nobody asked for)
+  void* data = nullptr;  // null: absent, such as a gradient that is not wanted
   Dtype dtype = Dtype::float32;
   int64_t outer_stride = 0;
   int64_t class_stride = 0;

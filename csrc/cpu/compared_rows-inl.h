@@ -1,13 +1,13 @@
-// What of a row the soft term compares: all of it as it is, or the first classes alone, or their z-scores
+// The part of a row that the soft term compares, where that is not the whole row: its first classes, or their z-scores
 //
 //     z' = (z - mean) / s,  s = sigma + 1e-7,  sigma^2 = sum (z - mean)^2 / (C - 1)
 //
-// of the classes that there are, those of logit -inf left out. With g the gradient by z', whose sum is 0 as that of every
-// gradient through a softmax, the gradient by z is
+// where mean, sum and C are over the classes whose logit is not -inf. With g the gradient by z', whose
+// sum is 0 because it is a gradient through a softmax, the gradient by z is
 //
 //     g / s - z' sum(g z') / (sigma (C - 1))
 //
-// and 0 where sigma = 0. Both are computed from z - max z, which logits of 1e4 leave exact. The rows that are compared, and
+// and 0 where sigma = 0. Both are computed from z - max z, which is exact for logits of 1e4. The rows that are compared, and
 // the gradients by them, are scratch rows: a path sees rows like any others.
 //
 // Sun et al. 2024, "Logit Standardization in Knowledge Distillation", equation 9; the 1e-7 is that of its authors' code.
@@ -33,14 +33,14 @@ KD_BEGIN_TARGET
 template <class A>
 using SoftRow = A (*)(const RowLoss&, const RowScales<A>&, const Lines<A>& row, bool add);
 
-// The z-scores of a row, and what its gradient needs to know of them.
+// What the gradient through the z-scores of a row depends on.
 template <class A>
 struct Scores {
   A sigma = 0, unit = 1;  // unit: s
   A others = 1;           // C - 1, at least 1
 };
 
-// The first classes of a row to a padded one, `absent` behind them. Returns the largest.
+// Copies the first classes of a row to a padded one, with `absent` behind them. Returns the largest.
 template <class A>
 KD_INLINE A copy_classes(const Line<A>& from, int64_t from_classes, int64_t classes, A absent, A* to) {
   constexpr int lanes = Simd<A>::lanes;
@@ -53,7 +53,7 @@ KD_INLINE A copy_classes(const Line<A>& from, int64_t from_classes, int64_t clas
   });
 }
 
-// A padded row to its z-scores, in place; `largest` likewise.
+// Replaces a padded row by its z-scores, and `largest` by the largest of these.
 template <class A>
 KD_INLINE Scores<A> standardize(A* row, int64_t classes, A& largest) {
   const Vec<A> absent = splat(-std::numeric_limits<A>::infinity());
@@ -82,7 +82,7 @@ KD_INLINE Scores<A> standardize(A* row, int64_t classes, A& largest) {
   return scores;
 }
 
-// A gradient by compared logits, in place to one by the logits themselves.
+// Turns a gradient by z-scores into one by the logits, in place.
 template <class A>
 KD_INLINE void through_scores(const A* z, const Scores<A>& scores, int64_t classes, A* gradient) {
   if (scores.sigma == A(0)) return each_vector<A>(classes, [&](int64_t i, auto) { store(gradient + i, Vec<A>{}); });
@@ -99,7 +99,7 @@ KD_INLINE void through_scores(const A* z, const Scores<A>& scores, int64_t class
   });
 }
 
-// The gradient of the first classes to a row's, with 0 for the others, or added to what is there.
+// Writes the gradient of the first classes to that of the row, with 0 for the others; adds it where `add`.
 template <class A>
 KD_INLINE void widen_gradient(const A* gradient, int64_t classes, const Line<A>& to, int64_t to_classes, bool add) {
   each_vector<A>(to_classes, [&](int64_t i, auto place) {
@@ -110,7 +110,7 @@ KD_INLINE void widen_gradient(const A* gradient, int64_t classes, const Line<A>&
   });
 }
 
-// What `soft_row` makes of the compared rows; the gradients are widened to those of the whole row.
+// Calls soft_row on the compared rows, and turns their gradients into those of the whole rows.
 template <class A>
 A compared_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, bool add, SoftRow<A> soft_row) {
   const int64_t classes = row.classes, padded = padded_row(problem);

@@ -1,4 +1,4 @@
-// Forward KL of two softmaxes to a constant teacher, the commonest of all, with the hard label's term where there is one: a
+// Forward KL of two softmaxes to a constant teacher, the most frequent loss, with the hard label's term where there is one: a
 // sweep for the exponentials of all terms and one for the gradient.
 //
 // The divergence follows from sums of the weights alone: sum p ((t - z) / T) less the difference of the log-sums.
@@ -22,7 +22,8 @@
 
 KD_BEGIN_TARGET
 
-// The sum with what a class adds to it, and the divergence; `sums`: of the weights of student and teacher, and that one.
+// The sum with a class added to it; and the divergence, where `sums` are those of the weights of student and teacher, and
+// this one.
 template <class V>
 KD_INLINE V plus_forward_part(V sum, V teacher_weight, V t, V z) {
   return select(teacher_weight == V{}, sum, sum + teacher_weight * (t - z));
@@ -33,11 +34,12 @@ KD_INLINE A forward_value(const A* sums, A inverse_temperature) {
   return sums[2] * inverse_temperature / sums[1] - std::log(sums[1] / sums[0]);
 }
 
-// Two classes whose teacher's weights change places, `one` being its largest; its row itself stays as it is. -1: none do.
+// Two classes whose teacher's weights are exchanged; `one` is the teacher's largest. Its logits stay as they are. -1: no
+// exchange.
 struct Exchange {
   int64_t one = -1, other = -1;
 
-  // `sum`: of weight * ((t - max t) - (z - max z)), before and after. The part of it that has t does not notice.
+  // `sum`: of weight * ((t - max t) - (z - max z)), before and after. The part of it that depends on t does not change.
   // Not inlined: the sweeps around it would keep fewer numbers in registers.
   template <class A>
   __attribute__((noinline)) A weights(const Lines<A>& row, int64_t classes, A sum) const {
@@ -45,7 +47,7 @@ struct Exchange {
     const A z_one = *class_at(row.student, one, classes), z_other = *class_at(row.student, other, classes);
     std::swap(row.teacher_weight[one], row.teacher_weight[other]);
     if (z_one != -std::numeric_limits<A>::infinity()) return excess == A(0) ? sum : sum + excess * (z_one - z_other);
-    // It has made the sum infinite, and nothing can be taken from that.
+    // The sum is infinite, so that subtracting from it would give NaN.
     sum = 0;
     for (int64_t c = 0; c < classes; ++c) {
       const A t = *class_at(row.teacher, c == one ? other : c == other ? one : c, classes);
@@ -56,8 +58,8 @@ struct Exchange {
   }
 };
 
-// How often e^(x / T) is squared to give e^x: the weights at temperature 1, the hard label's, come nearly free at the usual
-// temperatures 1, 2 and 4, for a few roundings more. -1 at others.
+// How often e^(x / T) is squared to give e^x. At the usual temperatures 1, 2 and 4 this replaces the exponentials of the hard
+// label's softmax, at the cost of a few roundings. -1 at other temperatures.
 template <class A>
 KD_INLINE int squarings(A inverse_temperature) {
   return inverse_temperature == A(1) ? 0 : inverse_temperature == A(0.5) ? 1 : inverse_temperature == A(0.25) ? 2 : -1;
@@ -100,7 +102,7 @@ KD_INLINE bool forward_row_of(const RowLoss& problem, const RowScales<A>& scales
     const LabelTerm<A> term = hard_term(problem, scales);
     label = solve_label({term}, scales, row, classes, A(1), sums[3], sums[4], value);
     hard = value[0];
-    // What the label's class has in excess, as a weight: the gradient's sweep need not know the label.
+    // Subtracts the label's own part here, as a weight, so that the sweep over the gradient does not test for the label.
     row.spare[scales.label] -= (term.on - term.off) * sums[3];
   }
   if (!row.grad_student) return false;

@@ -25,14 +25,14 @@
 
 KD_BEGIN_TARGET
 
-// How the teacher's weights are dealt out to the classes once they are known: as they are.
+// The order in which classes get the teacher's weights: unchanged.
 struct InOrder {
   template <class A>
   static KD_INLINE void deal(const Lines<A>&, int64_t) {}
 };
 
 // D(p, q) of one row; its gradients are written to row.grad_*, added to the student's where `add`. Of a row that comes in
-// parts what problem.step says.
+// parts it solves the step problem.step.
 template <class A, class Source, bool smoothed, class D, class Order>
 A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& lines, bool add) {
   const D divergence = D::of(problem.soft);
@@ -78,13 +78,13 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
     pair.target.inverse_sum = A(1) / weights[1];
     pair.log_sums = std::log(weights[1] / weights[0]);
   }
-  // A term of weight 0 adds nothing, not even NaN; its value is still wanted.
+  // A term of weight 0 has the gradient 0, even where it would be NaN; its value is still returned.
   const bool weighs = problem.soft.weight != 0;
   const bool for_student = static_cast<bool>(row.grad_student), for_teacher = static_cast<bool>(row.grad_teacher);
   const A student_scale = scales.soft_gradient * scales.inverse_temperature;
   const A teacher_scale = Source::normalized ? student_scale : scales.soft_gradient;
 
-  // The padding is no class: it gets no smoothing either.
+  // The padding gets no smoothing.
   const A eps = static_cast<A>(problem.soft.target_eps);
   Vec<A> last_eps{};
   if (smoothed)
@@ -101,7 +101,7 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
     if (!D::minus_p) by_log_q_sum = measure->by_log_q;
     by_log_made_sum = measure->by_log_made;
   } else if (measure || !D::minus_p || (for_teacher && Source::normalized)) {
-    const bool for_made = D::minus_p || measure || for_teacher;  // where not, its logarithms are saved
+    const bool for_made = D::minus_p || measure || for_teacher;  // else its logarithms are not computed
     A sums[2];
     sum_classes(classes, sums, [&](int64_t i, auto place, Vec<A>* part) {
       const Terms<Vec<A>> c = terms_at(i, place);
@@ -132,7 +132,7 @@ A general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>
   return is_forward && !measure ? forward_value(weights, scales.inverse_temperature) : value[0];
 }
 
-// Both terms; the gradient of the hard one is there first.
+// Both terms. The gradient of the hard term is written first, that of the soft term is added to it.
 template <class A, class Source, bool smoothed, class D>
 bool solve_general_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, A& soft, A& hard) {
   if (scales.has_hard) hard = hard_row(problem, scales, row);
@@ -140,7 +140,7 @@ bool solve_general_row(const RowLoss& problem, const RowScales<A>& scales, const
   return false;
 }
 
-// The same, where not the rows as they are are compared.
+// The same for standardized rows and shared classes.
 template <class A, class Source, bool smoothed, class D>
 bool solve_compared_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, A& soft, A& hard) {
   if (scales.has_hard) hard = hard_row(problem, scales, row);

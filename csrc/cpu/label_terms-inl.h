@@ -1,4 +1,4 @@
-// Terms whose target knows nothing but the label: the hard label of every loss, virtual teachers, smoothed labels.
+// Terms whose target depends on the label alone: the hard label of every loss, virtual teachers, smoothed labels.
 //
 // With `on` on the label and `off` on each of the others, sum p = 1, the cross entropy of softmax(z / T) needs three numbers
 // of a row: log sum exp(z / T), z_label and the sum of the other z. No target is built.
@@ -21,7 +21,7 @@
 
 KD_BEGIN_TARGET
 
-// A target of that kind and what its gradient is multiplied by; !weighs: nothing, not even NaN, comes of it.
+// Such a target, and what its gradient is multiplied by. !weighs: its gradient is 0, even where it would be NaN.
 template <class A>
 struct LabelTerm {
   A on, off;
@@ -36,7 +36,7 @@ struct LabelGradient {
   bool weighs = false;
 };
 
-// What follows from a row's sums: of its weights, and of its logits less the largest (the padding of the tail left out).
+// Loss and gradient from the sum of a row's weights, and from that of z - max z over the whole vectors of its body.
 template <class A, int count>
 KD_INLINE LabelGradient<A> solve_label(const LabelTerm<A> (&terms)[count], const RowScales<A>& scales, const Lines<A>& row,
                                        int64_t classes, A inverse_temperature, A sum_weights, A sum_above,
@@ -46,7 +46,7 @@ KD_INLINE LabelGradient<A> solve_label(const LabelTerm<A> (&terms)[count], const
   const A log_sum = std::log(sum_weights);
   const A label_logit = *class_at(row.student, label, classes) - row.student_max;
   A others = sum_above - label_logit;
-  if (label_logit == -std::numeric_limits<A>::infinity()) {  // which nothing can be taken from
+  if (label_logit == -std::numeric_limits<A>::infinity()) {  // subtracting it would give NaN
     others = 0;
     for (int64_t c = 0; c < classes; ++c)
       if (c != label) others += *class_at(row.student, c, classes) - row.student_max;
@@ -127,7 +127,7 @@ A hard_part(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& 
   term.off = static_cast<A>(problem.hard.smoothing) / measure.classes;
   term.on = A(1) - static_cast<A>(problem.hard.smoothing) + term.off;
   RowScales<A> of_part = scales;
-  if (scales.bad_label) {  // a label of another part: here no class stands out
+  if (scales.bad_label) {  // the label is in another part, or out of range: every class here has `off`
     of_part.label = 0;
     term.on = term.off;
   }

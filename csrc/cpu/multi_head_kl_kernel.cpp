@@ -40,7 +40,7 @@ void solve(const MultiHeadKL& problem, const ParallelFor& parallel_for) {
   parallel_for(first.back(), grain_elements, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<CacheLine[]> scratch(new CacheLine[scratch_numbers * sizeof(A) / sizeof(CacheLine) + 1]);
     for (size_t at = 0; at < heads.size(); ++at) {
-      // A row belongs to the range that its first class is in.
+      // A row belongs to the range that holds its first logit.
       const auto row_of = [&](int64_t logit) {
         const int64_t classes = heads[at].classes, inside = std::clamp<int64_t>(logit - first[at], 0, rows * classes);
         return (inside + classes - 1) / classes;

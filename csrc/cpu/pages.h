@@ -1,5 +1,5 @@
 // Huge pages for a large fresh result: one page fault per 2 MiB instead of 512, where faults can cost more than the
-// arithmetic (a fault is dear on virtual machines). A hint: systems without it ignore it.
+// arithmetic (a fault is expensive on virtual machines). A hint: systems without it ignore it.
 #pragma once
 #include <cstddef>
 #include <cstdint>

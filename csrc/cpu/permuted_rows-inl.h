@@ -18,7 +18,7 @@
 
 KD_BEGIN_TARGET
 
-// For each class that whose weight it gets.
+// For each class, the class whose weight it gets.
 template <class A>
 KD_INLINE uint32_t* order_of(const Lines<A>& row) {
   return reinterpret_cast<uint32_t*>(row.more);

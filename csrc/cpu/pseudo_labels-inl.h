@@ -36,7 +36,7 @@ struct LargestClass {
     at = select(higher, c, at);
   }
 
-  // The other has met higher and lower classes.
+  // The classes of `other` may be higher or lower.
   KD_INLINE void merge(const LargestClass& other) {
     const auto ahead = (other.most > most) | ((other.most == most) & (other.at < at));
     most = select(ahead, other.most, most);
@@ -44,7 +44,7 @@ struct LargestClass {
   }
 };
 
-// What exponents are relative to: the largest logit, or 0 as long as no class has a probability, so that -inf stays -inf.
+// What is subtracted from logits before the exponential: the largest logit, or 0 where all are -inf, so that they stay -inf.
 template <class A>
 KD_INLINE Vec<A> exponent_shift(Vec<A> most) {
   return select(most == -std::numeric_limits<A>::infinity(), Vec<A>{}, most);

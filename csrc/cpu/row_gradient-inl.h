@@ -1,5 +1,5 @@
-// The student's gradient of a row on its way to memory: past the caches where it is large, in the dtype of its tensor, in the
-// units of its row where that is float16.
+// Writes the student's gradient of a row: past the caches if it is large, in the dtype of its tensor, and in the units of its
+// row if that is float16.
 #if defined(KD_CPU_ROW_GRADIENT_INL_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_ROW_GRADIENT_INL_H
 #undef KD_CPU_ROW_GRADIENT_INL_H
@@ -19,22 +19,23 @@
 
 KD_BEGIN_TARGET
 
-// Whether the gradient is too large for a cache to keep until it is read: it is written past the caches then, which costs no
-// read of what it overwrites and drives nothing out.
+// Whether the gradient is too large for a cache to keep until it is read. It is then written past the caches: the memory that
+// it overwrites is not read first, and it evicts nothing.
 inline bool is_large_gradient(const RowLoss& problem) {
   constexpr int64_t most_cached = int64_t(32) << 20;  // bytes
   return problem.grad_student.data && !problem.is_double() &&
          problem.rows() * problem.classes * static_cast<int64_t>(sizeof(float)) > most_cached;
 }
 
-// Whether the row's gradient is written past the caches. For whole vectors of rows at multiples of their size.
+// Whether the row's gradient is written past the caches. Only rows that are aligned to vectors are, and of these only whole
+// vectors.
 template <class A>
 KD_INLINE bool streams(const Lines<A>& row) {
   return row.large_gradient && reinterpret_cast<uintptr_t>(row.grad_student.body) % sizeof(Vec<A>) == 0;
 }
 
-// gradient(i, place) for the vector of classes at each i, to where the row's gradient belongs. Returns whether that was not
-// row.grad_student.
+// Writes gradient(i, place), the vector of classes at i, for each i. Returns true if it was written to row.grad_elements,
+// false if to row.grad_student.
 template <class A, class Gradient>
 KD_INLINE bool write_gradient(const RowLoss& problem, const Lines<A>& row, const Gradient gradient) {
   constexpr int lanes = Simd<A>::lanes;
@@ -51,7 +52,7 @@ KD_INLINE bool write_gradient(const RowLoss& problem, const Lines<A>& row, const
   }
   with_dtype(row.grad_elements.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(row.grad_elements.data);
-    constexpr int64_t together = 32;  // so many that the compiler keeps the loop, and makes one of vectors of it
+    constexpr int64_t together = 32;  // so many that the compiler keeps the loop and vectorizes it
     A numbers[together];
     int64_t i = 0;
     for (; i + together <= split; i += together) {

@@ -26,10 +26,10 @@ constexpr int64_t padded_classes(int64_t classes) {
 }
 
 // A row: whole vectors of classes in `body`, the rest, padded to one more vector, in `tail`. Both are indexed by class; a
-// loop over a row runs over the body and then the tail, so that it need not ask where it is for every vector.
+// loop over a row runs over the body and then the tail, so that it does not test for every vector where it is.
 template <class A>
 struct Line {
-  A* body = nullptr;  // null: a gradient nobody asked for
+  A* body = nullptr;  // null: absent, such as a gradient that is not wanted
   A* tail = nullptr;
 
   explicit operator bool() const { return body; }
@@ -47,8 +47,8 @@ KD_INLINE A* class_at(const Line<A>& row, int64_t c, int64_t classes) {
   return (c < body_classes(classes) ? row.body : row.tail) + c;
 }
 
-// The row of a tensor that is read next. A sweep that computes asks for it vector by vector, so that the one which reads it
-// need not wait for memory.
+// The row of a tensor that is read next. A sweep that is limited by arithmetic prefetches it vector by vector, so that the
+// sweep that reads it does not wait for memory.
 struct Upcoming {
   const char* row;
   int64_t size;  // bytes per class
@@ -108,13 +108,13 @@ class RowAccess {
     return {static_cast<char*>(rows_.data) + start(row) * size_, rows_.dtype};
   }
 
-  // Where classes are not neighbours, a place that is at hand anyway.
+  // If classes are strided, memory that is in the cache already.
   KD_INLINE Upcoming upcoming(int64_t row) const {
     if (!rows_.data || rows_.class_stride != 1) return {reinterpret_cast<const char*>(scratch_), 0};
     return {static_cast<const char*>(rows_.data) + start(row) * size_, size_};
   }
 
-  // The tail of row `r` of the tile, from its elements, which are neighbours: no class where there is none.
+  // The tail of row `r` of the tile, from its contiguous elements, padded with `absent`.
   template <class E>
   KD_INLINE void load_tail(const E* elements, int64_t r) const {
     for (int64_t c = body(); c < padded_; c += lanes) {

@@ -1,4 +1,4 @@
-// One row of everything, as the paths see it, and how many rows are taken together.
+// One row of every tensor, as the paths see it, and the number of rows that are loaded together.
 #if defined(KD_CPU_ROW_LINES_INL_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_ROW_LINES_INL_H
 #undef KD_CPU_ROW_LINES_INL_H
@@ -17,8 +17,8 @@ KD_BEGIN_TARGET
 
 inline int64_t most_classes_of(const RowLoss& problem) { return std::max(problem.classes, problem.teacher_width()); }
 
-// `tile` rows are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one cache
-// line wide if that stays within the L1 cache, so that strided logits are read line by line.
+// The number of rows that are loaded together. One, where the classes of a row are neighbours; else neighbouring rows, one
+// cache line wide if that stays within the L1 cache, so that strided logits are read line by line.
 inline int64_t tile_rows(const RowLoss& problem) {
   if (problem.student.class_stride == 1 && (!problem.teacher.data || problem.teacher.class_stride == 1)) return 1;
   return std::max<int64_t>(1, std::min<int64_t>(16, 4096 / most_classes_of(problem)));
@@ -41,7 +41,7 @@ struct Lines {
   Line<A> student, teacher, grad_student, grad_teacher;
   Line<A> hard_probs;          // the hard term's distribution, where there is one
   A student_max, teacher_max;  // of the logits
-  Elements grad_elements;      // where the student's gradient belongs, if a sweep may write it there
+  Elements grad_elements;      // the student's gradient in its tensor, if a sweep may write it there
   bool large_gradient;         // of all rows: see is_large_gradient
   Line<A> student_scratch;
   A* teacher_weight;  // scratch, padded
@@ -49,13 +49,13 @@ struct Lines {
   A* more;            // scratch, four padded rows: compared rows and their gradients, or the order of a permutation
   Upcoming next_student, next_teacher;
 
-  // The student's weights lie where its gradient will, for the sake of the caches, unless that is to be kept from them or
-  // has something in it already.
+  // The student's weights are stored in the memory of its gradient, which keeps fewer lines in the caches. `apart`: in
+  // scratch memory, because the gradient is written past the caches or already holds the hard term's.
   KD_INLINE Line<A> student_weight(bool apart) const { return grad_student && !apart ? grad_student : student_scratch; }
 };
 
-// Both terms of a row whose soft term counts. Returns whether the student's gradient stands where it belongs, and not in
-// row.grad_student.
+// Solves both terms of a row whose soft term counts. Returns true if the student's gradient was written to row.grad_elements,
+// false if to row.grad_student.
 template <class A>
 using SolveRow = bool (*)(const RowLoss&, const RowScales<A>&, const Lines<A>& row, A& soft, A& hard);
 

@@ -1,19 +1,19 @@
-// Row losses on the CPU, for one instruction set: a range of rows, loss and gradients. Which way a row takes is decided once, by
-// path_of(problem): cpu/PATH_rows-inl.h.
+// Row losses on the CPU, for one instruction set: a range of rows, loss and gradients. path_of(problem) chooses the path of
+// all rows once: cpu/PATH_rows-inl.h.
 //
-// What is not a whole vector of the arithmetic type is brought into scratch memory and padded with "no class" (logit -inf,
-// probability 0), so that every sweep of a path is a plain loop over vectors and no dtype or layout is known to it. The largest
-// logit of either row is found here, while elements of another type are converted; a path then has
+// Classes of another dtype, strided classes and the last, partial vector are copied to scratch memory and padded with logits
+// of -inf or probabilities of 0. So every sweep of a path is a plain loop over vectors, for any dtype and layout. The largest
+// logit of either row is found here, in the sweep that converts elements of another type; a path then has
 //
 //     exp of both rows, kept, and their sums            the only sweep with an exponential
 //     sums the gradients need                           reverse KL, Jensen-Shannon, gradients of teacher logits
 //     loss and gradients
 //
-// Forward KL of two softmaxes, the commonest, needs no second sweep, and takes the hard label along in the two it has. A
-// target that follows from the label alone takes two sweeps; so does the hard label, at temperature 1. Sums are taken in
-// blocks, so that their rounding error grows with the number of blocks and not of classes. Scratch is a handful of rows: it
-// stays in the L1 or L2 cache. The sweep with the exponentials computes and hardly reads: it asks for the next row, which the
-// search for its largest logit would have to wait for. No intrinsics, no #if.
+// Forward KL of two softmaxes, the most frequent divergence, needs no second sweep, and computes the hard label's term in the
+// other two. A target that follows from the label alone takes two sweeps, and so does the hard label's term by itself. Sums
+// are taken in blocks, so that their rounding error grows with the number of blocks and not of classes. Scratch memory is a
+// few rows, which stay in the L1 or L2 cache. The sweep with the exponentials is limited by arithmetic: it prefetches the
+// next row, so that the search for the largest logit of that row does not wait for memory. No intrinsics, no #if.
 #if defined(KD_CPU_ROW_LOSS_INL_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_ROW_LOSS_INL_H
 #undef KD_CPU_ROW_LOSS_INL_H
@@ -52,7 +52,7 @@ SolveRow<A> pick_row(const RowLoss& problem) {
   }
 }
 
-// A row that the soft term does not count: its hard term.
+// A row that the soft term does not count: solves its hard term alone.
 template <class A>
 A solve_uncounted_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row) {
   if (row.grad_teacher) fill_zero(row.grad_teacher, problem.teacher_width());
@@ -61,7 +61,7 @@ A solve_uncounted_row(const RowLoss& problem, const RowScales<A>& scales, const 
   return 0;
 }
 
-// Rows [begin, end): their losses go to problem.row_losses, their gradients to where they belong. `scratch` has
+// Rows [begin, end): writes their losses to problem.row_losses and their gradients to the tensors. `scratch` has
 // scratch_numbers(problem) numbers.
 template <class A>
 void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) {

@@ -1,4 +1,4 @@
-// The ops of the family on CPU tensors.
+// The ops of row losses on CPU tensors.
 #include "cpu/row_loss_kernel.h"
 
 #include "cpu/isa.h"
@@ -10,7 +10,7 @@ namespace kd {
 namespace {
 
 struct Cpu {
-  static constexpr int64_t local_workspace = 1024;  // of a problem whose allocation would take as long as its arithmetic
+  static constexpr int64_t local_workspace = 1024;  // int64 on the stack: allocating takes as long as a small problem
 
   static void row_loss(const RowLoss& problem, const Tensor&) {
     const auto prefer = [&](const Rows& gradient, int64_t classes) {

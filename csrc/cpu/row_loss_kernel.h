@@ -1,17 +1,17 @@
-// The CPU kernels of the family, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
+// The CPU kernels of row losses, on plain pointers: used by the op library and, on NumPy arrays, by kdkernels._host.
 #pragma once
 #include "cpu/threads.h"
 #include "row_loss.h"
 
 namespace kd {
 
-// Solves the problem; std::invalid_argument for a label that is none and a permutation that is none. The result does not
+// Solves the problem; throws std::invalid_argument for a label out of range and an invalid permutation. The result does not
 // depend on how rows are split.
 void row_loss_cpu(const RowLoss& problem, const ParallelFor& parallel_for);
 
 // Rows [begin, end) of a problem without labels, mask and first pass, on this thread: their gradients and row losses, which are
-// not reduced. The arithmetic type is given: that of several problems may be wider than one of them asks for. `scratch`:
-// row_scratch_numbers() of that type, in whole cache lines.
+// not reduced. `is_double`: the arithmetic type, which several problems may share, so that it may be wider than this one
+// needs. `scratch`: row_scratch_numbers() of that type, in whole cache lines.
 void solve_rows_cpu(const RowLoss& problem, bool is_double, int64_t begin, int64_t end, void* scratch);
 int64_t row_scratch_numbers(const RowLoss& problem);
 

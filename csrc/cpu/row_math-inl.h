@@ -1,5 +1,5 @@
-// The divergences and the target sources for vectors of this instruction set: both are host and device code, and what they ask
-// of their includer is in cpu/simd.h.
+// The divergences and the target sources, which are host and device code, for vectors of this instruction set. The functions
+// that they need of their includer are in cpu/simd.h.
 #if defined(KD_CPU_ROW_MATH_INL_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_ROW_MATH_INL_H
 #undef KD_CPU_ROW_MATH_INL_H

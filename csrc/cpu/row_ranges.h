@@ -1,4 +1,4 @@
-// What the kernels of the row losses do before and around their rows.
+// The check of labels and the parallel loop over rows, which the kernels of row losses share.
 #pragma once
 #include <algorithm>
 #include <memory>

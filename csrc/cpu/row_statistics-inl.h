@@ -59,7 +59,7 @@ KD_INLINE A cosine_of_rows(const RowLoss& problem, int64_t number, const Line<A>
   return cosine_statistic(problem, sums[0], sums[1], sums[2]);
 }
 
-// Whole vectors before and after the one that holds the label, one by one the rest: the padding of the tail is no class.
+// Whole vectors before and after the one that holds the label; the others class by class, since the tail is padded.
 template <class A>
 KD_INLINE A rank_of_label(const RowLoss& problem, int64_t number, const Line<A>& row) {
   if (!problem.has_label(number)) return A(no_rank);
@@ -68,7 +68,7 @@ KD_INLINE A rank_of_label(const RowLoss& problem, int64_t number, const Line<A>&
   const A own = *class_at(row, label, classes);
   const int64_t split = body_classes(classes), begin = std::min(label / lanes * lanes, split);
   const int64_t end = std::min(begin + lanes, split);
-  typename Simd<A>::I behind{};  // less 1 for each class in a lane that is not ahead
+  typename Simd<A>::I behind{};  // in each lane, minus the number of classes that are not ahead
   for (int64_t i = 0; i < begin; i += lanes) behind += load(row.body + i) < own;
   for (int64_t i = end; i < split; i += lanes) behind += load(row.body + i) <= own;
   int64_t rank = begin + split - end;

@@ -1,4 +1,4 @@
-// Gradients times the upstream gradient of their loss, where they lie.
+// Multiplies gradients by the upstream gradient of their loss, in place.
 #if defined(KD_CPU_SCALE_ROWS_INL_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_SCALE_ROWS_INL_H
 #undef KD_CPU_SCALE_ROWS_INL_H

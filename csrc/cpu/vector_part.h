@@ -1,8 +1,8 @@
 // The first `count` elements of a vector of them, from memory that may end there to an array of all, and back; none or all
 // where `count` is less or more.
 //
-// By one instruction where there is one: a vector read where its elements were just written one by one waits until they have
-// all reached the cache.
+// Uses one masked instruction where the set has it: a vector that is loaded right after its elements were stored one by one
+// has to wait until all of them have reached the cache.
 #if defined(KD_CPU_VECTOR_PART_H) == defined(KD_TARGET_TOGGLE)
 #ifdef KD_CPU_VECTOR_PART_H
 #undef KD_CPU_VECTOR_PART_H
