@@ -1,5 +1,5 @@
-// Source adjusted: forward KL to a constant teacher that is repaired where it mistakes the label. The last sweep is that of
-// cuda/forward_sweep.cuh.
+// Source adjusted: forward KL to a constant teacher that is repaired where its largest class is not the label's. The last
+// sweep is that of cuda/forward_sweep.cuh.
 #pragma once
 #include <cmath>
 

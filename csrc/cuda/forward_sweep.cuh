@@ -20,11 +20,11 @@
 namespace kd {
 namespace {
 
-// How the teacher's logits are dealt out to the classes. The sums of a softmax do not notice an exchange or a permutation of
-// its classes: those of the teacher as it is serve.
+// The order in which classes get the teacher's logits. An exchange or a permutation of classes does not change the sums of a
+// softmax: those of the teacher's own order are used.
 //
 //     is_label()            the row's target follows from its label alone
-//     read(chunk, raw, t)   a chunk's logits as they are dealt out, from those of the teacher
+//     read(chunk, raw, t)   the logits t of a chunk in this order; `raw`: in the teacher's own
 //     is_cross_entropy      the loss is -sum p log q
 template <class A>
 struct AsTheyAre {
@@ -36,7 +36,7 @@ struct AsTheyAre {
   }
 };
 
-// `uses_label`: an out-of-range label spoils the soft term too.
+// `uses_label`: an out-of-range label turns the soft term into NaN, too.
 template <class A, class Order, class Team, class Storage>
 KD_DEVICE void forward_row(const RowLoss& problem, const RowWork<A>& work, const RowSoftmaxes<A>& its, const Order& order,
                            bool uses_label, Team& team, Storage& storage) {

@@ -31,11 +31,11 @@
 namespace kd {
 namespace {
 
-// What is known of a row after its sweeps: the measures of row_measure.h, and what rows in parts do without.
+// What sweeps 1 and 2 find: the measures of row_measure.h, and two numbers that rows in parts do not need.
 template <class A>
 struct GeneralMeasure : RowMeasure<A> {
   A hard_max = 0;         // max z of all classes: hard_sum is that of exp(z - hard_max)
-  A largest_by_made = 0;  // largest derivative by a probability: it has no bound that is known before
+  A largest_by_made = 0;  // largest derivative by a probability, which has no bound known in advance
 
   KD_DEVICE void take(const RowMeasure<A>& given) {
     static_cast<RowMeasure<A>&>(*this) = given;
@@ -96,7 +96,7 @@ KD_DEVICE void measure_exponentials(const RowLoss& problem, const RowWork<A>& wo
   its.classes = static_cast<A>(compared.classes);
 }
 
-// Sweep 2, where there is something to find.
+// Sweep 2, unless nothing needs it.
 template <class A, class Team, class Storage>
 KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work, GivenTarget source,
                                  const RowComparison<A>& compared, Team& team, Storage& storage, GeneralMeasure<A>& its) {
@@ -136,7 +136,7 @@ KD_DEVICE void measure_gradients(const RowLoss& problem, const RowWork<A>& work,
   }
   if (bounded) return;
   team.max(largest);
-  its.largest_by_made = larger(largest[0], A(1e-20f));  // of zeros alone: their scale times the factor of 0 may be infinite
+  its.largest_by_made = larger(largest[0], A(1e-20f));  // if all are 0: their scale times the factor for 0 may be infinite
 }
 
 // No entry of a divergence's gradient by the logits is larger than this, times its scale. `sum`: that of by_log_q or by_log_made,
@@ -186,7 +186,7 @@ KD_DEVICE A general_hard_value(const RowLoss& problem, const RowWork<A>& work, c
   const A log_sum = log(its.hard_sum);
   if (problem.hard.probs.data) return work.scales.has_hard ? log_sum * distribution.mass - distribution.above : A(0);
   if (problem.step == RowStep::all || !work.scales.has_hard) return hard_value(term, work, log_sum, at_label, elsewhere);
-  // The target's share of the part, of a whole of 1.
+  // The sum of the target over the part; over the row it is 1.
   const A share = (work.label >= 0 ? term.on - term.off : A(0)) + term.off * static_cast<A>(problem.classes);
   return term.cross_entropy(share * log_sum, A(1), at_label, elsewhere);
 }
@@ -211,7 +211,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
   for (bool last = !compared.standardized;; last = true) {
     const A hard_mass = has_distribution ? std::abs(distribution.mass) : A(1);
     if (last) scale.fit(problem, work, source, compared, its, team, hard_mass, hard);
-    BlockedSums<A, 3> sums;  // divergence, label's logit, the other logits; before the last time: sum g z' of either row
+    BlockedSums<A, 3> sums;  // divergence, label's logit, the other logits; in the first of two sweeps: sum g z' of either row
     storage.for_each(problem, work.position, work.computed, team,
                      [&](Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
       A grad_student[chunk_classes] = {}, grad_teacher[chunk_classes] = {}, value = 0;
@@ -221,7 +221,7 @@ KD_DEVICE void finish_row(const RowLoss& problem, const RowWork<A>& work, GivenT
             if (chunk.of(e) >= compared.classes) continue;
             const Terms<A> c = pair.terms(smoothed, z[e], t[e], eps);
             value += divergence.value(c);
-            if (problem.soft.weight == 0) continue;  // nothing comes of it, not even NaN; its value is still wanted
+            if (problem.soft.weight == 0) continue;  // the gradient is 0, even where it would be NaN; the value is returned
             grad_student[e] = pair.student_gradient(c, divergence, its.by_log_q);
             if (problem.grad_teacher.data) grad_teacher[e] = pair.gradient(smoothed, c, divergence, its.by_log_made);
           }

@@ -1,5 +1,5 @@
-// Sources and divergences of path general, told apart at run time, once per chunk: the branches are the same for all threads and
-// cost little beside a chunk's exponentials. One kernel then serves them all, which keeps the library small and its compilation
+// Sources and divergences of path general, chosen at run time, once per chunk: all threads take the same branches, which cost
+// little beside a chunk's exponentials. So one kernel serves them all, which keeps the library small and its compilation
 // short.
 #pragma once
 #include <cmath>
@@ -19,7 +19,7 @@ struct GivenTarget {
   GivenTarget() = default;
   KD_DEVICE explicit GivenTarget(TargetSource source) : source(source), normalized(source == TargetSource::logits) {}
 
-  // What stands beyond the last class.
+  // What reads as the teacher beyond the last class.
   KD_DEVICE float absent() const { return is_probs() ? 0 : -HUGE_VALF; }
   KD_DEVICE bool is_probs() const { return source == TargetSource::probs; }
 

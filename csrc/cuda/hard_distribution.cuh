@@ -62,7 +62,7 @@ struct HardDistribution {
     const Rows& probs = problem.hard.probs;
     const int classes = work.scales.has_hard ? work.position.student_classes : 0;
     if (sizeof(A) == sizeof(double) || probs.dtype != Dtype::float64) return read_row(probs, work.position, chunk, classes, 0, y);
-    // What rows of float32 arithmetic have nowhere else.
+    // float64 probabilities in float32 arithmetic: read_row() has no such conversion.
     const double* from = work.position.begin(probs, static_cast<double*>(nullptr));
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
       y[e] = chunk.of(e) < classes ? static_cast<A>(from[chunk.of(e) * probs.class_stride]) : A(0);

@@ -1,5 +1,5 @@
 // Source label: the target follows from the label, no teacher is read. A sweep for the sums of exponentials, and one for the loss
-// and the gradient (cuda/label_term.cuh). The hard label's term, at temperature 1, comes along in both.
+// and the gradient (cuda/label_term.cuh). Both sweeps compute the hard label's term as well, at temperature 1.
 #pragma once
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// Terms whose target knows nothing but the label: the hard label of every loss, virtual teachers, smoothed labels.
+// Terms whose target depends on the label alone: the hard label of every loss, virtual teachers, smoothed labels.
 //
 // With `on` at the label and `off` at each of the others, sum p = 1, the cross entropy of softmax(z / T) needs three numbers of
 // a row: log sum exp(z / T), z_label and the sum of the other z. No target is built.
@@ -30,7 +30,7 @@ template <class A>
 struct LabelTerm {
   A on, off;
   A scale;      // what (q - p) is multiplied by in the gradient
-  bool weighs;  // false: nothing, not even NaN, comes of the gradient
+  bool weighs;  // false: the gradient is 0, even where it would be NaN
 
   KD_DEVICE void add_gradient(int label, const Softmax<A>& student, Chunk chunk, const A (&z)[chunk_classes],
                               A (&gradient)[chunk_classes]) const {
@@ -58,7 +58,7 @@ KD_DEVICE LabelTerm<A> hard_term(const RowLoss& problem, const RowWork<A>& work,
   return {A(1) - smoothing + off, off, work.scales.hard_gradient, work.hard_weighs(problem)};
 }
 
-// Its value.
+// Its value, from the sums of LabelSums.
 template <class A>
 KD_DEVICE A hard_value(const LabelTerm<A>& term, const RowWork<A>& work, A log_sum, A at_label, A elsewhere) {
   if (!work.scales.has_hard) return A(0);

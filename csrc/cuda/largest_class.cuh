@@ -10,11 +10,11 @@
 namespace kd {
 namespace {
 
-// The largest number of a row, the lowest of equals: its class, and what stands beside it in another row.
+// The largest number of a row, that of the lowest class among equals: its class, and the number of that class in another row.
 template <class A>
 struct RunningLargest {
   A value = -HUGE_VALF;
-  int64_t index = -1;  // of no class yet
+  int64_t index = -1;  // -1: no class yet
   A beside = 0;
 
   KD_DEVICE void add(int64_t c, A x, A other) {
@@ -24,7 +24,7 @@ struct RunningLargest {
     beside = other;
   }
 
-  // That of all threads. Class numbers are exact in A: there are at most most_classes.
+  // Merges those of all threads. Class numbers are exact in A: there are at most most_classes.
   template <class Team>
   KD_DEVICE void merge(int64_t classes, Team& team) {
     A highest[1] = {value};

@@ -1,4 +1,4 @@
-// The device's mathematics, one name for either arithmetic type: the only vocabulary of exponentials and logarithms in kernels.
+// Mathematical functions for both arithmetic types. Kernels use no other exponentials and logarithms.
 #pragma once
 #include <cmath>
 
@@ -26,7 +26,7 @@ KD_DEVICE double larger(double x, double y) { return ::fmax(x, y); }
 KD_DEVICE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 KD_DEVICE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
-// What a weighted number adds to a sum: nothing where the weight is 0, not even NaN.
+// weight * number, and 0 where the weight is 0, even if the number is infinite or NaN.
 template <class A>
 KD_DEVICE A weighted(A weight, A number) {
   return weight == A(0) ? A(0) : weight * number;

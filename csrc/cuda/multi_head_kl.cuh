@@ -23,7 +23,7 @@ namespace {
 // Kernels have 4 KiB of parameters.
 constexpr int most_heads = 16;
 
-// What is not the same in all heads of a launch.
+// What differs between the heads of a launch.
 struct HeadEntry {
   Rows student, teacher, grad_student;
   int64_t outer, middle, classes;
@@ -41,7 +41,7 @@ struct HeadTable {
   int64_t rows;
   double temperature;
   double denominator;          // a number, > 0
-  const double* denominators;  // one on the device: replaces it
+  const double* denominators;  // one number on the device, replaces it
   const void* weights;         // [count], A
   void* loss;                  // one number, A
   void* parts;                 // [count], A
@@ -84,7 +84,7 @@ KD_DEVICE RowLoss head_problem(const HeadTable& table, int head) {
   return problem;
 }
 
-// Whether this block is the last of the grid to come here; all its threads then see what the others have written before.
+// Whether this block is the last of the grid to call this. If so, all its threads see what the other blocks wrote before.
 KD_DEVICE bool is_last_block(int* finished_blocks) {
   KD_SHARED(int, finished, 1);
   simt::fence();

@@ -44,7 +44,7 @@ struct Permuted {
     if (problem.permutation.of_rows) given(chunk, from);
     else drawn(chunk, from);
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
-      // A number that is no class makes its row NaN: a device cannot raise.
+      // A class out of range makes its row NaN: a device cannot raise.
       t[e] = chunk.of(e) < position.classes ? A(NAN) : -static_cast<A>(HUGE_VALF);
       if (computed && from[e] >= 0 && from[e] < problem.classes) t[e] = read_class<A>(problem.teacher, position, from[e]);
     }

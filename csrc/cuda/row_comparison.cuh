@@ -1,10 +1,10 @@
-// What the soft term compares of a row: some of its classes, z-scored where it is asked for.
+// The part of a row that the soft term compares: its first classes, or all, and their z-scores with `standardize`.
 //
 //     z' = (z - mean z) / (s + 1e-7)              s: the sample standard deviation
 //     dD/dz = (g - z' (s + 1e-7) / (s (C - 1)) sum g z') / (s + 1e-7)      g = dD/dz', whose sum is 0
 //
-// Classes of probability 0 (-inf) are no part of the mean and of s and get no gradient. A constant row becomes 0, with gradient
-// 0.
+// Classes of probability 0 (-inf) do not count in the mean and in s, and their gradient is 0. A constant row becomes 0, with
+// gradient 0.
 #pragma once
 #include <cmath>
 

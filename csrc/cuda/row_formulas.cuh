@@ -1,4 +1,4 @@
-// The divergences and the target sources that either engine knows, for single numbers on the device.
+// The divergences and the target sources that both engines share, for single numbers on the device.
 #pragma once
 #include "cuda/math.cuh"
 #include "row_loss.h"

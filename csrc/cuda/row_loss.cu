@@ -1,4 +1,4 @@
-// The ops of the family on CUDA tensors.
+// The ops of row losses on CUDA tensors.
 #include "cuda/row_loss.cuh"
 
 #include "cuda/device.h"

@@ -2,9 +2,9 @@
 //
 // A team of threads works on a row: some lanes of a warp, a block, or a cluster of blocks (cuda/team.cuh). Each thread takes
 // chunks of 8 classes, and the row is kept in registers, in shared memory, or read again from L2 for every sweep
-// (cuda/row_storage.cuh). What the sweeps are is the path's affair: cuda/PATH_rows.cuh, one for each RowPath (row_loss.h), each
-// compiled by itself (cuda/PATH_rows.cu). Around the rows there are a first pass (cuda/row_statistics.cuh), where the loss asks
-// for one, a count of rows, where they are many, and the reduction of their losses (cuda/row_reduction.cuh).
+// (cuda/row_storage.cuh). The sweeps of each RowPath (row_loss.h) are in cuda/PATH_rows.cuh, which
+// cuda/PATH_rows.cu compiles by itself. Before the rows come a first pass (cuda/row_statistics.cuh), if the loss needs one,
+// and a count of rows, if they are many; after them the reduction of their losses (cuda/row_reduction.cuh).
 //
 // Arithmetic is float32 from the first load (float64 for float64). No atomics: every sum has a fixed order.
 #pragma once
@@ -26,7 +26,7 @@ inline void row_measure_cuda(const RowLoss& problem, const RowPlan& plan, void* 
 
 template <class A>
 void launch_problem(RowLoss problem, const RowPlan& plan, void* stream) {
-  if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;  // every block counts them
+  if (problem.groups == 1 && problem.rows() <= few_rows) problem.counts = nullptr;  // every block counts the rows
   else if (problem.has_counts()) simt::launch(count_rows_kernel, problem.groups, reduce_threads, 0, stream, problem);
   launch_path(problem, plan, stream);
   launch_reduction<A>(problem, stream);
@@ -47,7 +47,7 @@ inline void row_statistics_cuda(const RowLoss& problem, int sm, void* stream) {
   else (is_label ? launch_pseudo_labels<float> : launch_statistics<float>)(problem, plan, stream);
 }
 
-// `plan`: of the rows once the statistics are known.
+// `plan`: that of problem.after_statistics().
 inline void row_loss_cuda(const RowLoss& problem, const RowPlan& plan, int sm, void* stream) {
   const RowLoss rest = problem.after_statistics();
   if (problem.first.statistic != RowStatistic::none) {

@@ -1,4 +1,4 @@
-// Kernels over all rows of the batch: before them, how many count; after them, their losses to the numbers that were asked for.
+// Kernels over all rows of the batch: the count of rows before the losses are computed, and the reduction of the losses.
 #pragma once
 #include "cuda/launch.h"
 #include "cuda/row_counts.cuh"

@@ -19,7 +19,7 @@ struct RowSoftmaxes {
   A log_sums;                   // of the ratio of the teacher's sum to the student's
 };
 
-// All threads take part. Without a teacher what concerns it means nothing.
+// All threads take part. Without a teacher, `teacher` and `log_sums` are meaningless.
 template <class A, bool with_teacher = true, class Team, class Storage>
 KD_DEVICE RowSoftmaxes<A> row_softmaxes(const RowLoss& problem, const RowWork<A>& work, Team& team, Storage& storage) {
   const A inverse_temperature = work.inverse_temperature;

@@ -6,9 +6,9 @@
 // The classes of a chunk (cuda/chunk.cuh) are neighbours where rows are multiples of 16 bytes, so that they move in 16-byte
 // accesses; else they are as far apart as a team has threads, so that neighbouring threads move neighbouring classes. Which
 // thread has which class follows from the number of classes and the dtypes alone, so a row is summed in the same order
-// wherever it stands. What is no class reads as a logit of -inf, in the teacher's row as `absent`: the same, or a probability
-// of 0. With `computed` false no memory is read. `with_teacher` false: there is no teacher's row, the body gets what it must
-// not look at.
+// wherever it stands. Beyond the last class the student reads as -inf, the teacher as `absent`: -inf, or a probability
+// of 0. With `computed` false no memory is read. `with_teacher` false: there is no teacher's row, and the body gets
+// uninitialized numbers for it.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -101,8 +101,8 @@ KD_DEVICE A read_class(const Rows& rows, const RowPosition& position, int64_t c)
   return value;
 }
 
-// Up to `count` chunks per thread, in registers. The dtype is asked once per tensor, so that all loads are in flight
-// together.
+// Up to `count` chunks per thread, in registers. The dtype is tested once per tensor, so that all loads are in
+// flight together.
 template <class A, int count>
 struct Held {
   A student[count][chunk_classes];

@@ -13,8 +13,8 @@
 namespace kd {
 namespace {
 
-// All threads of a team are here and take part in every reduction, even where their row does not exist or is not computed:
-// only loads, stores and additions are guarded.
+// All threads of a team have one of these and take part in every reduction, even if their row does not exist or is not
+// computed: only loads, stores and additions are guarded.
 template <class A>
 struct RowWork {
   int64_t row;
@@ -39,7 +39,7 @@ struct RowWork {
   KD_DEVICE bool soft_weighs(const RowLoss& problem) const { return scales.has_soft && problem.soft.weight != 0; }
   KD_DEVICE bool hard_weighs(const RowLoss& problem) const { return scales.has_hard && problem.hard.weight != 0; }
 
-  // `is_nan`: an out-of-range label turns every term that uses it, and has a weight, into NaN.
+  // `is_nan`: an out-of-range label turns the gradient of every term that uses it into NaN, unless its weight is 0.
   KD_DEVICE void write_grad_student(const RowLoss& problem, Chunk chunk, bool is_nan, A (&gradient)[chunk_classes]) const {
     if (!exists || !problem.grad_student.data) return;
     if (is_nan)

@@ -1,4 +1,4 @@
-// The upstream gradient, applied to a gradient that is there already.
+// Multiplies a stored gradient by the upstream gradient.
 #pragma once
 #include <type_traits>
 
@@ -11,7 +11,7 @@
 namespace kd {
 namespace {
 
-// gradient *= upstream, in place; leaves at once where upstream is the number 1.
+// gradient *= upstream, in place. Returns at once if upstream is the number 1.
 template <class T, class U>
 KD_KERNEL void KD_LAUNCH_BOUNDS(reduce_threads)
     scale_gradient_kernel(T* gradient,        // `count` numbers, dense, any order of dimensions

@@ -13,12 +13,12 @@
 //   what the launch asked for, 16-byte aligned. At most 48 KiB of the first kind.
 // - load16, store16 and copy16 demand addresses that are multiples of 16. store16_global is for global memory: one
 //   instruction, where a compiler may make four of the other.
-// - What copy16 brings to shared memory is there for the thread that asked, after its wait_copies.
+// - What copy16 writes to shared memory is visible to the calling thread after its wait_copies.
 // - The blocks of a cluster, neighbours in the grid, run at the same time. sync_cluster is the sync_threads of all their
 //   threads; read_cluster reads what another block has in the same place of its shared memory, which must not have ended.
 //   Without clusters, or below compute capability 9.0, a block is a cluster of its own.
-// - Blocks share nothing but global memory, in which one may count up and read what others have written before they did: each
-//   with a fence between the two. Nobody waits for another block of the grid.
+// - Blocks share only global memory. A block writes, calls fence and counts up; a block that reads this count, and then calls
+//   fence, sees what was written before. No block waits for another block of the grid.
 // - multiply_fragments belongs to a full warp, like a shuffle, and needs compute capability 8.0.
 #pragma once
 #include <cstddef>
@@ -75,7 +75,7 @@ KD_DEVICE T shuffle(T value, int source_lane) {
 
 KD_DEVICE bool vote_any(bool value) { return __any_sync(0xffffffffu, value); }
 
-// What this thread has written before is there for every thread of the grid that learns, after this, that it was.
+// The earlier writes of this thread become visible to every thread of the grid before its later writes.
 KD_DEVICE void fence() { __threadfence(); }
 
 // Adds 1 to a number in global memory, which other threads count up too; returns what it was before.

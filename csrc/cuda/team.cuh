@@ -37,7 +37,7 @@ class LaneTeam {
       }
   }
 
-  // Before a thread ends. Nobody reads what is its own.
+  // Called before a kernel returns. Threads of a warp do not read each other's memory.
   KD_DEVICE static void end() {}
 
  private:
@@ -119,7 +119,7 @@ class ClusterTeam {
     LaneTeam(simt::warp_threads).max(values);
   }
 
-  // A block that ends takes its shared memory along, which others of the cluster may have yet to read.
+  // Called before a kernel returns: other blocks of the cluster may still read the shared memory of this one.
   KD_DEVICE void end() const {
     if (simt::cluster_blocks() > 1) simt::sync_cluster();
   }

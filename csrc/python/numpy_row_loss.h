@@ -88,7 +88,7 @@ struct Layout {
   Rows strides_;
 };
 
-// Named arguments, taken one by one; `done` refuses those that nobody took.
+// Named arguments, taken one by one; `done` refuses those that are left.
 class Named {
  public:
   explicit Named(const py::dict& given) : rest_(py::reinterpret_borrow<py::dict>(given.attr("copy")())) {}

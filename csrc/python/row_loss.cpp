@@ -1,4 +1,4 @@
-// kdkernels._host.row_loss: the CPU kernels of the family on NumPy arrays.
+// kdkernels._host.row_loss: the CPU kernels of row losses on NumPy arrays.
 #include <memory>
 
 #include "cpu/row_loss_kernel.h"
