@@ -133,7 +133,7 @@ class BuildEach(BuildExtension):
 
     def swig_sources(self, sources, extension):
         """Called with the sources that setuptools has sorted by name, before they are compiled; ninja starts them in this order.
-        The longest compilation, row_loss_kernel.cpp, is late in the alphabet: first in line it does not run alone at the end."""
+        row_loss_kernel.cpp takes longest and is late in the alphabet: started among the first it does not run alone at the end."""
         return super().swig_sources(sources[::-1], extension)
 
     def build_extension(self, ext):

@@ -19,7 +19,7 @@ def report(info: dict, indent: str = "") -> None:
 
 
 def student_losses(**given: Any) -> dict[str, torch.Tensor]:
-    """Of each function of a student's rows that asks for no more than it is given here."""
+    """One call of each function of a student's rows that needs no other arguments."""
     found = {}
     for name in kd.functional.__all__:
         function = getattr(kd, name)

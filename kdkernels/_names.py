@@ -9,7 +9,7 @@ TEMPERATURE_MODES = {"const": 0, "flsw": STATISTICS["flsw"], "cwsm": STATISTICS[
 ADJUSTMENTS = {"none": 0, "ps": 1, "lsr": 2}
 BANK_REDUCTIONS = {name: REDUCTIONS[name] for name in ("none", "sum", "batchmean", "mean")}
 NORMALIZATIONS = {None: False, "l1": True}
-CONVENTIONS = {"paper": 0, "others": 1}  # no op asks: it is told the two probabilities
+CONVENTIONS = {"paper": 0, "others": 1}  # not an option of an op, which takes the two probabilities
 KEY_TARGETS = {"positive": 0, "labels": 1, "teacher": 2}
 PEER_MIXES = {"logits": 0, "probs": 1}
 

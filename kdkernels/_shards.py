@@ -35,7 +35,7 @@ def row_loss(function: Callable[..., Any], arguments: dict[str, Any], counted: s
 def row_loss_with_labels(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """`function`, whose KL is a mean over the rows of the mask, and whose cross entropy is one over the labelled rows.
 
-    Each process computes sums. Both are divided by the number of labelled rows; the weights of the KL make up for that.
+    Each process computes sums. Both are divided by the number of labelled rows; the weights of the KL correct for it.
     """
     shards = _Shards(function.__name__, arguments)
     local = shards.local(arguments)
@@ -68,7 +68,7 @@ def row_numbers(function: Callable[..., Tensor], arguments: dict[str, Any]) -> T
 
 
 class _Shards:
-    """How the first tensor of a call is spread, and with it all others."""
+    """How the first tensor of a call is spread; all others follow it."""
 
     def __init__(self, function: str, arguments: dict[str, Any]):
         from torch.distributed.tensor import Replicate, Shard

@@ -111,7 +111,7 @@ def same_shape(function: str, student: Tensor, teacher: Tensor, dim: int | None 
 
 
 def _differ_in_classes(student: Tensor, teacher: Tensor, dim: int) -> bool:
-    """At most."""
+    """Whether the shapes differ in their numbers of classes alone, or not at all."""
     ours, theirs = list(student.shape), list(teacher.shape)
     return len(ours) == len(theirs) and ours[:dim] + ours[dim:][1:] == theirs[:dim] + theirs[dim:][1:]
 
@@ -196,7 +196,7 @@ def temperature(function: str, value: Any, logits: Tensor, dim: int) -> float | 
 
 
 def mixture_weight(function: str, divergence: str, beta: Any) -> float:
-    """The teacher's part in the mixture of "jsd", whose ends are no divergence."""
+    """Weight of the teacher in the mixture of "jsd", which is 0 everywhere at both ends."""
     if type(beta) in NUMBERS and 0 < beta < 1:
         return beta
     beta = unit_interval(function, "beta", beta)
@@ -209,7 +209,7 @@ def mixture_weight(function: str, divergence: str, beta: Any) -> float:
 
 
 def skew(function: str, divergence: str, value: Any) -> float:
-    """The first distribution's part in the mixture that stands for the second, which only two divergences know."""
+    """Weight of the first distribution in the mixture that replaces the second, for two of the divergences."""
     if type(value) is float and value == 0:
         return value
     value = number(function, "skew", value)
@@ -224,7 +224,7 @@ def skew(function: str, divergence: str, value: Any) -> float:
 
 
 def standardized(function: str, teacher_kind: str, value: Any) -> bool:
-    """Only logits have a mean and a deviation to be freed of."""
+    """A flag that only logits may set."""
     value = flag(function, "standardize", value)
     if value and teacher_kind != "logits":
         raise ValueError(f"{function}: standardize must be False for teacher_kind={teacher_kind!r}, which is no logits")

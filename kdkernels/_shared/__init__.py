@@ -1,1 +1,1 @@
-"""What twins, ops and functions have in common: arithmetic on tensors that is no loss by itself."""
+"""Arithmetic on tensors that twins, ops and functions share."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def as_denominator(value: float | Tensor | None, like: Tensor) -> Tensor | None:
-    """As an op takes it: float64, on the device of `like`. An op makes NaN of what is not positive. Waits for a device only
-    where that holds the value and `like` is on another one."""
+    """As an op takes it: float64, on the device of `like`. An op returns NaN for one that is not positive. Waits for a
+    device only where that holds the value and `like` is on another one."""
     if value is None:
         return None
     if isinstance(value, Tensor):
@@ -24,7 +24,7 @@ def as_denominator(value: float | Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def divided(total: Tensor, denominator: float | Tensor) -> Tensor:
-    """A sum over rows as their mean. NaN where a tensor, whose value no device is asked for, is not positive."""
+    """A sum over rows as their mean. NaN where a tensor is not positive: its value is not read on the host."""
     if isinstance(denominator, Tensor):
         denominator = denominator.detach().reshape(()).to(total.dtype)
         denominator = torch.where(denominator > 0, denominator, nan)

@@ -1,4 +1,4 @@
-"""Targets that follow from the label alone: what stands on its class and on every other."""
+"""Targets that follow from the label alone: the probability of its class and of every other one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def virtual_teacher(
     shared by the others."""
     ahead = (correct_prob - (1 - correct_prob) / (classes - 1)) / temperature
     # Divided by the larger of the two exponentials, so that neither overflows.
-    if is_open(ahead):  # math.exp would ask for its value
+    if is_open(ahead):  # math.exp would read its value
         ahead = scalar(ahead)
         on, off = ahead.clamp(max=0).exp(), (-ahead).clamp(max=0).exp()
     else:
@@ -38,7 +38,7 @@ def over_rows(reduction: str) -> str:
     return "batchmean" if reduction == "elementmean" else reduction
 
 
-# What a label becomes that is ignored, or is no class; neither is one of the classes, whatever `ignore_index` is.
+# What stands for an ignored label and for one out of range. Neither is a class, whatever `ignore_index` is.
 IGNORED, NO_CLASS = -1, -2
 
 

@@ -1,4 +1,4 @@
-"""What autocast and inference_mode would do to a twin, and must not: round its products, refuse its constants."""
+"""Keeps autocast from rounding the products of a twin, and inference_mode from making its constants unusable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A number per row, its mean over the batch, and the weight or temperature that a row makes of both.
+"""A number per row, its mean over the batch, and the weight or temperature of a row that follows from both.
 
 All of it is constant: nothing here is differentiated.
 """

@@ -1,4 +1,4 @@
-"""What every row loss is made of: a stable log-softmax, the hard label, the reduction over rows."""
+"""The parts of every row loss: a stable log-softmax, the hard label, the reduction over rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _softened(logits: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
 
 
 def usable_labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels that can index, some class standing for those that cannot; which rows are ignored; and a factor
+    """Labels that can index, 0 in place of those that cannot; which rows are ignored; and a factor
     per row, 1, or NaN for a label out of range where no device can raise: loss and gradient become NaN."""
     ignored = target == ignore_index
     valid = (target >= 0) & (target < classes)

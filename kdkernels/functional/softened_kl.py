@@ -102,23 +102,23 @@ def softened_kl(
     if is_sharded(student):
         return row_loss(softened_kl, locals(), "mask")
     return _divergence_loss(
-        "softened_kl",
-        student,
-        teacher,
-        temperature,
-        divergence,
-        beta,
-        skew,
-        teacher_kind,
-        standardize,
-        shared_classes,
-        target_eps,
-        scale_by_t2,
-        mask,
-        row_weight,
-        reduction,
-        denominator,
-        dim,
+        function="softened_kl",
+        student=student,
+        teacher=teacher,
+        temperature=temperature,
+        divergence=divergence,
+        beta=beta,
+        skew=skew,
+        teacher_kind=teacher_kind,
+        standardize=standardize,
+        shared_classes=shared_classes,
+        target_eps=target_eps,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        denominator=denominator,
+        dim=dim,
     )
 
 
@@ -184,23 +184,23 @@ def soft_cross_entropy(
     if is_sharded(student):
         return row_loss(soft_cross_entropy, locals(), "mask")
     return _divergence_loss(
-        "soft_cross_entropy",
-        student,
-        teacher,
-        temperature,
-        "cross_entropy",
-        0.5,
-        0.0,
-        teacher_kind,
-        False,
-        shared_classes,
-        target_eps,
-        scale_by_t2,
-        mask,
-        row_weight,
-        reduction,
-        denominator,
-        dim,
+        function="soft_cross_entropy",
+        student=student,
+        teacher=teacher,
+        temperature=temperature,
+        divergence="cross_entropy",
+        beta=0.5,
+        skew=0.0,
+        teacher_kind=teacher_kind,
+        standardize=False,
+        shared_classes=shared_classes,
+        target_eps=target_eps,
+        scale_by_t2=scale_by_t2,
+        mask=mask,
+        row_weight=row_weight,
+        reduction=reduction,
+        denominator=denominator,
+        dim=dim,
     )
 
 
@@ -377,6 +377,7 @@ def kd_loss(
 
 
 def _divergence_loss(
+    *,
     function: str,
     student: Tensor,
     teacher: Tensor,

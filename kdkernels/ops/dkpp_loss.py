@@ -49,7 +49,7 @@ _OP = RowLoss("dkpp_loss", _by_twin)
 
 def dkpp_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     student: Tensor,
     teacher: Tensor,
     permutation: Tensor | None,  # shape of the logits, int64; None: drawn

@@ -57,7 +57,7 @@ _OP = RowLoss("dynamic_temperature_kl", _by_twin, row_outputs=1)
 
 def dynamic_temperature_kl(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     student: Tensor,
     teacher: Tensor,
     target: Tensor,  # int64

@@ -9,11 +9,11 @@ One function per op, beside the op and of the same name, turns what a public fun
 It alone knows their order, and takes all by keyword.
 
 The forward pass has already written the gradients for an upstream gradient of 1. Backward takes that buffer
-out of the graph, multiplies it in place by the upstream gradient (a kernel that finds out on the device that
-there is nothing to do where that is 1) and returns it: no memory, no synchronisation.
+out of the graph, multiplies it in place by the upstream gradient (in a kernel that reads this on the device and
+returns at once where it is 1) and returns it: no memory, no synchronisation.
 
-The gradient of a float16 tensor may wait in float32 (`kept_dtype`): a loss scale is part of the upstream gradient,
-and the numbers that it is to save would be 0 in float16. Autograd rounds what backward returns to the dtype of the
+The gradient of a float16 tensor may be kept in float32 (`kept_dtype`): a loss scale is part of the upstream gradient,
+and without it small numbers are 0 in float16. Autograd rounds what backward returns to the dtype of the
 tensor, once.
 
 No autocast rule: the ops read half precision, compute in float32 and return a float32 loss whatever the
@@ -37,7 +37,7 @@ from .._names import OPTIONS, name_of
 from .._shared.modes import savable
 from .open_op import OpenOp
 
-# Of every call, so that they are not looked up at each of them.
+# Looked up once, since every call needs them.
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _len_torch_function_stack = torch._C._len_torch_function_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
@@ -47,7 +47,7 @@ SCALE = torch.ops.kdkernels.scale_gradient_.default
 
 
 class FusedLoss:
-    """One such op, as torch is to see it. Called with the arguments of its schema, it returns what is not a
+    """One such op with its derivatives. Called with the arguments of its schema, it returns what is not a
     gradient, by the cheapest form of the op that the context can differentiate.
 
     A family says what its ops look like: `shapes`, `for_one`, `scaled`, `reference`, and `vmap` where all
@@ -98,15 +98,15 @@ class FusedLoss:
             try:
                 loss = _Eager.apply((self, arguments, output), *arguments[: self.differentiable])
             except RuntimeError:
-                if not any_from_inference(arguments):  # asked beforehand, that would make every call slower
+                if not any_from_inference(arguments):  # testing for it beforehand would make every call slower
                     raise
                 arguments, output = all_savable(arguments), (loss.detach(), *output[1:])
                 loss = _Eager.apply((self, arguments, output), *arguments[: self.differentiable])
         return (loss, *output[self.before], *output[self.after])
 
     def kernel(self, arguments: tuple) -> tuple[Tensor | None, ...]:
-        """The op below autograd. Its kernel is called at once where nothing else can have a say: no mode, no profiler, no
-        subclass of tensors, no negation that is still to be done. That takes 2 us less than to ask all of them."""
+        """The op below autograd. Its kernel is called directly where nothing can intercept the call: no mode, no profiler,
+        no tensor subclass, no pending negation. That saves the 2 us of the dispatcher."""
         if not (_len_torch_dispatch_stack() or _len_torch_function_stack() or _profiler_enabled()):
             for tensor in arguments[: self.tensors]:
                 if tensor is not None and (type(tensor) is not Tensor or tensor.is_neg()):
@@ -191,7 +191,7 @@ class FusedLoss:
         ctx.gradients = output[self.gradients]
 
     def _backward(self, ctx: Any, upstream: Tensor | None, *_) -> tuple[Tensor | None, ...]:
-        # Who calls the op itself has the stored gradients too: they stay as they are.
+        # A caller of the op itself holds the stored gradients, too, so they are not overwritten.
         gradients = self.input_gradients(ctx, upstream, ctx.needs_input_grad, may_overwrite=False)
         return (*gradients, *self.constants)
 
@@ -256,7 +256,7 @@ def all_savable(arguments: tuple) -> tuple:
 
 
 def refuse_tangent(name: str, *upstream: Tensor | None) -> None:
-    """The backward pass of an op, too, would take what it is given for a constant."""
+    """The backward pass of an op, too, would treat what it is given as a constant."""
     if any(each is not None and has_tangent(each) for each in upstream):
         raise NotImplementedError(
             f"{name}: the gradient of a loss that was computed outside of forward-mode differentiation has no "
@@ -287,13 +287,13 @@ def _is_one(upstream: Tensor | None) -> bool:
         and upstream.dim() == 0
         and not is_functorch_wrapped_tensor(upstream)
         and not is_legacy_batchedtensor(upstream)
-        and not _len_torch_dispatch_stack()  # make_fx, whose graph is to serve other numbers
+        and not _len_torch_dispatch_stack()  # make_fx, whose graph has to hold for other numbers
         and upstream.item() == 1.0
     )
 
 
 class _Eager(torch.autograd.Function):
-    """Puts a computed loss into the graph, and it alone: what else the op returns is constant.
+    """Puts a computed loss into the graph; everything else that the op returns is constant.
 
     register_autograd would go through Python twice. At small batches the steps of Python are most of the time that
     a loss takes (benchmarks/overhead.py), so there are few on the common path.

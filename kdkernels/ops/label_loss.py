@@ -44,7 +44,7 @@ _OP = RowLoss("label_loss", _by_twin)
 
 def label_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     student: Tensor,
     target: Tensor,  # int64, one for every `transforms` rows
     teacher: Tensor | None = None,  # their confidences weigh the soft term

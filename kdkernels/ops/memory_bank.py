@@ -57,7 +57,7 @@ _NORMALIZER = OpenOp("memory_bank_normalizer")
 
 def memory_bank_nce(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     embedding: Tensor,
     bank: Tensor,
     index: Tensor,  # int64
@@ -90,7 +90,7 @@ def memory_bank_nce(
 
 def memory_bank_normalizer(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     embedding: Tensor,
     bank: Tensor,
     index: Tensor,  # int64

@@ -67,7 +67,7 @@ _LEAVE_ONE_OUT = PeerLoss("leave_one_out_loss", reference.leave_one_out_loss, di
 
 def okddip_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     peer_logits: Tensor,
     leader_logits: Tensor | None,
     query: Tensor,
@@ -102,7 +102,7 @@ def okddip_loss(
 
 def gated_ensemble_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     gate: Tensor,
     branch_logits: Tensor,
     target: Tensor,  # int64
@@ -127,7 +127,7 @@ def gated_ensemble_loss(
 
 def leave_one_out_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     peer_logits: Tensor,
     target: Tensor,  # int64
     temperature: float,

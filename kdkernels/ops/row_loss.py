@@ -1,7 +1,7 @@
 """Shapes, gradients and vmap of the ops that go row by row: what all of them share.
 
 Their schemas are those of fused_loss.py, with `reduction, groups, dim` as the last options. They return loss,
-parts, the gradients, the units of these, and further numbers per row; None for what is not asked for.
+parts, the gradients, the units of these, and further numbers per row; None for what is not wanted.
 
 A float16 gradient comes in units of its row (float16_factor in csrc/row_scales.h): a loss scale that arrived after it was
 rounded could not bring back what float16 cannot hold. It is multiplied by upstream gradient and unit in one pass.
@@ -112,7 +112,7 @@ class RowLoss(FusedLoss):
 
 
 def check_labels(function: str, target: Tensor | None, classes: int, ignore_index: int, first: int = 0) -> None:
-    """What is to be looked at where an op refuses its labels."""
+    """Raises the ValueError of an op that has refused its labels."""
     if target is not None:
         _checks.label_range(function, target, classes, ignore_index, first)
 
@@ -169,5 +169,5 @@ def _scaled(gradient: Tensor, unit: Tensor | None, upstream: Tensor, groups: int
         return gradient
     if upstream.dim():
         upstream = upstream.unsqueeze(dim)
-    # Computed in the dtype of the loss: a number of that size may be none in half precision.
+    # Computed in the dtype of the loss: half precision may not hold the upstream gradient.
     return (gradient.to(upstream.dtype) * upstream).to(gradient.dtype)

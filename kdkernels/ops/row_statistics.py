@@ -17,7 +17,7 @@ _OP = OpenOp("row_statistics")
 
 def row_statistics(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     rows: Tensor,  # logits of the student; for "confidence" of the teacher
     teacher: Tensor | None = None,
     target: Tensor | None = None,  # row shape, int64

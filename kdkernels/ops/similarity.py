@@ -127,7 +127,7 @@ _RANK = torch.ops.kdkernels.similarity_rank.default
 
 def similarity_loss(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     query: Tensor,
     key: Tensor,
     key_target: str,
@@ -199,7 +199,7 @@ def similarity_loss(
 
 def similarity_rank(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     query: Tensor,
     key: Tensor,
     positive: Tensor,  # int64

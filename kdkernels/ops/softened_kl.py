@@ -54,7 +54,7 @@ _OP = RowLoss("softened_kl", _by_twin, differentiable=2)
 
 def softened_kl(
     *,
-    function: str,  # the public one, whose name errors bear
+    function: str,  # the public one, named in errors
     student: Tensor,
     teacher: Tensor,
     target: Tensor | None = None,  # int64 in row shape, or a distribution in the shape of student; None: no hard term

@@ -57,15 +57,17 @@ def dynamic_temperature_kl(
     if mode == "const":
         row_temperature = constant_temperature(temperature, target, dtype)
     else:
-        looked_at, judge = student.detach().to(dtype), teacher.detach().to(dtype)
+        constant_student, constant_teacher = student.detach().to(dtype), teacher.detach().to(dtype)
         if mask is not None:  # a NaN in a hidden row must not reach the batch's mean
-            looked_at, judge = (rows.masked_fill(~mask.unsqueeze(dim), 0) for rows in (looked_at, judge))
+            constant_student, constant_teacher = (
+                rows.masked_fill(~mask.unsqueeze(dim), 0) for rows in (constant_student, constant_teacher)
+            )
         if mode == "cwsm":
-            hardness = doubt_statistic(looked_at, dim)
+            hardness = doubt_statistic(constant_student, dim)
         else:
             if adjust == "ps":
-                judge = _exchanged(judge, target, ignore_index, dim)
-            hardness = cosine_statistic(looked_at, judge, gamma, dim)
+                constant_teacher = _exchanged(constant_teacher, target, ignore_index, dim)
+            hardness = cosine_statistic(constant_student, constant_teacher, gamma, dim)
         row_temperature = row_temperatures(hardness, mask, temperature, beta, normalize, t_min, group)
 
     loss, parts = adjusted_kl(
@@ -131,7 +133,7 @@ def adjusted_kl(
     logits, labels = hard or (student, target)
     losses = hard_losses(logits, labels, 0.0, ignore_index, dim)
     ce = reduce_rows(losses, labels != ignore_index, None, reduction, 1, denominator)
-    loss = kl + ce_weight * ce if ce_weight else kl  # a weight of 0 silences even an infinite term
+    loss = kl + ce_weight * ce if ce_weight else kl  # a term of weight 0 adds 0, even where it is infinite
     return loss, {"kl": kl.detach(), "ce": ce.detach()}
 
 

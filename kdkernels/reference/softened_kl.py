@@ -182,7 +182,7 @@ def kd_loss(
 def _row_temperature(
     temperature: float | Tensor, rows: torch.Size, mask: Tensor | None, dtype: torch.dtype
 ) -> float | Tensor:
-    """A constant. A row whose temperature is not positive becomes NaN: no device can be asked before."""
+    """A constant. A row whose temperature is not positive becomes NaN: its value is not read on the host."""
     if not isinstance(temperature, Tensor):
         return temperature
     temperature = temperature.detach().to(dtype).expand(rows)
