@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "multi_head_kl.h"
-#include "row_loss_op.h"
+#include "row_call.h"
 #include "stable.h"
 
 namespace kd {
