@@ -22,7 +22,8 @@ def heads(function: str, students: Any, teachers: Any) -> None:
             raise ValueError(f"{function}: {name} must have at least 1 head, got an empty {type(tensors).__name__}")
     if len(students) != len(teachers):
         raise ValueError(
-            f"{function}: students and teachers must have one tensor per head each, got {len(students)} and {len(teachers)}"
+            f"{function}: students and teachers must have one tensor per head each, "
+            f"got {len(students)} and {len(teachers)}"
         )
     first = students[0]
     for at, (student, teacher) in enumerate(zip(students, teachers)):

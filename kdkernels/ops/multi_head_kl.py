@@ -1,8 +1,8 @@
 """`kdkernels::multi_head_kl` for torch: see fused_loss.py.
 
-The op takes lists, one tensor per head, and autograd takes tensors alone. So what FusedLoss does is done for the arguments of all
-lists one after the other, and there is one `_Heads` for each number of heads. Below they are called flat, and those of the
-schema nested.
+The op takes lists, one tensor per head, and autograd takes tensors alone. So what FusedLoss does is done for the arguments
+of all lists one after the other, and there is one `_Heads` for each number of heads. Below they are called flat, and those
+of the schema nested.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class _FlatOp:
 
     def nested(self, flat: Sequence) -> tuple:
         count = self.count
-        ends = (count, 2 * count, 2 * count + 4, 3 * count + 4)
-        students, teachers, numbers, weights = (flat[end - size : end] for end, size in zip(ends, (count, count, 4, count)))
-        return [*students], [*teachers], *numbers, [*weights], [*flat[ends[-1] :]]
+        students, teachers, rest = flat[:count], flat[count : 2 * count], flat[2 * count :]
+        numbers, weights, wanted = rest[:4], rest[4 : 4 + count], rest[4 + count :]
+        return [*students], [*teachers], *numbers, [*weights], [*wanted]
 
     def op(self, *flat: Any) -> tuple:
         return _flat(_OP.op(*self.nested(flat)))
