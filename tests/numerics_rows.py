@@ -276,27 +276,45 @@ def smoothed_truth(p):
     return row_oracle.label_loss(p.student, p.target, on=1 - SMOOTHING + off, off=off, relative=False, reduction="none")
 
 
-def two_heads(p):
-    """The rows, and half of their classes as a second head: (students, teachers)."""
-    half = -(-p.student.shape[1] // 2)
-    return [p.student, p.student[:, :half]], [p.teacher, p.teacher[:, :half]]
+def two_heads(student, teacher, wider: Callable):
+    """Rows as one head, and with three more classes of logit 0 as another: (students, teachers)."""
+    return [student, wider(student)], [teacher, wider(teacher)]
+
+
+def heads_of_rows(loss: Callable) -> Callable:
+    """A number per row: the loss of its two heads alone."""
+
+    def wider(logits):
+        return F.pad(logits, (0, 3))
+
+    def of(p):
+        rows = zip(p.student[:, None], p.teacher[:, None])
+        return torch.stack([loss(*two_heads(student, teacher, wider), p.temperature) for student, teacher in rows])
+
+    return of
+
+
+def eager_heads(students, teachers, T):
+    return sum(
+        F.kl_div(F.log_softmax(s / T, -1), F.softmax(t / T, -1), reduction="batchmean") * T * T
+        for s, t in zip(students, teachers)
+    )
 
 
 def heads_truth(p):
     """The student's gradient is the sum of those of the heads, each of which is stored."""
-    found = row_oracle.multi_head_kl(*two_heads(p), temperature=p.temperature)
-    first, second = found["grad_students"]
-    wide = [(0, 0), (0, p.student.shape[1] - second.value.shape[1])]
-    second = row_oracle.Estimate(*(np.pad(each, wide) for each in second))
-    total = first + second
-    return {"loss": found["loss"], "grad_student": total, "stored_student": [first.value, second.value, total.value]}
-
-
-def eager_heads(p):
-    T = p.temperature
-    return sum(
-        F.kl_div(F.log_softmax(s / T, -1), F.softmax(t / T, -1), reduction="batchmean") * T * T for s, t in zip(*two_heads(p))
+    heads = two_heads(p.student, p.teacher, lambda logits: np.pad(logits, [(0, 0), (0, 3)]))
+    rows = [
+        row_oracle.multi_head_kl(*([logits[row : row + 1] for logits in side] for side in heads), temperature=p.temperature)
+        for row in range(len(p.student))
+    ]
+    loss = row_oracle.Estimate(*map(np.concatenate, zip(*(row["loss"] for row in rows))))
+    first, second = (
+        row_oracle.Estimate(*map(np.concatenate, zip(*(row["grad_students"][at] for row in rows)))) for at in (0, 1)
     )
+    second = row_oracle.Estimate(*(each[:, : p.student.shape[1]] for each in second))
+    total = first + second
+    return {"loss": loss, "grad_student": total, "stored_student": [first.value, second.value, total.value]}
 
 
 LOSSES = {
@@ -373,7 +391,10 @@ LOSSES = {
         ("student",),
     ),
     "multi_head_kl": Loss(
-        lambda p: kd.multi_head_kl(*two_heads(p), temperature=p.temperature), eager_heads, heads_truth, ("student",)
+        heads_of_rows(lambda students, teachers, T: kd.multi_head_kl(students, teachers, temperature=T)),
+        heads_of_rows(eager_heads),
+        heads_truth,
+        ("student",),
     ),
 }
 STANDARDIZED_LOSSES = {
