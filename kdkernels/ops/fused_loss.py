@@ -279,6 +279,18 @@ def kept_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype is torch.float16 else tensor.dtype
 
 
+def in_units(tensor: Tensor, wanted: bool = True) -> bool:
+    """Whether the gradient of these logits, if wanted, comes in units of its rows (csrc/row_scales.h)."""
+    return wanted and tensor.dtype == torch.float16
+
+
+def times(gradient: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """A gradient of logits by one number, or by one per row. Computed in the dtype of the loss: half precision may not hold
+    the factor."""
+    factor = factor.unsqueeze(dim) if factor.dim() else factor
+    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+
+
 def _is_one(upstream: Tensor | None) -> bool:
     """Whether it is the number 1, as far as that can be seen without waiting for a device."""
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import reference
 from .._shared.denominator import as_denominator
 from .._shared.rows import arithmetic
-from .fused_loss import SCALE, FusedLoss, is_plain, mapped_problems
+from .fused_loss import SCALE, FusedLoss, in_units, is_plain, mapped_problems, times
 from .open_op import OpenOp
 
 _OP = OpenOp("multi_head_kl")
@@ -93,12 +93,12 @@ class _Heads(FusedLoss):
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
         students, wanted = arguments[: self.count], arguments[self.flags]
         first, dtype = students[0], arithmetic(*arguments[: 2 * self.count])
-        in_units = sum(map(_in_units, students, wanted))
+        kept = sum(map(in_units, students, wanted))
         return (
             first.new_empty((), dtype=dtype),
             first.new_empty(self.count, dtype=dtype),
             *[student.new_empty(student.shape if want else 0) for student, want in zip(students, wanted)],
-            first.new_empty((in_units, first.shape[:-1].numel()), dtype=dtype) if in_units else None,
+            first.new_empty((kept, first.shape[:-1].numel()), dtype=dtype) if kept else None,
         )
 
     def for_one(self, gradients: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...] | None:
@@ -116,12 +116,12 @@ class _Heads(FusedLoss):
         row_units = iter(() if units is None else units)  # of the float16 gradients that there are
         factors = [
             (upstream * next(row_units)).reshape(gradient.shape[:-1])
-            if _in_units(gradient, gradient.shape != (0,))
+            if in_units(gradient, gradient.shape != (0,))
             else upstream
             for gradient in gradients
         ]
         if not in_place or not all(map(is_plain, gradients)):
-            return tuple(_times(*each) if want else None for *each, want in zip(gradients, factors, wanted))
+            return tuple(times(*each, -1) if want else None for *each, want in zip(gradients, factors, wanted))
         together = []
         for gradient, factor, want in zip(gradients, factors, wanted):
             if want and factor is not upstream:
@@ -152,20 +152,9 @@ class _Heads(FusedLoss):
         options, wanted = arguments[self.tensors :], arguments[self.flags]
         problems = mapped_problems(info, in_dims, arguments[: self.tensors])
         outputs = zip(*[call(*problem, *options) for problem in problems])
-        given = (True, True, *wanted, any(map(_in_units, arguments, wanted)))
+        given = (True, True, *wanted, any(map(in_units, arguments, wanted)))
         results = tuple(torch.stack(each) if has else each[0] for each, has in zip(outputs, given, strict=True))
         return results, tuple(0 if has else None for has in given)
-
-
-def _in_units(tensor: Tensor, wanted: bool = True) -> bool:
-    return wanted and tensor.dtype == torch.float16
-
-
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """By one number, or by one per row. Computed in the dtype of the loss: a number of that size may be none in half
-    precision."""
-    factor = factor.unsqueeze(-1) if factor.dim() else factor
-    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
 
 
 _LOSSES: dict[int, _Heads] = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import _checks
 from .._names import REDUCTIONS
 from .._shared.rows import arithmetic
-from .fused_loss import SCALE, FusedLoss, is_plain
+from .fused_loss import SCALE, FusedLoss, in_units, is_plain, times
 
 _NONE = REDUCTIONS["none"]
 
@@ -51,7 +51,7 @@ class RowLoss(FusedLoss):
             student.new_empty(shape, dtype=dtype),
             student.new_empty((2, *shape), dtype=dtype) if _has_parts(given) else None,
             *[_gradient_like(tensor, dim) if want else None for tensor, want in zip(arguments, wanted)],
-            *[student.new_empty(rows, dtype=dtype) if has else None for has in _have_units(arguments, wanted)],
+            *[student.new_empty(rows, dtype=dtype) if has else None for has in map(in_units, arguments, wanted)],
             *[student.new_empty(rows, dtype=dtype)] * self.row_outputs,
         )
 
@@ -122,14 +122,6 @@ def _has_parts(given: dict[str, Any]) -> bool:
     return has_hard_term and given["return_parts"]
 
 
-def _in_units(gradient: Tensor) -> bool:
-    return gradient.dtype == torch.float16
-
-
-def _have_units(tensors: tuple, wanted: tuple[bool, ...]) -> list[bool]:
-    return [want and _in_units(tensor) for tensor, want in zip(tensors, wanted)]
-
-
 def _gradient_like(logits: Tensor, dim: int) -> Tensor:
     """In the memory order of the logits where that is dense: `allocate_gradient` in csrc/stable.h."""
     outer, outer_stride, outer_uniform = _merged(logits, 0, dim)
@@ -167,7 +159,4 @@ def _scaled(gradient: Tensor, unit: Tensor | None, upstream: Tensor, groups: int
             upstream = upstream.expand(gradient.shape[:dim] + gradient.shape[dim + 1 :])
         SCALE(gradient, upstream, dim)
         return gradient
-    if upstream.dim():
-        upstream = upstream.unsqueeze(dim)
-    # Computed in the dtype of the loss: half precision may not hold the upstream gradient.
-    return (gradient.to(upstream.dtype) * upstream).to(gradient.dtype)
+    return times(gradient, upstream, dim)
