@@ -115,11 +115,9 @@ template <class A>
 A compared_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A>& row, bool add, SoftRow<A> soft_row) {
   const int64_t classes = row.classes, padded = padded_row(problem);
   A *const z = row.more, *const t = z + padded, *const by_z = t + padded, *const by_t = by_z + padded;
-  const A absent = -std::numeric_limits<A>::infinity();
   Lines<A> part = row;
-  part.student_max = copy_classes(row.student, problem.classes, classes, absent, z);
-  const A teacher_absent = problem.source == TargetSource::probs ? A(0) : absent;
-  part.teacher_max = copy_classes(row.teacher, problem.teacher_width(), classes, teacher_absent, t);
+  part.student_max = copy_classes(row.student, problem.classes, classes, -std::numeric_limits<A>::infinity(), z);
+  part.teacher_max = copy_classes(row.teacher, problem.teacher_width(), classes, absent_teacher<A>(problem), t);
   Scores<A> of_z, of_t;
   if (problem.soft.standardize) {
     of_z = standardize(z, classes, part.student_max);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/row_io-inl.h"
 #include "row_loss.h"
@@ -32,6 +33,12 @@ inline int64_t padded_row(const RowLoss& problem) { return padded_classes(most_c
 inline int64_t scratch_numbers(const RowLoss& problem) {
   constexpr int64_t tiles = 5, rows = 7;
   return (tiles * tile_rows(problem) + rows) * padded_row(problem);
+}
+
+// What pads a teacher's row: a class of probability 0.
+template <class A>
+KD_INLINE A absent_teacher(const RowLoss& problem) {
+  return problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
 }
 
 template <class A>

@@ -70,7 +70,6 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
   const SolveRow<A> solve_row = pick_row<A>(problem);
   const bool probabilities = problem.source == TargetSource::probs || problem.source == TargetSource::log_probs;
   const bool teacher_softmax = problem.teacher.data && !probabilities;
-  const A absent = problem.source == TargetSource::probs ? A(0) : -std::numeric_limits<A>::infinity();
   const bool large_gradient = is_large_gradient(problem);
   const Divisors divisor = divisors(problem, 0);
   A* row_losses = static_cast<A*>(problem.row_losses);
@@ -78,7 +77,7 @@ void solve_rows(const RowLoss& problem, int64_t begin, int64_t end, A* scratch) 
   A *unit_student = static_cast<A*>(problem.unit_student), *unit_teacher = static_cast<A*>(problem.unit_teacher);
 
   const RowAccess<A> student(problem.student, classes, inner, -std::numeric_limits<A>::infinity(), scratch, middle);
-  const RowAccess<A> teacher(problem.teacher, teacher_classes, inner, absent, scratch + tile * padded, middle);
+  const RowAccess<A> teacher(problem.teacher, teacher_classes, inner, absent_teacher<A>(problem), scratch + tile * padded, middle);
   const RowAccess<A> grad_student(problem.grad_student, classes, inner, A(0), scratch + 2 * tile * padded, middle);
   const RowAccess<A> grad_teacher(problem.grad_teacher, teacher_classes, inner, A(0), scratch + 3 * tile * padded, middle);
   const RowAccess<A> hard_probs(problem.hard.probs, classes, inner, A(0), scratch + 4 * tile * padded, middle);
