@@ -39,7 +39,7 @@ KD_HOST_DEVICE double valid_denominator(double denominator) {
   return denominator > 0 ? denominator : static_cast<double>(__builtin_nan(""));
 }
 
-// A head of weight 0 adds nothing, not even NaN.
+// A head of weight 0 adds 0, even where it is infinite or NaN.
 KD_HOST_DEVICE double weighted_head(double weight, double head) { return weight == 0 ? 0.0 : weight * head; }
 
 }  // namespace kd

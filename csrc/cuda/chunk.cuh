@@ -19,7 +19,7 @@ struct Chunk {
 };
 
 // A full chunk of neighbours at a 16-byte boundary moves in 16-byte accesses, any other number by number. `count`: of numbers
-// in the row; what would be beyond reads as `absent` and is not written.
+// in the row; beyond them reads give `absent`, and nothing is written.
 template <class T>
 KD_DEVICE bool is_vector(const T* row, int64_t stride, Chunk chunk, int count) {
   return stride == 1 && chunk.step == 1 && chunk.is_within(count) && reinterpret_cast<uintptr_t>(row + chunk.first) % 16 == 0;
@@ -82,7 +82,7 @@ KD_DEVICE void to_bits(float number, Dtype dtype, uint16_t* to) {
 KD_DEVICE void to_bits(float number, Dtype, float* to) { *to = number; }
 KD_DEVICE void to_bits(double number, Dtype, double* to) { *to = number; }
 
-// Whole chunks, whose dtype is asked once.
+// Whole chunks: the dtype is tested once.
 template <class T, class A>
 KD_DEVICE void from_bits(const T (&numbers)[chunk_classes], Dtype dtype, A (&to)[chunk_classes]) {
   if (dtype == Dtype::bfloat16) {

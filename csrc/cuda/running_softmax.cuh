@@ -1,4 +1,4 @@
-// What one thread adds up of a row, chunk by chunk.
+// Sums and maxima of one thread over its chunks of a row.
 #pragma once
 #include <cmath>
 
@@ -41,7 +41,7 @@ struct RunningSoftmax {
     A highest = max;
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e) highest = larger(x[e], highest);
     raise(highest, inverse_temperature, wants_cold);
-    if (max == -HUGE_VALF) {  // no class of positive probability yet: x - max is no number, but x may be none either
+    if (max == -HUGE_VALF) {  // no class of positive probability yet: x - max is NaN, and x may be NaN, too
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
         if (x[e] != x[e]) sums.part[0] = sums.part[1] = x[e];
       return;
