@@ -274,14 +274,14 @@ def labels(
 ) -> Tensor:
     """One class per row, as int64 in row shape; the class dimension may be there, of size 1."""
     shape = logits.shape
-    rows = shape[:dim] if dim + 1 == len(shape) else shape[:dim] + shape[dim + 1 :]
     if (
         type(target) is Tensor
         and target.dtype is torch.int64
         and target.layout is STRIDED
         and not target.is_nested
         and target.device == logits.device
-        and target.shape == rows
+        and dim + 1 == len(shape)
+        and (*target.shape, shape[dim]) == shape
     ):
         return target
     target = integer_tensor(function, "target", target, "integer class labels", remedy_of_floats)

@@ -322,8 +322,7 @@ def kd_loss(
     if row_weight is not None:
         _checks.row_weight("kd_loss", row_weight, student, dim)
 
-    # The op has no gradient of probabilities.
-    by_twin = target.is_floating_point() and target.requires_grad
+    by_twin = target.requires_grad  # probabilities, of which the op has no gradient
     if not _backend.use_library("kd_loss", student) or by_twin:
         return reference.kd_loss(
             student,

@@ -16,7 +16,7 @@ from .._shared.rows import arithmetic, reduce_rows
 from ..reference.dynamic_temperature_kl import adjusted_kl
 from .fused_loss import explained
 from .label_loss import label_loss
-from .row_loss import RowLoss, check_labels
+from .row_loss import RowLoss, check_labels_of
 
 __all__ = ["dynamic_temperature_kl"]
 
@@ -111,7 +111,7 @@ def dynamic_temperature_kl(
         torch.is_grad_enabled() and student.requires_grad,
     )
     loss, parts, row_temperature = explained(
-        _OP, arguments, check_labels, function, target, student.shape[dim], ignore_index
+        _OP, arguments, check_labels_of, function, target, student, dim, ignore_index
     )
     if not learned:
         return loss, parts, row_temperature

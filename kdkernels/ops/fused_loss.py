@@ -41,6 +41,8 @@ from .open_op import OpenOp
 _len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 _len_torch_function_stack = torch._C._len_torch_function_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
+_is_grad_enabled = torch.is_grad_enabled
+_are_transforms_active = torch._C._are_functorch_transforms_active
 _CPU, _CUDA = (torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
 
 SCALE = torch.ops.kdkernels.scale_gradient_.default
@@ -86,7 +88,7 @@ class FusedLoss:
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
             return self.without_gradients(self.call(*arguments))
-        if torch._C._are_functorch_transforms_active():
+        if _are_transforms_active():
             return self.without_gradients(_Transformed.apply(self, *arguments))
         return self.eager(arguments, True in arguments[self.flags])
 
@@ -121,7 +123,7 @@ class FusedLoss:
 
     def whole(self, *arguments: Any) -> tuple[Tensor, ...]:
         """The whole output, inside a transform or outside."""
-        if torch._C._are_functorch_transforms_active():
+        if _are_transforms_active():
             return _Transformed.apply(self, *arguments)
         return self.call(*arguments)
 
@@ -323,13 +325,13 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        gradients = ctx.gradients
-        if gradients is not None and not torch.is_grad_enabled() and _is_one(upstream) and not forward_mode():
-            found = ctx.loss.for_one(gradients, ctx.options[ctx.loss.flags])
+        loss, gradients = ctx.loss, ctx.gradients
+        if gradients is not None and not _is_grad_enabled() and _is_one(upstream) and not forward_mode():
+            found = loss.for_one(gradients, ctx.options[loss.flags])
             if found is not None:
                 ctx.gradients = None
                 return (None, *found)
-        return (None, *ctx.loss.input_gradients(ctx, upstream, ctx.needs_input_grad[1:]))
+        return (None, *loss.input_gradients(ctx, upstream, ctx.needs_input_grad[1:]))
 
 
 class _Transformed(torch.autograd.Function):

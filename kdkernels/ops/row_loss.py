@@ -111,6 +111,11 @@ class RowLoss(FusedLoss):
         return output, out_dims
 
 
+def check_labels_of(function: str, target: Tensor | None, logits: Tensor, dim: int, ignore_index: int) -> None:
+    """`check_labels` where all classes of the logits are possible, which are counted only then."""
+    check_labels(function, target, logits.shape[dim], ignore_index)
+
+
 def check_labels(function: str, target: Tensor | None, classes: int, ignore_index: int, first: int = 0) -> None:
     """Raises the ValueError of an op that has refused its labels."""
     if target is not None:

@@ -8,7 +8,7 @@ from .._names import ADJUSTMENTS, STATISTICS
 from .._shared.rows import arithmetic
 from .fused_loss import explained
 from .open_op import OpenOp
-from .row_loss import check_labels
+from .row_loss import check_labels_of
 
 __all__ = ["row_statistics"]
 
@@ -29,7 +29,7 @@ def row_statistics(
 ) -> Tensor:
     """The number of each row that the mean of the batch is taken of."""
     arguments = (rows, teacher, target, STATISTICS[statistic], gamma, ADJUSTMENTS[adjust], ignore_index, dim)
-    return explained(_OP, arguments, check_labels, function, target, rows.shape[dim], ignore_index)
+    return explained(_OP, arguments, check_labels_of, function, target, rows, dim, ignore_index)
 
 
 def _shape(rows, teacher, target, statistic, gamma, adjust, ignore_index, dim):

@@ -12,7 +12,7 @@ from .._names import DIVERGENCES, REDUCTIONS, TEACHER_KINDS
 from .._shared.denominator import as_denominator
 from .._shared.rows import arithmetic, reduce_rows
 from .fused_loss import explained
-from .row_loss import RowLoss, check_labels
+from .row_loss import RowLoss, check_labels_of
 
 __all__ = ["softened_kl"]
 
@@ -122,7 +122,7 @@ def softened_kl(
         grad and student.requires_grad,
         grad and teacher.requires_grad,
     )
-    return explained(_OP, arguments, check_labels, function, target, student.shape[dim], ignore_index)
+    return explained(_OP, arguments, check_labels_of, function, target, student, dim, ignore_index)
 
 
 def _with_learned_weight(
