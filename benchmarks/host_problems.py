@@ -77,6 +77,7 @@ def problems(host: ModuleType) -> dict[str, Callable[[], dict]]:
         "pseudo_labels": lambda: host.pseudo_labels(student),
         "pseudo_labels, images": lambda: host.pseudo_labels(images, dim=1),
         "dkpp_loss": rows(source=4, divergence=3, source_options={"seed": 1}),
+        "decoupled_kl": rows(source=6, target=target, ce_weight=1.0, kl_weight=8.0),
         "dynamic_temperature_kl": rows(
             source=5, target=target, source_options={**of_label, "adjustment": 1, "statistic": 2, "temperature_slope": 1.0}
         ),

@@ -29,6 +29,14 @@ STABLE_TORCH_LIBRARY(kdkernels, m) {
       "bool grad_student) "
       "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor unit_student)");
 
+  // beta times the divergence of the classes other than the label among themselves (the first part), plus alpha times that
+  // of the label against all of them (the second), both times temperature^2.
+  m.def(
+      "decoupled_kl(Tensor student, Tensor teacher, Tensor target, Tensor? mask, Tensor? row_weight, "
+      "Tensor? row_temperature, Tensor? denominator, float temperature, float alpha, float beta, bool return_parts, "
+      "int ignore_index, int reduction, int groups, int dim, bool grad_student, bool grad_teacher) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_student, Tensor grad_teacher, Tensor unit_student, Tensor unit_teacher)");
+
   // Cross entropy with the teacher's probabilities, permuted as told ([*rows, C]) or at random (`seed`: an int64
   // scalar in host memory, where it can be drawn inside torch.compile), times temperature^2.
   m.def(

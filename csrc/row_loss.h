@@ -16,13 +16,16 @@
 
 namespace kd {
 
-// Where the target distribution comes from. One struct per source in target_sources-inl.h. The last three have a constant
+// Where the target distribution comes from. One struct per source in target_sources-inl.h. The next three have a constant
 // teacher, or none, and are made for one purpose each:
 //
 //     label      no teacher: `label_on` on the label and `label_off` elsewhere; rows without a label do not count
 //     permuted   the teacher's probabilities, shuffled among all classes but its largest
 //     adjusted   the teacher's probabilities, repaired by `adjustment` where the largest is not the label's
-enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjusted };
+//
+// The last one splits the divergence of two softmaxes: the soft term is that of the classes other than the label among
+// themselves, the hard term that of the label against all of them, and both count the same rows.
+enum class TargetSource : int { logits, log_probs, probs, label, permuted, adjusted, decoupled };
 
 // Forward KL(p || q), reverse KL(q || p), generalised Jensen-Shannon, -sum p log q, and total variation sum |p - q| / 2. One
 // struct per divergence in divergences-inl.h. Source label knows forward and cross_entropy, permuted cross_entropy, adjusted
@@ -179,9 +182,13 @@ struct RowLoss {
   }
   // Whether the soft term counts a row, and whether it counts none without a label.
   KD_HOST_DEVICE bool counts_row(int64_t row) const { return (!mask || mask[row]) && (!asks_label() || has_label(row)); }
-  KD_HOST_DEVICE bool asks_label() const { return source == TargetSource::label || soft.needs_label; }
+  KD_HOST_DEVICE bool asks_label() const {
+    return source == TargetSource::label || source == TargetSource::decoupled || soft.needs_label;
+  }
   // Whether the hard term counts a row.
-  KD_HOST_DEVICE bool counts_hard(int64_t row) const { return hard.probs.data || has_label(row); }
+  KD_HOST_DEVICE bool counts_hard(int64_t row) const {
+    return source == TargetSource::decoupled ? counts_row(row) : hard.probs.data || has_label(row);
+  }
 };
 
 // The path of a problem through both engines: cpu/PATH_rows-inl.h and cuda/PATH_rows.cuh.
@@ -191,15 +198,17 @@ struct RowLoss {
 //     label       source label
 //     permuted    source permuted
 //     adjusted    source adjusted
-enum class RowPath : int { forward, general, label, permuted, adjusted };
+//     decoupled   source decoupled
+enum class RowPath : int { forward, general, label, permuted, adjusted, decoupled };
 
-constexpr const char* row_path_names[] = {"forward", "general", "label", "permuted", "adjusted"};
+constexpr const char* row_path_names[] = {"forward", "general", "label", "permuted", "adjusted", "decoupled"};
 
 KD_HOST_DEVICE RowPath path_of(const RowLoss& problem) {
   switch (problem.source) {
     case TargetSource::label: return RowPath::label;
     case TargetSource::permuted: return RowPath::permuted;
     case TargetSource::adjusted: return RowPath::adjusted;
+    case TargetSource::decoupled: return RowPath::decoupled;
     default: break;
   }
   const SoftTerm& soft = problem.soft;

@@ -100,6 +100,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> label_loss_op(
 }
 
 template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decoupled_kl_op(
+    const Tensor& student,                         // logits, `dim` is the class dimension
+    const Tensor& teacher,                         // logits, same shape
+    const Tensor& target,                          // row shape, int64
+    const std::optional<Tensor>& mask,             // row shape, bool
+    const std::optional<Tensor>& row_weight,       // row shape, arithmetic type
+    const std::optional<Tensor>& row_temperature,  // row shape, arithmetic type
+    const std::optional<Tensor>& denominator,      // one number per group, float64
+    double temperature, double alpha, double beta, bool return_parts, int64_t ignore_index, int64_t reduction,
+    int64_t groups, int64_t dim, bool grad_student, bool grad_teacher) {
+  RowCall call(student, dim, groups, reduction, return_parts);
+  call.teacher(teacher);
+  call.target(target, ignore_index);
+  call.mask(mask);
+  call.denominator(denominator);
+  call.row_weight(row_weight);
+  call.row_temperature(row_temperature);
+  RowLoss& problem = call.problem;
+  problem.source = TargetSource::decoupled;
+  problem.soft.temperature = temperature;
+  problem.soft.weight = beta;
+  problem.hard.weight = alpha;
+  const auto found = call.template solve<Device>(grad_student, grad_teacher);
+  return {found.loss, found.parts, found.grad_student, found.grad_teacher, found.unit_student, found.unit_teacher};
+}
+
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> dkpp_loss_op(
     const Tensor& student,                     // logits, `dim` is the class dimension
     const Tensor& teacher,                     // logits, same shape
@@ -232,6 +259,7 @@ template <class Device, class Library>
 void implement_row_ops(Library& library) {
   library.impl("softened_kl", TORCH_BOX(&softened_kl_op<Device>));
   library.impl("label_loss", TORCH_BOX(&label_loss_op<Device>));
+  library.impl("decoupled_kl", TORCH_BOX(&decoupled_kl_op<Device>));
   library.impl("dkpp_loss", TORCH_BOX(&dkpp_loss_op<Device>));
   library.impl("dynamic_temperature_kl", TORCH_BOX(&dynamic_temperature_kl_op<Device>));
   library.impl("row_statistics", TORCH_BOX(&row_statistics_op<Device>));

@@ -183,6 +183,19 @@ def eager_dkpp(p):
     return F.cross_entropy(p.student / p.temperature, soft, reduction="none") * p.temperature**2
 
 
+def eager_decoupled(p):
+    """As its authors write it."""
+    T, is_label = p.temperature, F.one_hot(p.target, p.student.shape[1]).bool()
+
+    def binary(logits):
+        probs = F.softmax(logits / T, -1)
+        return torch.stack([(probs * is_label).sum(-1), (probs * ~is_label).sum(-1)], -1)
+
+    tckd = F.kl_div(binary(p.student).log(), binary(p.teacher), reduction="none").sum(-1)
+    log_q, probs = (f(x / T - 1000.0 * is_label, -1) for f, x in ((F.log_softmax, p.student), (F.softmax, p.teacher)))
+    return T**2 * (tckd + 8 * F.kl_div(log_q, probs, reduction="none").sum(-1))
+
+
 def exchanged(p):
     teacher, largest, row = p.teacher.clone(), p.teacher.argmax(-1), torch.arange(len(p.teacher))
     teacher[row, largest], teacher[row, p.target] = p.teacher[row, p.target], p.teacher[row, largest]
@@ -361,6 +374,12 @@ LOSSES = {
             p.student, p.teacher, permutation(p.student.shape).numpy(), temperature=p.temperature, reduction="none"
         ),
         ("student",),
+    ),
+    "decoupled_kl": Loss(
+        lambda p: kd.decoupled_kl(p.student, p.teacher, p.target, temperature=p.temperature, reduction="none"),
+        eager_decoupled,
+        lambda p: row_oracle.decoupled_kl(p.student, p.teacher, p.target, temperature=p.temperature, reduction="none"),
+        ("student", "teacher"),
     ),
     "dynamic_temperature_kl": dynamic("ps", mode="const"),
     "virtual_teacher_loss": Loss(

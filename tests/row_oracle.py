@@ -339,6 +339,104 @@ def class_range_cross_entropy(student, target, start, stop, *, ignore_index=-100
     return {**found, "grad_student": Estimate(*(np.pad(x, around) for x in found["grad_student"]))}
 
 
+def binary(logits, label):
+    """(log p_y, log(1 - p_y)) [rows, 1] of softmax(logits); log of the other classes' distribution, -inf for the label's and
+    where the others have no probability at all."""
+    others = np.where(label, -np.inf, logits)
+    largest = others.max(-1, keepdims=True)
+    none = largest == -np.inf
+    shifted = others - np.where(none, 0, largest)
+    log_sum = np.log(np.where(none, 1, total(np.exp(shifted))))
+    log_odds = np.where(label, logits, 0).sum(-1, keepdims=True) - np.where(none, -np.inf, largest + log_sum)
+    return -np.logaddexp(0, -log_odds), -np.logaddexp(0, log_odds), np.where(none, -np.inf, shifted - log_sum)
+
+
+@np.errstate(all="ignore")
+def decoupled_rows(student, teacher, target, temperature):
+    """TCKD and NCKD per row, each with its gradients by student and teacher; every label is valid; temperature [rows, 1]."""
+    label = np.arange(student.shape[1]) == target[:, None]
+    q, p = (binary(logits / temperature, label) for logits in (student, teacher))
+    pairs = [(np.exp(p[at]), np.exp(q[at]), times(np.exp(p[at]), p[at] - q[at])) for at in range(3)]
+    (p_label, q_label, by_label), (p_others, q_others, by_others), (p_hat, q_hat, by_class) = pairs
+    tckd, nckd = by_label + by_others, total(by_class)
+
+    def rounding(at):
+        size = 1 + sum(np.abs(np.where(np.isfinite(x[at]), x[at], 0)) for x in (p, q))
+        return (pairs[at][0] + pairs[at][1] + UNDERFLOW) * size**2
+
+    noise = rounding(0) + rounding(1)  # of the binary term
+    each = np.where(label, 0, rounding(2))
+    spread = each + (p_hat + q_hat) * total(each)
+
+    def of_label(by_odds, shares):
+        """The gradient of what depends on the log-odds alone."""
+        doubt = noise * np.where(label, 1, shares) + np.where(label, 0, np.abs(by_odds) * (each + shares * total(each)))
+        return Estimate(np.where(label, by_odds, -times(shares, by_odds)) / temperature, doubt / temperature)
+
+    none = (p_hat == 0).all(-1, keepdims=True)
+    by_teacher = times(p_label * p_others, (p[0] - q[0]) - (p[1] - q[1]))
+    # Less rounding than q_label - p_label where both are near 1.
+    by_student = np.where(q_label > 0.5, p_others - q_others, q_label - p_label)
+    return (
+        (Estimate(tckd[:, 0], noise[:, 0]), of_label(by_student, q_hat), of_label(by_teacher, p_hat)),
+        (
+            Estimate(nckd[:, 0], each.sum(-1)),
+            Estimate(np.where(none, 0, q_hat - p_hat) / temperature, spread / temperature),
+            Estimate(times(p_hat, p[2] - q[2] - nckd) / temperature, spread / temperature),
+        ),
+    )
+
+
+@np.errstate(all="ignore")
+def decoupled_kl(
+    student,  # [rows, C]
+    teacher,  # [rows, C]
+    target,  # [rows]
+    *,
+    temperature=4.0,
+    alpha=1.0,
+    beta=8.0,
+    ignore_index=-100,
+    mask=None,  # [rows]
+    row_weight=None,  # [rows]
+    row_temperature=None,  # [rows]
+    reduction="batchmean",
+    groups=1,
+    denominator=None,  # a number, or [groups]
+):
+    """As row_loss. Its parts are NCKD and TCKD; under "elementmean" the first alone is divided by the classes."""
+    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
+    rows, classes = student.shape
+    temperature = temperature if row_temperature is None else row_temperature
+    temperature = np.broadcast_to(temperature, rows).astype(np.float64)
+    temperature = np.where(temperature > 0, temperature, np.nan)
+    counted = target != ignore_index
+    bad = counted & ((target < 0) | (target >= classes))
+    counted = counted if mask is None else counted & mask
+    weight = np.where(bad, np.nan, temperature**2)
+    weight = weight if row_weight is None else weight * row_weight
+    terms = decoupled_rows(student, teacher, np.where(counted & ~bad, target, 0), temperature[:, None])
+    tckd, nckd = ([rowwise(x, weight, counted) for x in term] for term in terms)
+    by = np.ones(groups)
+    if reduction not in ("none", "sum"):
+        given = np.broadcast_to(np.nan if denominator is None else denominator, groups).astype(np.float64)
+        by = np.where(given > 0, given, np.nan)
+        by = np.maximum(counted.reshape(groups, -1).sum(1), 1) if denominator is None else by
+    found = []
+    for term, factor, divisor in ((nckd, beta, by * classes if reduction == "elementmean" else by), (tckd, alpha, by)):
+        loss = term[0] if reduction == "none" else Estimate(*(x.reshape(groups, -1).sum(1) / divisor for x in term[0]))
+        scale = factor / np.repeat(divisor, rows // groups)
+        gradients = [rowwise(x, scale, counted & bool(factor)) for x in term[1:]]
+        found.append((loss, loss * factor if factor else loss.where(False), *gradients))
+    parts, losses, by_student, by_teacher = zip(*found)
+    return {
+        "loss": losses[0] + losses[1],
+        "parts": Estimate(*(np.stack(pair) for pair in zip(*parts))),
+        "grad_student": by_student[0] + by_student[1],
+        "grad_teacher": by_teacher[0] + by_teacher[1],
+    }
+
+
 def mix(x):
     x ^= x >> 16
     x = x * 0x7FEB352D % 2**32

@@ -1,5 +1,5 @@
-"""NumPy problems of the sources label, permuted and adjusted drawn by hypothesis, and what the oracle expects of them: each
-is a softened KL from the target that the kernels never build.
+"""NumPy problems of the sources label, permuted, adjusted and decoupled drawn by hypothesis, and what the oracle expects of
+them: each of the first three is a softened KL from the target that the kernels never build.
 """
 
 import numpy as np
@@ -7,7 +7,7 @@ import row_oracle
 from hypothesis import strategies as st
 from row_problems import CLASSES, FLOATS, PRECISION, as_rows, decode, encode, in_units_of_one, lay_out, make_logits, name_of
 
-TARGET_SOURCES = (*row_oracle.SOURCES, "label", "permuted", "adjusted")
+TARGET_SOURCES = (*row_oracle.SOURCES, "label", "permuted", "adjusted", "decoupled")
 STATISTICS = ("none", "confidence", "cosine", "doubt")
 ADJUSTMENTS = ("none", "exchange", "label")
 
@@ -16,7 +16,7 @@ ADJUSTMENTS = ("none", "exchange", "label")
 def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)):
     """(student, teacher, options): logits [outer, C, inner]; options as in csrc/row_loss.h, by name."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    source = draw(st.sampled_from(["label", "permuted", "adjusted"]))
+    source = draw(st.sampled_from(["label", "permuted", "adjusted", "decoupled"]))
     outer, inner = draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 1, 2, 5]))
     shape = (outer, draw(classes), inner)
     rows, count = outer * inner, shape[1]
@@ -39,7 +39,7 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
         options["target"] = rng.integers(0, count, rows)
         options["target"][rng.random(rows) < 0.2] = options["ignore_index"]
     if source != "label":
-        options["scale_by_t2"] = draw(st.booleans())
+        options["scale_by_t2"] = source == "decoupled" or draw(st.booleans())
         if draw(st.booleans()):
             options["mask"] = rng.random(rows) < 0.7
             np.moveaxis(teacher, 1, -1)[~options["mask"].reshape(outer, inner)] = np.nan  # never looked at
@@ -68,6 +68,10 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
         extra["seed"] = int(rng.integers(0, 2**63))
         if draw(st.booleans()):
             extra["permutation"] = np.array([rng.permutation(count) for _ in range(rows)], np.int64).reshape(rows, count)
+    elif source == "decoupled":
+        options["divergence"], options["grad_teacher"] = "forward", draw(st.booleans())
+        if draw(st.booleans()):
+            options["row_temperature"] = rng.uniform(0.5, 8, rows).astype(np.float32)
     else:
         options["divergence"] = "forward"
         smoothing = draw(st.sampled_from([0.1, 0.0, 1.0]))
@@ -82,7 +86,7 @@ def source_problems(draw, classes=st.sampled_from(CLASSES) | st.integers(1, 300)
                 temperature_slope=draw(st.sampled_from([0.0, 0.3, 2.0])),
                 least_temperature=draw(st.sampled_from([1.0, 0.25])),
             )
-    if options["divergence"] == "forward" and source != "permuted":
+    if options["divergence"] == "forward" and extra:
         extra["label_entropy"] = entropy(extra["label_on"], extra["label_off"], count)
 
     layouts = st.tuples(st.permutations([0, 1, 2]), st.integers(0, 9), st.sampled_from([1, 1, 1, 2]))
@@ -220,6 +224,8 @@ def check(student, teacher, options, ours):
     if ours["row_statistic"] is not None:
         truth, allowed = statistics(z, t, options, precision)
         assert (np.abs(ours["row_statistic"] - truth) <= allowed).all(), (ours["row_statistic"], truth, allowed)
+    if options["source"] == "decoupled":
+        return check_decoupled(student, teacher, options, ours, precision)
     target, rest = expectation(z, t, options, ours["row_statistic"])
     # Beside the roundings of one class, those of sums over the classes, which grow as a random walk does.
     factor = (16 if ours.get("form") == "strided" else 8) + np.sqrt(z.shape[1])
@@ -233,3 +239,22 @@ def check(student, teacher, options, ours):
     gradient, *stored = in_units_of_one(ours, "grad_student", student)
     gradient = np.where(regular, gradient, 0)
     row_oracle.close(gradient, truth["grad_student"].where(regular), precision, *stored, factor=factor)
+
+
+def check_decoupled(student, teacher, options, ours, precision):
+    rest = {name: value for name, value in options.items() if name in ("ignore_index", "mask", "row_weight", "row_temperature")}
+    rest.update(temperature=options["temperature"], groups=options["groups"])
+    weights = {"alpha": options["ce_weight"], "beta": options["kl_weight"]}
+    given = as_rows(decode(student)), as_rows(decode(teacher)), options["target"]
+    truth = row_oracle.decoupled_kl(*given, **weights, **rest, reduction=options["reduction"])
+    factor = (16 if ours.get("form") == "strided" else 8) + np.sqrt(student.shape[1])
+    for name in ("loss", "parts"):
+        row_oracle.close(ours[name].astype(np.float64), truth[name], precision, precision, factor=factor)
+    # Rows of infinite loss have whatever gradient.
+    rows = row_oracle.decoupled_kl(*given, alpha=1.0, beta=1.0, **rest, reduction="none")
+    regular = np.isfinite(rows["loss"].value)[:, None]
+    for name, logits in {"grad_student": student, "grad_teacher": teacher}.items():
+        if name == "grad_teacher" and not options["grad_teacher"]:
+            continue
+        gradient, *stored = in_units_of_one(ours, name, logits)
+        row_oracle.close(np.where(regular, gradient, 0), truth[name].where(regular), precision, *stored, factor=factor)

@@ -26,6 +26,7 @@
 #include <limits>
 
 #include "cpu/adjusted_rows-inl.h"
+#include "cpu/decoupled_rows-inl.h"
 #include "cpu/forward_rows-inl.h"
 #include "cpu/general_rows-inl.h"
 #include "cpu/label_rows-inl.h"
@@ -48,6 +49,7 @@ SolveRow<A> pick_row(const RowLoss& problem) {
     case RowPath::label: return solve_label_row<A>;
     case RowPath::permuted: return solve_permuted_row<A>;
     case RowPath::adjusted: return solve_adjusted_row<A>;
+    case RowPath::decoupled: return solve_decoupled_row<A>;
     default: return pick_general_row<A>(problem);
   }
 }

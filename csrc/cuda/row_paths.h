@@ -10,6 +10,7 @@ void general_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream
 void label_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream);
 void permuted_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream);
 void adjusted_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream);
+void decoupled_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream);
 
 // The one place that tells the paths apart.
 inline void launch_path(const RowLoss& problem, const RowPlan& plan, void* stream) {
@@ -19,6 +20,7 @@ inline void launch_path(const RowLoss& problem, const RowPlan& plan, void* strea
     case RowPath::label: return label_rows_cuda(problem, plan, stream);
     case RowPath::permuted: return permuted_rows_cuda(problem, plan, stream);
     case RowPath::adjusted: return adjusted_rows_cuda(problem, plan, stream);
+    case RowPath::decoupled: return decoupled_rows_cuda(problem, plan, stream);
   }
 }
 

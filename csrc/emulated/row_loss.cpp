@@ -4,6 +4,7 @@
 #include "cuda/row_loss.cuh"
 
 #include "cuda/adjusted_rows.cu"
+#include "cuda/decoupled_rows.cu"
 #include "cuda/forward_rows.cu"
 #include "cuda/general_rows.cu"
 #include "cuda/label_rows.cu"

@@ -16,6 +16,7 @@ host memory. With `reduction="sum"` and `"none"`, which divide by nothing, a den
 """
 
 from .class_range_cross_entropy import class_range_cross_entropy
+from .decoupled_kl import decoupled_kl
 from .dkpp_loss import dkpp_loss
 from .dynamic_temperature_kl import dynamic_temperature_kl
 from .info_nce import info_nce, supervised_contrastive
@@ -33,6 +34,7 @@ from .softened_kl import kd_loss, soft_cross_entropy, softened_kl
 __all__ = [
     "class_range_cross_entropy",
     "cwtm_loss",
+    "decoupled_kl",
     "dkpp_loss",
     "dynamic_temperature_kl",
     "gated_ensemble_loss",

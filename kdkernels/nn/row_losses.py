@@ -17,6 +17,7 @@ __all__ = [
     "VirtualTeacherLoss",
     "LabelSmoothingLoss",
     "CWTMLoss",
+    "DecoupledKL",
     "DKPPLoss",
     "DynamicTemperatureKL",
     "JointCrossEntropy",
@@ -271,6 +272,45 @@ class CWTMLoss(Loss):
     ) -> Tensor:
         return functional.cwtm_loss(
             student, target, teacher, confidence=confidence, denominator=denominator, **self.options()
+        )
+
+
+class DecoupledKL(Loss):
+    """`kdkernels.decoupled_kl` with its options held."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        ignore_index: int = -100,
+        reduction: str = "batchmean",
+        dim: int = -1,
+        return_parts: bool = False,
+    ):
+        super().__init__(
+            temperature=temperature,
+            alpha=alpha,
+            beta=beta,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            dim=dim,
+            return_parts=return_parts,
+        )
+
+    def forward(
+        self,
+        student: Tensor,  # [..., C] logits
+        teacher: Tensor,  # the same shape
+        target: Tensor,  # row shape, integers
+        *,
+        mask: Tensor | None = None,  # row shape, bool
+        row_weight: Tensor | None = None,  # row shape, float
+        denominator: float | Tensor | None = None,  # > 0; a tensor has no dimensions
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return functional.decoupled_kl(
+            student, teacher, target, mask=mask, row_weight=row_weight, denominator=denominator, **self.options()
         )
 
 
