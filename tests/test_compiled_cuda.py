@@ -33,7 +33,7 @@ REGISTERS = {
     re.compile(r"(sweep|band)_kernel<(TF32|Half|BFloat16)Tiles.*false>"): 65536 // (2 * 256),
     re.compile(r"products_kernel<(TF32|BFloat16)Tiles"): 65536 // (2 * 256),
     re.compile(r"forward_lanes_kernel<float, Held"): 65536 // (4 * 128),
-    re.compile(r"(forward_clusters|(general|label|permuted|adjusted)_rows)_kernel<float"): 65536 // 512,
+    re.compile(r"(forward_clusters|[a-z]+_rows)_kernel<float"): 65536 // 512,
     re.compile(r"peer_(ensemble|mixture|mixture_backward)_kernel"): 65536 // 512,
 }
 
