@@ -1,4 +1,4 @@
-"""decoupled_kl against the expression it replaces, as its authors write it: masks, softmaxes, concatenations, kl_div."""
+"""decoupled_kl against the expression it replaces, as its authors write it: masks, softmax, cat, kl_div."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 // term of source decoupled. Host and device.
 //
 //     d = log q_y - log(1 - q_y) of the student, e = log p_y - log(1 - p_y) of the teacher
-//     value = p_y (log p_y - log q_y) + (1 - p_y) (log(1 - p_y) - log(1 - q_y)),   log q_y = -softplus(-d), log(1 - q_y) = -softplus(d)
+//     log q_y = -softplus(-d)                  log(1 - q_y) = -softplus(d)
+//     value = p_y (log p_y - log q_y) + (1 - p_y) (log(1 - p_y) - log(1 - q_y))
 //     d value / d d = q_y - p_y                d value / d e = p_y (1 - p_y) (e - d)
 #pragma once
 #include <cmath>

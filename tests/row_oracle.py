@@ -340,8 +340,8 @@ def class_range_cross_entropy(student, target, start, stop, *, ignore_index=-100
 
 
 def binary(logits, label):
-    """(log p_y, log(1 - p_y)) [rows, 1] of softmax(logits); log of the other classes' distribution, -inf for the label's and
-    where the others have no probability at all."""
+    """(log p_y, log(1 - p_y)) [rows, 1] of softmax(logits); logarithms of the other classes' distribution, -inf for
+    the label's and where the others have no probability at all."""
     others = np.where(label, -np.inf, logits)
     largest = others.max(-1, keepdims=True)
     none = largest == -np.inf
@@ -353,7 +353,7 @@ def binary(logits, label):
 
 @np.errstate(all="ignore")
 def decoupled_rows(student, teacher, target, temperature):
-    """TCKD and NCKD per row, each with its gradients by student and teacher; every label is valid; temperature [rows, 1]."""
+    """TCKD and NCKD per row, each with its gradients by both rows; every label is valid; temperature [rows, 1]."""
     label = np.arange(student.shape[1]) == target[:, None]
     q, p = (binary(logits / temperature, label) for logits in (student, teacher))
     pairs = [(np.exp(p[at]), np.exp(q[at]), times(np.exp(p[at]), p[at] - q[at])) for at in range(3)]

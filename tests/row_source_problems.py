@@ -1,5 +1,5 @@
-"""NumPy problems of the sources label, permuted, adjusted and decoupled drawn by hypothesis, and what the oracle expects of
-them: each of the first three is a softened KL from the target that the kernels never build.
+"""NumPy problems of the sources label, permuted, adjusted and decoupled drawn by hypothesis, and what the oracle
+expects of them: each of the first three is a softened KL from the target that the kernels never build.
 """
 
 import numpy as np
@@ -242,7 +242,8 @@ def check(student, teacher, options, ours):
 
 
 def check_decoupled(student, teacher, options, ours, precision):
-    rest = {name: value for name, value in options.items() if name in ("ignore_index", "mask", "row_weight", "row_temperature")}
+    shared = ("ignore_index", "mask", "row_weight", "row_temperature")
+    rest = {name: value for name, value in options.items() if name in shared}
     rest.update(temperature=options["temperature"], groups=options["groups"])
     weights = {"alpha": options["ce_weight"], "beta": options["kl_weight"]}
     given = as_rows(decode(student)), as_rows(decode(teacher)), options["target"]

@@ -76,7 +76,8 @@ def test_gradients_of_the_formula():
     q, p = (F.softmax(each.detach() / T, 1) for each in (student, teacher))
     q_label, p_label = (x.gather(1, target[:, None]) for x in (q, p))
     q_hat, p_hat = ((x / (1 - y)).masked_fill(is_label, 0) for x, y in ((q, q_label), (p, p_label)))
-    by_student = torch.where(is_label, alpha * (q_label - p_label), beta * (q_hat - p_hat) - alpha * (q_label - p_label) * q_hat)
+    excess = alpha * (q_label - p_label)
+    by_student = torch.where(is_label, excess, beta * (q_hat - p_hat) - excess * q_hat)
     gap = torch.logit(p_label) - torch.logit(q_label)
     ratio = torch.where(is_label, 0, (p_hat / q_hat).log())
     nckd = (p_hat * ratio).sum(1, keepdim=True)
@@ -100,7 +101,8 @@ def test_saturated_rows():
     """Logits of 1e4 at T = 1: the log-odds are 1e4 and -2e4, the others one-hot."""
     student = torch.tensor([[1e4, 0.0, -1e4]], dtype=DOUBLE, requires_grad=True)
     teacher = torch.tensor([[-1e4, 0.0, 1e4]], dtype=DOUBLE)
-    loss, parts = reference.decoupled_kl(student, teacher, torch.tensor([0]), temperature=1.0, beta=2.0, return_parts=True)
+    options = dict(temperature=1.0, beta=2.0, return_parts=True)
+    loss, parts = reference.decoupled_kl(student, teacher, torch.tensor([0]), **options)
     assert parts["tckd"] == 1e4 and parts["nckd"] == 1e4 and loss == 3e4
     assert torch.autograd.grad(loss, student)[0].tolist() == [[1.0, 1.0, -2.0]]
 
@@ -125,7 +127,8 @@ def test_classes_of_probability_0():
     assert all(map(math.isnan, parts([-inf, -inf, -inf], [0.0, 0.0, 0.0])))
     for bad in (inf, math.nan):
         for row in ([bad, 0.0, 0.0], [0.0, bad, 0.0]):
-            assert all(map(math.isnan, parts(row, [0.0, 0.0, 0.0]))) and all(map(math.isnan, parts([0.0, 0.0, 0.0], row)))
+            for pair in ((row, [0.0, 0.0, 0.0]), ([0.0, 0.0, 0.0], row)):
+                assert all(map(math.isnan, parts(*pair)))
 
 
 def test_rows_that_do_not_count():
@@ -147,7 +150,8 @@ def test_rows_that_do_not_count():
 def test_a_row_has_one_value():
     student, teacher = pair(6, 5)
     target = labels(6, classes=5)
-    means = [reference.decoupled_kl(student, teacher, target, reduction=name) for name in ("elementmean", "mean", "batchmean")]
+    names = ("elementmean", "mean", "batchmean")
+    means = [reference.decoupled_kl(student, teacher, target, reduction=name) for name in names]
     assert means[0] == means[1] == means[2]
     by = reference.decoupled_kl(student, teacher, target, denominator=12)
     assert_same_formula(2 * by, means[0])

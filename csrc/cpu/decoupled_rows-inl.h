@@ -1,7 +1,7 @@
-// Source decoupled: the label's class against all others (the hard slot), and the others among themselves (the soft slot).
+// Source decoupled: the label's class against all others (the hard term), and the others among themselves (the soft term).
 //
-// The others' softmaxes are taken about their own largest logits, so that a saturated label leaves them all their digits. In the
-// sweeps the label's logit is -inf: its weight is 0. Three sums give both values and the student's gradient:
+// The softmaxes of the others are shifted by the largest of their own logits, so that they lose no digits to a label that is
+// far ahead. In the sweeps the label's logit is -inf: its weight is 0. Three sums give both values and the student's gradient:
 //
 //     a = exp((z - max z) / T), b = exp((t - max t) / T)      of the other classes
 //     NCKD = sum b ((t - max t) - (z - max z)) / (T sum b) - log(sum b / sum a)
@@ -88,7 +88,8 @@ bool solve_decoupled_row(const RowLoss& problem, const RowScales<A>& scales, con
   hard = scales.soft * of_label.value;
 
   // A term of weight 0 adds nothing, not even NaN.
-  const A alpha = scales.soft * scales.hard_gradient * inverse_temperature, beta = scales.soft_gradient * inverse_temperature;
+  const A alpha = scales.soft * scales.hard_gradient * inverse_temperature;
+  const A beta = scales.soft_gradient * inverse_temperature;
   const A by_student = problem.hard.weight == 0 ? A(0) : alpha * of_label.by_student;
   const A by_teacher = problem.hard.weight == 0 ? A(0) : alpha * of_label.by_teacher;
   const A scale = problem.soft.weight == 0 || teacher_sum == A(0) ? A(0) : beta / teacher_sum;

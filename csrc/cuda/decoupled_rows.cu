@@ -4,6 +4,8 @@
 
 namespace kd {
 
-void decoupled_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream) { launch_decoupled_rows(problem, plan, stream); }
+void decoupled_rows_cuda(const RowLoss& problem, const RowPlan& plan, void* stream) {
+  launch_decoupled_rows(problem, plan, stream);
+}
 
 }  // namespace kd

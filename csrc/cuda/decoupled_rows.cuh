@@ -1,5 +1,5 @@
-// Source decoupled: the label's class against all others (the hard slot), and the others among themselves (the soft slot). The
-// formulas are in binary_kl.h and cpu/decoupled_rows-inl.h.
+// Source decoupled: the label's class against all others (the hard term), and the others among themselves (the soft term).
+// The formulas are in binary_kl.h and cpu/decoupled_rows-inl.h.
 //
 //     1  both labels' logits; maximum and sum of exponentials of the other classes of both rows
 //     2  the divergence of the others, where the teacher's gradient needs it
@@ -21,8 +21,8 @@
 namespace kd {
 namespace {
 
-// One row of logits. `label`: the label's logit less the largest of the others; `sum`: of exp((z - max) / T) of the others. NaN
-// where a logit is infinite or none.
+// One row of logits. `label`: the label's logit less `max`, the largest of the others; `sum`: of exp((z - max) / T) over the
+// others, NaN if a logit is NaN or +inf.
 template <class A>
 struct SplitRow {
   A max, label, sum;
@@ -77,12 +77,13 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
   const BinaryKL<A> binary = binary_kl(student.label * inverse_temperature - log(student.sum),
                                        teacher.label * inverse_temperature - log(teacher.sum),
                                        (teacher.label - student.label) * inverse_temperature - log_sums);
-  // NCKD from the sum of weight * (t - z): nothing where the teacher leaves the others nothing, infinite where the student does.
+  // NCKD from the sum of weight * (t - z). 0 if the teacher gives the others no probability, infinite if the student alone
+  // gives them none.
   const auto divergence_of_others = [&](A sum) {
     if (teacher.sum == A(0)) return A(0);
     return student.sum == A(0) ? static_cast<A>(HUGE_VALF) : sum * inverse_temperature / teacher.sum - log_sums;
   };
-  const auto add_divergence = [&](BlockedSums<A, 1>& sum, Chunk chunk, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
+  const auto add_divergence = [&](BlockedSums<A, 1>& sum, const A(&z)[chunk_classes], const A(&t)[chunk_classes]) {
     A part[1] = {0};
     KD_UNROLL for (int e = 0; e < chunk_classes; ++e)
       part[0] += weighted(exp_product(t[e] - teacher.max, inverse_temperature), (t[e] - teacher.max) - (z[e] - student.max));
@@ -97,7 +98,7 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
       A z[chunk_classes], t[chunk_classes];
       read_others(label, chunk, logits, z);
       read_others(label, chunk, taught, t);
-      add_divergence(divergence, chunk, z, t);
+      add_divergence(divergence, z, t);
     });
     divergence.fold();
     A total[1] = {divergence.total[0]};
@@ -108,7 +109,8 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
   // A term of weight 0 adds nothing, not even NaN.
   const bool weighs_label = scales.has_soft && problem.hard.weight != 0;
   const bool weighs_others = scales.has_soft && problem.soft.weight != 0 && teacher.sum != A(0);
-  const A alpha = scales.soft * scales.hard_gradient * inverse_temperature, beta = scales.soft_gradient * inverse_temperature;
+  const A alpha = scales.soft * scales.hard_gradient * inverse_temperature;
+  const A beta = scales.soft_gradient * inverse_temperature;
   // Neither term's gradient is larger: |q - p| <= 1.
   const A factor = work.student_factor(problem, team, std::abs(beta), std::abs(alpha));
   const A by_student = weighs_label ? alpha * factor * binary.by_student : A(0);
@@ -132,7 +134,7 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
     read_others(label, chunk, logits, z);
     read_others(label, chunk, taught, t);
     if (scales.has_soft) {
-      add_divergence(divergence, chunk, z, t);
+      add_divergence(divergence, z, t);
       KD_UNROLL for (int e = 0; e < chunk_classes; ++e) {
         if (chunk.of(e) == label) {
           grad_student[e] = by_student;

@@ -27,7 +27,7 @@ def decoupled_kl(
     dim: int = -1,
     return_parts: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    r"""The divergence from the teacher in two terms: the label against the rest, and the other classes among themselves.
+    r"""The divergence from the teacher in two terms: the label against all others, and the others among themselves.
 
     With `q = softmax(student / T)`, `p = softmax(teacher / T)`, the label y and, for the other classes,
     `qhat_c = q_c / (1 - q_y)` and `phat_c = p_c / (1 - p_y)`::
