@@ -101,7 +101,7 @@ def each_student(students, pixels):
     return features, [s.head(h) for s, h in zip((*others, network), features, strict=True)], trunk
 
 
-def row_loss(target, z, temperature):
+def softened_kl(target, z, temperature):
     """T^2 KL(t || softmax(z / T)) of probabilities t [B, C] to which 1e-7 is added, the mean over rows."""
     t = target + 1e-7
     return temperature**2 * (t * (t.log() - (z / temperature).log_softmax(1))).sum(1).mean()

@@ -112,7 +112,7 @@ def cosines(rows):
     )
 
 
-def row_loss(teacher, student, temperature):
+def softened_kl(teacher, student, temperature):
     """T^2 KL of one row."""
     p, q = (logits.div(temperature).log_softmax(0) for logits in (teacher, student))
     return temperature**2 * (p.exp() * (p - q)).sum()
