@@ -122,8 +122,8 @@ def test_bad_values(function):
         (True, TypeError, "denominator must be a number, got bool"),
         (torch.tensor(True), TypeError, "denominator must hold a float or an integer, got bool"),
         (torch.tensor(1j), TypeError, "denominator must hold a float or an integer, got complex64"),
-        (torch.ones(2), ValueError, "denominator must be a number or a tensor of one, got [2]"),
-        (torch.ones(1, 1), ValueError, "denominator must be a number or a tensor of one, got [1, 1]"),
+        (torch.ones(2), ValueError, "denominator must be a number or a tensor of shape [] or [1], got [2]"),
+        (torch.ones(1, 1), ValueError, "denominator must be a number or a tensor of shape [] or [1], got [1, 1]"),
         (learned, ValueError, "denominator must be a constant, got a tensor that requires grad; use denominator.detach()"),
     ):
         with pytest.raises(kind, match=f"^{re.escape(f'{function}: {rule}')}$"):

@@ -362,7 +362,7 @@ def test_positive_numbers(backend, name):
 
 
 def test_numbers_that_are_tensors(backend):
-    with refuses(ValueError, f"{NAME}: temperature must be a number or a tensor of one, got [2]"):
+    with refuses(ValueError, f"{NAME}: temperature must be a number or a tensor of shape [] or [1], got [2]"):
         call(temperature=torch.ones(2))
     with refuses(TypeError, f"{NAME}: t_min must be a number, got Tensor; use t_min.item()"):
         call(t_min=torch.tensor(4.0))

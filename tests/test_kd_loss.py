@@ -2,6 +2,8 @@
 
 import re
 
+from math import nan
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -206,3 +208,29 @@ def test_mapped_labels(backend):
     with kd.backend(backend):
         expected = tuple(map(torch.stack, zip(*map(results, targets))))
         assert_same_formula(torch.vmap(results)(targets), expected)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_standardized_rows_that_do_not_count_have_no_gradient(learned):
+    student = torch.tensor([[1.0, 2, 3], [nan, nan, nan]], requires_grad=True)
+    teacher = torch.tensor([[3.0, 1, 2], [0, 0, 0]], requires_grad=True)
+    weight = torch.ones(2, requires_grad=learned)
+    loss = kd.kd_loss(
+        student, teacher, torch.tensor([0, -100]), standardize=True, mask_ignored=True, row_weight=weight
+    )
+    for gradient in torch.autograd.grad(loss, (student, teacher)):
+        assert gradient[0].abs().sum() > 0 and gradient[1].eq(0).all()
+
+
+def test_a_standardized_term_of_weight_0_has_no_gradient():
+    student = torch.tensor([[1.0, 2, 3], [1, 2, 3]], requires_grad=True)
+    teacher = torch.tensor([[3.0, 1, 2], [nan, 0, 0]], requires_grad=True)
+    loss = kd.kd_loss(student, teacher, torch.tensor([0, 1]), kl_weight=0.0, standardize=True)
+    by_student, by_teacher = torch.autograd.grad(loss, (student, teacher))
+    assert torch.isfinite(by_student).all() and by_teacher.eq(0).all()
+
+
+def test_an_ignore_index_beyond_int64():
+    logits = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"ignore_index must fit into int64, got 9223372036854775808"):
+        kd.kd_loss(logits, logits, torch.tensor([0, 1]), ignore_index=2**63)

@@ -308,7 +308,7 @@ def test_options_that_are_refused(backend):
             call(**{name: value})
     with refuses(ValueError, "normalizer must be finite and > 0, got -1.0"):
         call(normalizer=torch.tensor(-1.0))
-    with refuses(ValueError, "normalizer must be a number or a tensor of one, got [2]"):
+    with refuses(ValueError, "normalizer must be a number or a tensor of shape [] or [1], got [2]"):
         call(normalizer=torch.ones(2))
     with refuses(ValueError, "reduction must be one of 'none', 'sum', 'batchmean', 'mean', got 'elementmean'"):
         call(reduction="elementmean")

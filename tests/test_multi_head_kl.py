@@ -445,11 +445,11 @@ def test_heads_that_are_refused(backend, students, teachers, error, message):
         ),
         ({"denominator": 0}, ValueError, "denominator must be finite and > 0, got 0"),
         ({"denominator": torch.tensor(True)}, TypeError, "denominator must hold a float or an integer, got bool"),
-        ({"denominator": torch.ones(2)}, ValueError, "denominator must be a number or a tensor of one, got [2]"),
+        ({"denominator": torch.ones(2)}, ValueError, "denominator must be a number or a tensor of shape [] or [1], got [2]"),
         ({"denominator": "1"}, TypeError, "denominator must be a number, got str"),
         ({"temperature": 0.0}, ValueError, "temperature must be finite and > 0, got 0.0"),
         ({"temperature": -1.0}, ValueError, "temperature must be finite and > 0, got -1.0"),
-        ({"temperature": torch.ones(4)}, ValueError, "temperature must be a number or a tensor of one, got [4]"),
+        ({"temperature": torch.ones(4)}, ValueError, "temperature must be a number or a tensor of shape [] or [1], got [4]"),
         ({"return_parts": 1}, TypeError, "return_parts must be a bool, got int"),
     ],
 )

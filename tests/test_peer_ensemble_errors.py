@@ -155,7 +155,7 @@ def test_temperature(function):
     for bad in (0, -1.0, inf, nan):
         with refuses(function, ValueError, f"temperature must be finite and > 0, got {bad}"):
             call(function, temperature=bad)
-    with refuses(function, ValueError, "temperature must be a number or a tensor of one, got [4]"):
+    with refuses(function, ValueError, "temperature must be a number or a tensor of shape [] or [1], got [4]"):
         call(function, temperature=torch.ones(4))
     with refuses(function, TypeError, "temperature must be a number, got str"):
         call(function, temperature="3")

@@ -119,7 +119,7 @@ def test_temperature_tensors(function):
             with refuses(ValueError, message):
                 call(function, temperature=torch.nn.Parameter(torch.tensor(value)))
     for shape in ((2,), (1, 1), (0,)):
-        with refuses(ValueError, f"{function}: temperature must be a number or a tensor of one, got {list(shape)}"):
+        with refuses(ValueError, f"{function}: temperature must be a number or a tensor of shape [] or [1], got {list(shape)}"):
             call(function, temperature=torch.ones(shape))
     rows = "features" if function == "supervised_contrastive" else names(function)[0]
     with refuses(ValueError, f"{function}: {rows} and temperature must be on one device, got cpu and meta"):

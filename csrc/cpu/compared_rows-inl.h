@@ -128,12 +128,14 @@ A compared_row(const RowLoss& problem, const RowScales<A>& scales, const Lines<A
   if (row.grad_student) part.grad_student = {by_z, by_z};
   if (row.grad_teacher) part.grad_teacher = {by_t, by_t};
   const A value = soft_row(problem, scales, part, false);
+  // The gradient of a term of weight 0 is 0, even where the z-scores are NaN.
+  const bool through = problem.soft.standardize && problem.soft.weight != 0;
   if (row.grad_student) {
-    if (problem.soft.standardize) through_scores(z, of_z, classes, by_z);
+    if (through) through_scores(z, of_z, classes, by_z);
     widen_gradient(by_z, classes, row.grad_student, problem.classes, add);
   }
   if (row.grad_teacher) {
-    if (problem.soft.standardize) through_scores(t, of_t, classes, by_t);
+    if (through) through_scores(t, of_t, classes, by_t);
     widen_gradient(by_t, classes, row.grad_teacher, problem.teacher_width(), false);
   }
   return value;

@@ -74,7 +74,7 @@ def normalizer(function: str, value: Any, embedding: Tensor) -> float | Tensor |
     float_tensor(function, "normalizer", value)
     if value.dim() > 1 or value.numel() != 1:
         raise ValueError(
-            f"{function}: normalizer must be a number or a tensor of one, got {list(value.shape)}"
+            f"{function}: normalizer must be a number or a tensor of shape [] or [1], got {list(value.shape)}"
         )
     same_device(function, "normalizer", value, embedding, "embedding")
     value = value.reshape(())

@@ -141,11 +141,13 @@ def number(function: str, name: str, value: Any) -> float:
 
 
 def integer(function: str, name: str, value: Any) -> int:
-    if type(value) is int:
-        return value
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    if type(value) is not int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+        value = int(value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{function}: {name} must fit into int64, got {value}")
+    return value
 
 
 def at_least_one(function: str, name: str, value: Any) -> int:
@@ -174,7 +176,7 @@ def one_temperature(
         return positive(function, name, value)
     float_tensor(function, name, value)
     if value.dim() > 1 or value.numel() != 1:
-        raise ValueError(f"{function}: {name} must be a number or a tensor of one, got {list(value.shape)}")
+        raise ValueError(f"{function}: {name} must be a number or a tensor of shape [] or [1], got {list(value.shape)}")
     if not learned:
         constant(function, name, value)
     known = value.detach().reshape(())  # of a Parameter too
@@ -199,7 +201,7 @@ def denominator(function: str, value: Any, reduction: str = "mean") -> float | T
     if value.dtype not in FLOATS and value.dtype is not torch.int64 and value.dtype not in _INTEGERS:
         raise TypeError(f"{function}: denominator must hold a float or an integer, got {dtype_name(value)}")
     if value.dim() > 1 or value.numel() != 1:
-        raise ValueError(f"{function}: denominator must be a number or a tensor of one, got {list(value.shape)}")
+        raise ValueError(f"{function}: denominator must be a number or a tensor of shape [] or [1], got {list(value.shape)}")
     constant(function, "denominator", value)
     return value.detach().reshape(())
 
