@@ -338,3 +338,11 @@ def test_options_that_are_refused(backend):
     with pytest.raises(ValueError, match="^decoupled_kl: denominator is what a mean divides by, and reduction='sum'"):
         call(denominator=2, reduction="sum")
     assert call(torch.ones(2, 3).cumsum(1), denominator=torch.tensor(-1.0)).isnan()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 3.3, 5.0])
+def test_a_teacher_of_one_class_has_no_gradient_however_large_its_logits(temperature):
+    student = torch.tensor([[0.0, 5000.0, -3000.0, 1234.5]])
+    teacher = torch.tensor([[10000.0, -7000.3, 0.7, 9000.0]], requires_grad=True)
+    loss = kd.decoupled_kl(student, teacher, torch.tensor([0]), temperature=temperature)
+    assert torch.autograd.grad(loss, teacher)[0].eq(0).all()

@@ -94,12 +94,14 @@ bool solve_decoupled_row(const RowLoss& problem, const RowScales<A>& scales, con
   const A by_teacher = problem.hard.weight == 0 ? A(0) : alpha * of_label.by_teacher;
   const A scale = problem.soft.weight == 0 || teacher_sum == A(0) ? A(0) : beta / teacher_sum;
   if (row.grad_teacher) {
+    // log p - log q of a class less its mean, from differences of logits: 0 in a row with one class, however large its logits.
+    const A mean = sums[2] / teacher_sum;
     const Vec<A> at_label = lane.only(by_teacher);
     each_vector<A>(classes, [&](int64_t i, auto place) {
       const Vec<A> weight = load(teacher_weight + i);
       const Vec<A> apart = (load(row.teacher.in(place) + i) - teacher_max) - (load(row.student.in(place) + i) - student_max);
       Vec<A> gradient = weight * (by_teacher / teacher_sum) * A(-1);
-      if (scale != A(0)) gradient += weight * ((apart * inverse_temperature - (log_sums + of_others)) * scale);
+      if (scale != A(0)) gradient += weight * (((apart - mean) * inverse_temperature) * scale);
       gradient = select(weight == A(0), Vec<A>{}, gradient);
       store(row.grad_teacher.in(place) + i, i == lane.vector ? gradient + at_label : gradient);
     });

@@ -90,7 +90,9 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
     sum.add(part);
   };
 
-  A of_others = 0;
+  // The mean under p of (t - max t) - (z - max z): log p - log q of a class less its mean follows from the difference of the two,
+  // which is 0 in a row with one class, however large its logits.
+  A of_others = 0, mean_difference = 0;
   if (problem.grad_teacher.data) {
     BlockedSums<A, 1> divergence;
     storage.for_each(problem, work.position, scales.has_soft, team,
@@ -104,6 +106,7 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
     A total[1] = {divergence.total[0]};
     team.sum(total);
     of_others = divergence_of_others(total[0]);
+    mean_difference = total[0] / teacher.sum;
   }
 
   // A term of weight 0 adds nothing, not even NaN.
@@ -126,7 +129,7 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
     if (work.exists && team.rank() == 0) static_cast<A*>(problem.unit_teacher)[work.row] = A(1) / unit;
   }
 
-  const bool is_spoiled = scales.bad_label && scales.has_soft;
+  const bool is_nan = scales.bad_label && scales.has_soft;
   BlockedSums<A, 1> divergence;
   storage.for_each(problem, work.position, scales.has_soft, team,
                    [&](Chunk chunk, const A(&logits)[chunk_classes], const A(&taught)[chunk_classes]) {
@@ -145,13 +148,14 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
         const A teacher_weight = exp_product(t[e] - teacher.max, inverse_temperature);
         grad_student[e] = (student_weight * ratio - teacher_weight) * by_difference - student_weight * by_weight;
         if (!problem.grad_teacher.data || teacher_weight == A(0)) continue;
-        const A log_ratio = ((t[e] - teacher.max) - (z[e] - student.max)) * inverse_temperature - log_sums;
-        grad_teacher[e] = teacher_weight * (weighted(by_ratio, log_ratio - of_others) - by_teacher / teacher.sum);
+        const A difference = (t[e] - teacher.max) - (z[e] - student.max);
+        grad_teacher[e] = teacher_weight * (weighted(by_ratio, (difference - mean_difference) * inverse_temperature) -
+                                            by_teacher / teacher.sum);
       }
     }
-    work.write_grad_student(problem, chunk, is_spoiled, grad_student);
+    work.write_grad_student(problem, chunk, is_nan, grad_student);
     if (work.exists && problem.grad_teacher.data) {
-      if (is_spoiled)
+      if (is_nan)
         KD_UNROLL for (int e = 0; e < chunk_classes; ++e) grad_teacher[e] = NAN;
       write_row(problem.grad_teacher, work.position, chunk, work.position.classes, grad_teacher);
     }
@@ -160,7 +164,7 @@ KD_DEVICE void solve_decoupled_row(const RowLoss& problem, Team& team) {
   A total[1] = {divergence.total[0]};
   team.sum(total);
   const A of_label = scales.has_soft ? scales.soft * binary.value : A(0);
-  work.write_losses(problem, team, is_spoiled ? A(NAN) : divergence_of_others(total[0]), is_spoiled ? A(NAN) : of_label);
+  work.write_losses(problem, team, is_nan ? A(NAN) : divergence_of_others(total[0]), is_nan ? A(NAN) : of_label);
 }
 
 template <class A, class Team, class Storage>
