@@ -1,7 +1,6 @@
 """kd_loss beyond the plain sum of its terms: probabilities as target, and rows that drop out of both terms."""
 
 import re
-
 from math import nan
 
 import pytest
