@@ -202,7 +202,9 @@ def test_standardize():
             call(function, standardize=1)
     for kind in ("probs", "log_probs"):
         with refuses(
-            ValueError, f"softened_kl: standardize must be False for teacher_kind='{kind}', which is no logits"
+            ValueError,
+            f"softened_kl: standardize needs the teacher's logits, got teacher_kind='{kind}'; pass logits with "
+            "teacher_kind='logits'",
         ):
             call(teacher_kind=kind, standardize=True)
 

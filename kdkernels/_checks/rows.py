@@ -227,7 +227,10 @@ def standardized(function: str, teacher_kind: str, value: Any) -> bool:
     """A flag that only logits may set."""
     value = flag(function, "standardize", value)
     if value and teacher_kind != "logits":
-        raise ValueError(f"{function}: standardize must be False for teacher_kind={teacher_kind!r}, which is no logits")
+        raise ValueError(
+            f"{function}: standardize needs the teacher's logits, got teacher_kind={teacher_kind!r}; pass logits with "
+            "teacher_kind='logits'"
+        )
     return value
 
 
