@@ -27,7 +27,7 @@ namespace kd {
 struct MemoryBank {
   Features embedding;       // [B, d], used as it is
   Features bank;            // [n, d], n >= 1
-  Features grad_embedding;  // shape of embedding, kept_dtype of its own; absent where nobody asks
+  Features grad_embedding;  // shape of embedding, kept_dtype of its own; absent where not requested
   const int64_t* index = nullptr;  // [B, columns], contiguous, in [0, n)
   int64_t columns = 0;             // K + 1 >= 2
 

@@ -38,7 +38,7 @@ enum class KeyTarget : int { positive, labels, teacher };
 struct Similarity {
   Features query, key;                  // one width
   Features teacher_query, teacher_key;  // KeyTarget::teacher: as many rows; one width, constant
-  Features grad_query, grad_key;        // shapes of query and key, kept_dtype of theirs; absent where nobody asks
+  Features grad_query, grad_key;        // shapes of query and key, kept_dtype of theirs; absent where not requested
 
   KeyTarget target = KeyTarget::positive;
   Reduction reduction = Reduction::batchmean;
@@ -61,7 +61,7 @@ struct Similarity {
   int64_t bias_key_stride = 0;
 
   void* loss = nullptr;              // Float: one number, or one per query for Reduction::none
-  void* grad_temperature = nullptr;  // Float, one number; null where nobody asks
+  void* grad_temperature = nullptr;  // Float, one number; null where not requested
 
   KD_HOST_DEVICE bool is_double() const {
     return query.dtype == Dtype::float64 || key.dtype == Dtype::float64 || teacher_query.dtype == Dtype::float64 ||

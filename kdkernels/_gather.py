@@ -26,7 +26,7 @@ def gather(function: str, name: str, tensor: Tensor, group: dist.ProcessGroup, *
 def _same_everywhere(
     function: str, name: str, tensor: Tensor, group: dist.ProcessGroup, facts: dict[str, bool]
 ) -> None:
-    """A collective of tensors that differ would hang, spoil memory or take the bits of one dtype for another's. Waits
+    """A collective of tensors that differ would hang, corrupt memory or take the bits of one dtype for another's. Waits
     for the device."""
     own = torch.tensor(
         [[_DTYPES.index(tensor.dtype), *facts.values(), *tensor.shape]], dtype=torch.int64, device=tensor.device

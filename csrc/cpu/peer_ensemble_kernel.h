@@ -6,7 +6,7 @@
 
 namespace kd {
 
-// Loss, parts and gradients; std::invalid_argument for a label that is none. A sample is one thread's, and what samples add
+// Loss, parts and gradients; std::invalid_argument for a label out of range. A sample is one thread's, and what samples add
 // to the loss is summed in their order: the result does not depend on how they are split.
 void peer_ensemble_cpu(const PeerEnsemble& problem, const ParallelFor& parallel_for);
 

@@ -101,7 +101,7 @@ class NumpySimilarity {
     if (options.grad_key) problem.grad_key = gradient("grad_key", problem.key, allocate);
   }
 
-  // {loss, grad_query, grad_key, grad_temperature}, copied; None where nobody asked. A loss is [1] or [queries].
+  // {loss, grad_query, grad_key, grad_temperature}, copied; None where not requested. A loss is [1] or [queries].
   py::dict results() const {
     py::dict results;
     results["loss"] = copied(problem.loss, {losses_});
