@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from python_trainers.common.jobs import BASELINE, Job, build_job
 from python_trainers.common.models import require_network
 from python_trainers.common.options import DataOptions, RunOptions, load_data
 from python_trainers.common.plots import dot_plot
-from python_trainers.common.recipe import SMOKE_EPOCHS, TrainingOptions, check_recipe
+from python_trainers.common.recipe import SMOKE_EPOCHS, TrainingOptions, check_recipe, recipe_configuration
 from python_trainers.common.run import is_finished, require_same
 from python_trainers.common.teacher import Pretraining, obtain_teacher
 
@@ -109,13 +109,12 @@ def from_labels(plan: Pretraining, job: Job, args: Args, seed: int, accelerator:
     # What is trained on the whole split serves all seeds, unless the seed decides what is in the split.
     if not plan.few and args.noisy_labels == 0 and args.imbalance == 1:
         seed = args.seed
-    recipe = {field.name: getattr(job.args, field.name) for field in fields(TrainingOptions)}
-    same_recipe = all(value == getattr(args, name) for name, value in recipe.items())
+    recipe = recipe_configuration(job.args.recipe_of(plan))
+    same_recipe = recipe == recipe_configuration(args)
     teacher = Pretraining(job.pair.partition("/")[0], args.teacher_epochs, few=False)
     if args.teacher is not None and plan == teacher and same_recipe:
         folder = args.teacher
     else:
-        del recipe["epochs"]  # the plan has its own
         identity = json.dumps([asdict(plan), recipe], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         folder = args.folder("compare") / "from-labels" / f"{plan.network}-seed-{seed}-{digest}"

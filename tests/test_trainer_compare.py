@@ -118,6 +118,16 @@ def test_teacher_is_trained_where_it_is_wanted_and_jobs_can_be_added(tmp_path, e
     assert set(epochs_trained) == {out / PAIR / "kd-temperature-2" / "seed-0"}
 
 
+def test_teachers_of_other_recipes_are_other_teachers(tmp_path, epochs_trained):
+    jobs = ["kd", "kd:teacher-learning-rate=0.01", "kd:teacher-learning-rate=0.05", "kd:epochs=1"]
+    teacher = tmp_path / "teacher"
+    options = [*SMOKE, "--train-images", "50", "--teacher", str(teacher), "--out", str(tmp_path / "out")]
+    assert compare.main([*options, "--jobs", *jobs]) == 0
+    (other,) = (tmp_path / "out" / "from-labels").iterdir()
+    assert json.loads((other / "summary.json").read_text())["configuration"]["learning_rate"] == 0.05
+    assert epochs_trained.count(teacher) == epochs_trained.count(other) == 3
+
+
 def test_students_of_a_pair_share_the_teachers_head(tmp_path, epochs_trained):
     jobs = ["sskd:head-epochs=2", "sskd:head-epochs=2,similarity-weight=3", "crd"]
     options = [*OPTIONS, "--epochs", "1", "--teacher-epochs", "1", "--out", str(tmp_path)]

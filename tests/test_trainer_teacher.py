@@ -1,12 +1,13 @@
 """Teachers: trained once where --teacher points, shared, and refused if they are something else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from trainer_runs import SMALL, torch_settings, weights  # noqa: F401
+from trainer_runs import SMALL, assert_same_run, torch_settings, weights  # noqa: F401
 
-from python_trainers import kd
+from python_trainers import kd, tf_kd
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
 
 pytestmark = pytest.mark.trainers
@@ -92,6 +93,41 @@ def test_other_tensor_shapes_are_refused(shared, tmp_path, name, sentence, capsy
     path = changed(shared, tmp_path / "other.pt", tracked={"model": tensors})
     assert kd.main(["--teacher", str(path), "--out", str(tmp_path / "out")]) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_recipe_of_its_own(tmp_path):
+    options = ["--smoke", *SMALL, "--learning-rate", "0.01", "--out", str(tmp_path)]
+    own = ["--teacher-learning-rate", "0.05", "--teacher-batch-size", "32", "--teacher-weight-decay", "0"]
+    assert kd.main([*options, *own]) == 0
+    names = ("learning_rate", "batch_size", "weight_decay")
+    for folder, recipe in ((tmp_path, (0.01, 64, 5e-4)), (tmp_path / "teacher", (0.05, 32, 0))):
+        configuration = json.loads((folder / "summary.json").read_text())["configuration"]
+        assert tuple(configuration[name] for name in names) == recipe
+    # Batch and decay as well as the rate: the weights are those of a run from labels with this recipe.
+    recipe = ["--learning-rate", "0.05", "--batch-size", "32", "--weight-decay", "0", "--kl-weight", "0"]
+    alone = tmp_path / "alone"
+    assert kd.main(["--smoke", "--student-model", "small_mlp", *recipe, "--out", str(alone)]) == 0
+    assert_same_run(tmp_path / "teacher", alone)
+
+
+def test_a_students_first_version_has_the_students_recipe():
+    args = tf_kd.Args(mode="self", learning_rate=0.01, teacher_learning_rate=0.05)
+    assert args.recipe_of(tf_kd.pretraining(args)).learning_rate == 0.01
+    args = replace(args, mode="kd")
+    assert args.recipe_of(tf_kd.pretraining(args)).learning_rate == 0.05
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--teacher-learning-rate", "0", "> 0 and finite"),
+        ("--teacher-batch-size", "0", ">= 1"),
+        ("--teacher-weight-decay", "-1", ">= 0 and finite"),
+    ],
+)
+def test_bad_recipe_of_a_teacher_is_one_sentence(option, value, rule, tmp_path, capsys):
+    assert kd.main([option, value, "--out", str(tmp_path)]) == 1
+    assert f"kd: {option} must be {rule}, got {value}" in capsys.readouterr().err
 
 
 def test_own_teacher_of_another_recipe_is_refused(tmp_path, capsys):
