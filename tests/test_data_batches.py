@@ -93,11 +93,11 @@ def test_resident_batches_continue_from_their_state():
     batches = batches_of(images_of(30))
     list(batches)
     state = batches.state_dict()
-    second = list(batches.indexed())
+    second = list(batches)
     other = batches_of(images_of(30), seed=1)
     other.load_state_dict(state)
-    assert_same_batches(other.indexed(), second)
-    assert not torch.equal(next(iter(batches_of(images_of(30)).indexed())).index, second[0].index)
+    assert_same_batches(other, second)
+    assert not torch.equal(next(iter(batches_of(images_of(30)))).index, second[0].index)
 
 
 def test_streamed_batches_continue_from_their_state(tree, monkeypatch):
@@ -107,10 +107,10 @@ def test_streamed_batches_continue_from_their_state(tree, monkeypatch):
     batches = batches_of(dataset.train, augmentation=dataset.augmentation)
     list(batches)
     state = batches.state_dict()
-    second = list(batches.indexed())
+    second = list(batches)
     other = batches_of(dataset.train, augmentation=dataset.augmentation, seed=1)
     other.load_state_dict(state)
-    assert_same_batches(other.indexed(), second)
+    assert_same_batches(other, second)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -119,8 +119,8 @@ def test_streamed_batches_are_the_resident_ones(tmp_path, monkeypatch):
     resident = load_dataset("imagefolder", tmp_path)
     files = streamed(tmp_path, monkeypatch)
     assert_same_batches(
-        batches_of(replace(files.train, standard=resident.train.standard)).indexed(),
-        batches_of(resident.train).indexed(),
+        batches_of(replace(files.train, standard=resident.train.standard)),
+        batches_of(resident.train),
     )
     few, of_files = few_images(resident, 10, seed=1), few_images(files, 10, seed=1)
     (read,) = of_files.read([torch.arange(10)])
@@ -132,7 +132,7 @@ def test_photographs_are_cut_anew_each_epoch_and_flipped(tmp_path, monkeypatch):
     dataset = streamed(tmp_path, monkeypatch)
     augmentation = Augmentation(resized_crop=True)
     batches = batches_of(dataset.train, augmentation=augmentation, batch_size=2, per_epoch=2)
-    epochs = [next(iter(batches.indexed())) for _ in range(2)]
+    epochs = [next(iter(batches)) for _ in range(2)]
     assert epochs[0].pixels.shape == (2, 3, 224, 224)
     one, other = (batch.pixels[batch.index.argsort()] for batch in epochs)
     assert not torch.equal(one, other)
@@ -151,8 +151,8 @@ def test_damaged_file_of_a_stream_is_one_sentence(tmp_path, monkeypatch):
 def test_two_ranks_share_every_batch(keep_in_files, tmp_path, monkeypatch):
     write_tree(tmp_path, count=15)
     dataset = streamed(tmp_path, monkeypatch) if keep_in_files else load_dataset("imagefolder", tmp_path)
-    whole = list(batches_of(dataset.train).indexed())
-    halves = [list(batches_of(dataset.train, rank=rank, ranks=2).indexed()) for rank in (0, 1)]
+    whole = list(batches_of(dataset.train))
+    halves = [list(batches_of(dataset.train, rank=rank, ranks=2)) for rank in (0, 1)]
     assert len(whole) == len(halves[0]) == len(halves[1]) == 5
     for batch, first, second in zip(whole, *halves, strict=True):
         assert len(first.index) == len(second.index) == 4
@@ -162,10 +162,10 @@ def test_two_ranks_share_every_batch(keep_in_files, tmp_path, monkeypatch):
 
 def test_index_tells_the_image():
     images = images_of(30)
-    for batch in batches_of(images, augmentation=Augmentation()).indexed():
+    for batch in batches_of(images, augmentation=Augmentation()):
         assert torch.equal(batch.pixels, images.standardise(images.pixels[batch.index]))
         assert torch.equal(batch.labels, images.labels[batch.index])
-    seen = torch.cat([batch.index for batch in batches_of(images, batch_size=10, per_epoch=60).indexed()])
+    seen = torch.cat([batch.index for batch in batches_of(images, batch_size=10, per_epoch=60)])
     assert seen[:30].sort().values.tolist() == seen[30:].sort().values.tolist() == list(range(30))
 
 
@@ -203,7 +203,7 @@ def test_digits_are_drawn_in_the_order_the_published_figures_rest_on():
     generator = torch.Generator().manual_seed(3)
     order = torch.randperm(1000, generator=generator)
     down, right = torch.randint(0, 3, (2, 1000), generator=generator)
-    first = next(iter(batches.indexed()))
+    first = next(iter(batches))
     assert torch.equal(first.index, order[:50])
     for image, index, y, x in zip(first.pixels, order, down, right, strict=False):
         padded = torch.nn.functional.pad(dataset.train.pixels[index], (1, 1, 1, 1))

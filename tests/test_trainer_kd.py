@@ -228,9 +228,9 @@ def test_batches_shift_by_at_most_one_pixel_and_continue_from_their_state():
     first = list(batches)
     assert len(first) == len(batches) == 3 and first[0][0].shape == (16, 1, 8, 8)
     state = batches.state_dict()
-    second = torch.cat([pixels for pixels, _ in batches])
+    second = torch.cat([batch.pixels for batch in batches])
     batches.load_state_dict(state)
-    assert torch.equal(second, torch.cat([pixels for pixels, _ in batches]))
+    assert torch.equal(second, torch.cat([batch.pixels for batch in batches]))
 
     padded = torch.nn.functional.pad(few.pixels, (1, 1, 1, 1), value=dataset.background)
     shifted = {
@@ -241,8 +241,8 @@ def test_batches_shift_by_at_most_one_pixel_and_continue_from_their_state():
     }
     assert all(
         (image.numpy().tobytes(), label.item()) in shifted
-        for pixels, labels in first
-        for image, label in zip(pixels, labels, strict=True)
+        for batch in first
+        for image, label in zip(batch.pixels, batch.labels, strict=True)
     )
 
 

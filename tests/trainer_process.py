@@ -37,17 +37,17 @@ def _train(trainer: str, options: list[str], run: Path, log: Path, after: int, k
 
 
 def _die_within_an_epoch(run: Path, fatal: int, kill: signal.Signals) -> None:
-    epochs, batches, within = Run.remaining_epochs, Batches.indexed, []
+    epochs, batches, within = Run.remaining_epochs, Batches.__iter__, []
 
     def remaining_epochs(self, *arguments, **options):
         for epoch in epochs(self, *arguments, **options):
             within[:] = [self.folder == run and epoch == fatal]
             yield epoch
 
-    def indexed(self):
+    def iterate(self):
         for number, batch in enumerate(batches(self)):
             if within == [True] and number == 2:
                 os.kill(os.getpid(), kill)
             yield batch
 
-    Run.remaining_epochs, Batches.indexed = remaining_epochs, indexed
+    Run.remaining_epochs, Batches.__iter__ = remaining_epochs, iterate

@@ -119,7 +119,7 @@ def optimise(
             begin_epoch(epoch)
         model.train()
         means = Means()
-        for batch in batches.indexed():
+        for batch in batches:
             loss, parts = objective(model, batch)
             accelerator.backward(loss)
             stepper.step()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from python_trainers.common.data.arrays import npz
 from python_trainers.common.data.augmentation import Augmentation
-from python_trainers.common.data.batches import Batch, Batches
+from python_trainers.common.data.sources import Batch, Batches
 from python_trainers.common.data.checks import contents
 from python_trainers.common.data.digits import digits
 from python_trainers.common.data.folders import image_folder

@@ -65,17 +65,21 @@ class ImageFiles:
                 pixels[number] = image
         return pixels
 
-    def read(self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
+    def read(
+        self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None, workers: int | None = None
+    ) -> Iterator[Tensor]:
         """The images at each of ``indices`` [M], as [M, 3, height, width] uint8, decoded ahead by workers.
 
         ``crops``: for each of ``indices`` a tensor [M, 4] as for :func:`random_box`. Workers draw nothing, so
         their number and speed change no image.
         """
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if workers is None:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
         loader = DataLoader(
             _Requests(self, [index.cpu() for index in indices], crops and [crop.cpu() for crop in crops]),
             batch_size=None,
-            num_workers=max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes)),
+            num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else the loader draws a number from the global one
         )

@@ -67,18 +67,22 @@ class Images:
         """``pixels`` of these images, as stored, to mean 0 and deviation 1 per channel; float32."""
         return pixels if self.standard is None else (pixels - self.standard.mean) / self.standard.std
 
-    def read(self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
-        """Stored pixels of the images at each of ``indices``; ``crops`` as in :meth:`ImageFiles.read`."""
+    def read(
+        self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None, workers: int | None = None
+    ) -> Iterator[Tensor]:
+        """Stored pixels of the images at each of ``indices``; the rest as in :meth:`ImageFiles.read`."""
         if isinstance(self.pixels, ImageFiles):
-            return self.pixels.read(indices, crops)
+            return self.pixels.read(indices, crops, workers)
         return (self.pixels[index] for index in indices)
 
-    def batches(self, batch_size: int, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, accelerator: Accelerator, workers: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the images in order, as they are: standardised pixels and labels."""
         images, device = self.to(accelerator.device), accelerator.device
         mine = torch.arange(len(self), device=device)[accelerator.process_index :: accelerator.num_processes]
         indices = mine.split(batch_size)
-        for index, pixels in zip(indices, images.read(indices), strict=True):
+        for index, pixels in zip(indices, images.read(indices, workers=workers), strict=True):
             yield images.standardise(pixels.to(device, non_blocking=True)), images.labels[index]
 
 

@@ -1,4 +1,8 @@
-"""Training batches, drawn from one generator whose state is part of the checkpoint."""
+"""Sources of training batches.
+
+A source is iterated once per epoch. It has ``__len__`` (steps of an epoch), ``__iter__`` (its batches), and
+``state_dict`` and ``load_state_dict``: what decides all batches to come, as it stands between two epochs.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,12 +25,15 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Shuffled, augmented batches of a few or many images; iterating once is one epoch.
+    """Shuffled, augmented batches of a few or many images.
 
     An epoch shows ``images_per_epoch`` images however few there are: a small set is gone through several
     times, in a new order each time, so runs with few and with many images take equally many steps. All is
     drawn in advance by one generator on the CPU: every device gets the same batches, and so does every place
     the images may be kept in, device memory or files.
+
+    Consecutive batches of size b / k hold the images of one batch of size b, each augmented as there, if
+    ``images_per_epoch`` is a multiple of b: so gradients can be accumulated over k of them.
     """
 
     def __init__(
@@ -39,6 +46,8 @@ class Batches:
         seed: int,
         accelerator: Accelerator,
         augmentation: Augmentation = Augmentation(padding=1),
+        workers: int | None = None,  # processes that read files; 0: this one, None: by the CPUs, at most 8
+        channels_last: bool = False,  # memory format of the pixels; values and shape are the same
     ) -> None:
         ranks = accelerator.num_processes
         require(
@@ -52,18 +61,15 @@ class Batches:
         self._augmentation = augmentation
         self._batch_size = batch_size
         self._steps = images_per_epoch // batch_size
+        self._workers = workers
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._mine = slice(accelerator.process_index, None, ranks)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of each batch of an epoch."""
-        return ((batch.pixels, batch.labels) for batch in self.indexed())
-
-    def indexed(self) -> Iterator[Batch]:
-        """The same epoch, for methods that remember something about each image."""
+    def __iter__(self) -> Iterator[Batch]:
         count, available = self._steps * self._batch_size, len(self._images)
         orders = [torch.randperm(available, generator=self._generator, device="cpu") for _ in range(-(-count // available))]
         draws = {
@@ -71,13 +77,14 @@ class Batches:
             **self._augmentation.draw(count, self._generator),
         }
         batches = {name: self._split(values) for name, values in draws.items()}
-        pixels = self._images.read(batches["index"], batches.pop("crop", None))
+        pixels = self._images.read(batches["index"], batches.pop("crop", None), self._workers)
         for stored, *values in zip(pixels, *batches.values(), strict=True):
             draw = dict(zip(batches, values, strict=True))
             stored = stored.to(self._device, non_blocking=True)
             changed = self._augmentation.apply(stored, draw, self._background)
+            ready = self._images.standardise(changed).contiguous(memory_format=self._memory_format)
             index = draw["index"]
-            yield Batch(self._images.standardise(changed), self._images.labels[index], index)
+            yield Batch(ready, self._images.labels[index], index)
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """``values``, one per image of an epoch, as this process's part of each batch, on its device."""
