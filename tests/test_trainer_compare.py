@@ -185,7 +185,12 @@ def test_published_figures_stand_beside_the_same_setting():
     [
         ("kdd", "job 'kdd': unknown method 'kdd'; did you mean kd"),
         ("kd:temprature=2", "job 'kd:temprature=2': unknown option 'temprature'; did you mean temperature"),
-        ("kd:temperature=hot", "'kd:temperature=hot': option temperature does not take 'hot', it takes float"),
+        ("kd:temperature=hot", "'kd:temperature=hot': option temperature does not take 'hot', it takes a number"),
+        ("kd:temperature", "option temperature needs a value, temperature=VALUE: it takes a number"),
+        ("kd:milestones=3+x", "option milestones does not take '3+x', it takes a whole number, or several joined by +"),
+        ("okddip:structure=zzz", "option structure does not take 'zzz', it takes branch, network or None"),
+        ("okddip:rampup-epochs=2.5", "option rampup-epochs does not take '2.5', it takes a whole number or None"),
+        ("okddip:leader=yes", "option leader is a switch: write leader or no-leader, got 'leader=yes'"),
         ("kd:temperature=0", "job 'kd:temperature=0': --temperature must be > 0 and finite, got 0.0"),
         ("tf_kd:mode=regular", "option mode does not take 'regular', it takes kd, re_kd, de_kd, self, reg, "),
         ("kd:seed=3", "job 'kd:seed=3': unknown option 'seed'"),
@@ -198,9 +203,20 @@ def test_mistaken_job_is_named(text, sentence):
     assert sentence in str(error.value)
 
 
-def test_switches():
-    for text, value in (("no-normalise", False), ("normalise", True)):
-        assert job(f"born_again:{text}").args.normalise is value
+def test_options_of_a_job_have_the_types_of_their_fields():
+    for text, name, value in (
+        ("born_again:no-normalise", "normalise", False),
+        ("born_again:normalise", "normalise", True),
+        ("born_again:loss=ban+l", "loss", "ban+l"),
+        ("okddip:structure=network", "structure", "network"),
+        ("okddip:structure=None", "structure", None),
+        ("okddip:rampup-epochs=0", "rampup_epochs", 0),
+        ("kd:learning-rate=1e-3", "learning_rate", 1e-3),
+        ("kd:milestones=3", "milestones", (3,)),
+        ("kd:milestones=3+5", "milestones", (3, 5)),
+    ):
+        found = getattr(job(text).args, name)
+        assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize(

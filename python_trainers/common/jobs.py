@@ -1,21 +1,18 @@
 """Jobs of a comparison: a method and some of its options, written ``METHOD:OPTION=VALUE,OPTION=VALUE``."""
 
-import contextlib
 import importlib
-import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, get_type_hints
 
 from python_trainers.cli import methods
-from python_trainers.common.checks import option, unknown
+from python_trainers.common.checks import unknown
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.options import DataOptions, RunOptions, StudentOptions
 from python_trainers.common.presets import Preset, published
 from python_trainers.common.recipe import TrainingOptions
 from python_trainers.common.teacher import Pretraining, TaughtOptions
+from python_trainers.common.typed import describe, read_value
 
 BASELINE = "baseline"
 DATA_AND_RUN = {field.name for field in (*fields(DataOptions), *fields(RunOptions))}
@@ -31,6 +28,10 @@ class Job:
     pair: str  # TEACHER/STUDENT
     method: ModuleType | None  # None: the baseline
     args: StudentOptions  # but for seed, folder and teacher
+
+    def having(self, **options: Any) -> "Job":
+        """The same with other options, as the learning rate."""
+        return replace(self, args=replace(self.args, **options))
 
     def pretraining(self) -> Pretraining | None:
         """What has to be trained from labels first; of the baseline that is all."""
@@ -73,15 +74,22 @@ def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
 def with_option(args: StudentOptions, part: str) -> StudentOptions:
     """``args`` after one ``OPTION=VALUE``; a switch is written ``OPTION`` or ``no-OPTION``."""
     name, equals, value = part.partition("=")
-    own = {field.name for field in fields(args)} - DATA_AND_RUN - NETWORKS
-    typed = {option(field): field for field in own} | {option(f"no_{field}"): field for field in own}
-    if f"--{name}" not in typed:
-        raise unknown("option", name, sorted(option(field).removeprefix("--") for field in own))
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            return tyro.cli(type(args), args=[f"--{name}", *([value] if equals else [])], default=args)
-        except SystemExit:
-            pass
-    hint = get_type_hints(type(args))[typed[f"--{name}"]]
-    choices = ", ".join(get_args(hint)) if get_origin(hint) is Literal else getattr(hint, "__name__", hint)
-    raise TrainerError(f"option {name} does not take {value!r}, it takes {choices}")
+    hints = {
+        field.replace("_", "-"): hint
+        for field, hint in get_type_hints(type(args)).items()
+        if field not in DATA_AND_RUN | NETWORKS
+    }
+    switches = {prefix + key: key for key, hint in hints.items() if hint is bool for prefix in ("", "no-")}
+    if name in switches:
+        key = switches[name]
+        require(not equals, f"option {key} is a switch: write {key} or no-{key}, got {part!r}")
+        return replace(args, **{key.replace("-", "_"): name == key})
+    if name not in hints:
+        raise unknown("option", name, sorted(hints))
+    require(bool(equals), f"option {name} needs a value, {name}=VALUE: it takes {describe(hints[name])}")
+    try:
+        return replace(args, **{name.replace("-", "_"): read_value(value, hints[name])})
+    except ValueError as error:
+        raise TrainerError(
+            f"option {name} does not take {value!r}, it takes {describe(hints[name])}"
+        ) from error
