@@ -8,13 +8,15 @@ labels and from the softened outputs of a large teacher:
 
     python -m python_trainers.kd --train-images 50 --out out/kd                # distilled, from 50 images
     python -m python_trainers.kd --train-images 50 --kl-weight 0 --out out/ce  # the same without a teacher
+    python -m python_trainers.kd --preset cifar100-kd-resnet32x4-resnet8x4 --data-root DIR
 
 Reproduced: section 6, soft targets let a network learn from few examples. On digits, over 8 seeds (mean
 and sample standard deviation; ``python -m python_trainers.demo``): 81.9 +- 2.5 % without a teacher, 89.6
 +- 1.2 % with one. Seconds per network on one CPU core.
 
 Deviations from the paper:
-1. Data and networks: 8x8 digits and small convolutional networks instead of MNIST, speech and JFT.
+1. Data and networks: 8x8 digits and small convolutional networks instead of MNIST, speech and JFT. The presets
+   are a later paper's: Tian et al. 2020 (CRD), CIFAR-100.
 2. Optimizer and schedule: SGD with momentum and a cosine; the paper gives none for a comparable task.
 3. One teacher, not an ensemble of specialists (section 5).
 """
@@ -42,6 +44,7 @@ from python_trainers.common.teacher import (
     check_networks,
     obtain_teacher,
 )
+from python_trainers.presets.kd import PRESETS
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Args(TeacherOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    return run_from_console("kd", Args, train, argv, "Knowledge distillation (Hinton, Vinyals, Dean 2015).")
+    return run_from_console(
+        "kd", Args, train, argv, "Knowledge distillation (Hinton, Vinyals, Dean 2015).", PRESETS
+    )
 
 
 def pretraining(args: Args) -> Pretraining | None:

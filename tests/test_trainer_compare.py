@@ -1,13 +1,14 @@
 """Comparisons: the same data for all, networks shared, nothing trained twice, one table."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
 from trainer_process import interrupt
 from trainer_runs import assert_same_run, epochs_written, torch_settings  # noqa: F401
 
-from python_trainers import born_again, compare, kd, tf_kd
+from python_trainers import born_again, compare, kd, okddip, tf_kd
 from python_trainers.common.errors import TrainerError
 from python_trainers.common.jobs import build_job
 from python_trainers.common.run import Run
@@ -157,27 +158,40 @@ def test_wrong_labels_are_the_same_for_all_jobs(tmp_path):
     assert torch.equal(images.labels, others.labels) and torch.equal(first.train.labels, second.train.labels)
 
 
-def test_published_figures_stand_beside_the_same_setting():
-    args = compare.Args(dataset="cifar100")
-    for text, pair, accuracy in (
-        ("baseline", "resnet50/resnet18", 75.87),
-        ("tf_kd:mode=kd,teacher-epochs=200", "resnet18/mobilenetv2", 71.05),
-        ("tf_kd:mode=reg", "resnet50/resnet18", 77.36),
-        ("born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),
-        ("sskd", "resnet32x4/shufflenetv1", 78.44),
-        ("crd:kl-weight=1", "vgg13/vgg8", 74.29),
-        ("okddip", "resnet110/resnet32", 74.37),  # structure by default
-        ("okddip:method=dml", "resnet110/resnet32", 73.53),
-        ("okddip:method=dml,structure=network", "resnet110/resnet32", 73.53),
+def recipe_of(preset, **options):
+    """Options of a comparison whose recipe and data are those of a preset."""
+    common = {field.name for field in fields(compare.Args)} - {"teacher_epochs"}
+    return compare.Args(**{name: value for name, value in preset.options.items() if name in common}, **options)
+
+
+def test_published_figures_stand_beside_runs_of_the_same_setting():
+    tian, yuan = kd.PRESETS["cifar100-kd-vgg13-vgg8"], tf_kd.PRESETS["cifar100-kd-resnet18-mobilenetv2"]
+    furlanello = born_again.PRESETS["cifar100-densenet_90_60-ban+l"]
+    chen = okddip.PRESETS["cifar100-okddip-branch-resnet32"]
+    slow, of_code = "sskd:head-epochs=60,learning-rate=0.01", "form=code,reduction=elementmean"
+    for preset, text, pair, accuracy in (
+        (tian, "kd", "vgg13/vgg8", 72.98),
+        (tian, "baseline", "vgg13/vgg8", 70.36),
+        (tian, "crd:kl-weight=1", "vgg13/vgg8", 74.29),
+        (tian, "sskd:head-epochs=60", "vgg13/vgg8", 75.33),
+        (tian, f"{slow},teacher-learning-rate=0.05", "resnet32x4/shufflenetv1", 78.44),
+        (tian, slow, "resnet32x4/shufflenetv1", None),  # the teacher, too
+        (yuan, "baseline", "resnet50/resnet18", 75.87),
+        (yuan, f"tf_kd:mode=kd,alpha=0.95,{of_code}", "resnet18/mobilenetv2", 71.05),
+        (yuan, f"tf_kd:mode=reg,alpha=0.1,multiplier=100,{of_code}", "resnet50/resnet18", 77.36),
+        (yuan, "tf_kd:mode=reg", "resnet50/resnet18", None),
+        (furlanello, "born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),
+        (furlanello, "born_again:loss=cwtm", "resnet50/densenet_90_60", None),
+        (chen, "okddip", "resnet110/resnet32", 74.37),  # structure by default
+        (chen, "okddip:method=dml", "resnet110/resnet32", 73.53),
+        (chen, "okddip:no-leader", "resnet110/resnet32", 76.55),
+        (chen, "okddip:students=8", "resnet110/resnet32", None),
+        (tian, "okddip", "resnet110/resnet32", None),
     ):
-        assert job(text, pair, args).published().accuracy == accuracy
-    for text, pair in (
-        ("kd", "resnet18/mobilenetv2"),
-        ("born_again:loss=cwtm", "resnet50/densenet_90_60"),
-        ("okddip:no-leader", "resnet110/resnet32"),
-        ("okddip:students=8", "resnet110/resnet32"),
-    ):
-        assert job(text, pair, args).published() is None
+        for data, expected in (({}, accuracy), ({"train_images": 500}, None)):
+            epochs = preset.options.get("teacher_epochs", 40)
+            found = build_job(text, pair, recipe_of(preset, **data), epochs).published()
+            assert (found and found.accuracy) == expected, text
 
 
 @pytest.mark.parametrize(

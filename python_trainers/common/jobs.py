@@ -15,6 +15,7 @@ from python_trainers.common.teacher import Pretraining, TaughtOptions
 from python_trainers.common.typed import describe, read_value
 
 BASELINE = "baseline"
+CROSS_ENTROPY = {"tf_kd": {"mode": "baseline"}, "kd": {"kl_weight": 0.0}}  # the same by options of a method
 DATA_AND_RUN = {field.name for field in (*fields(DataOptions), *fields(RunOptions))}
 COMMON = {field.name for field in fields(TrainingOptions)} | DATA_AND_RUN
 NETWORKS = {"model", "teacher_model", "student_model", "teacher"}
@@ -40,13 +41,16 @@ class Job:
         return self.method.pretraining(self.args)
 
     def published(self) -> Preset | None:
-        """The published setting whose figure its own may be compared with."""
+        """The published setting whose figure may stand beside this job's."""
         if self.method is not None:
-            return published(getattr(self.method, "PRESETS", {}), self.args.completed())
-        tf_kd = importlib.import_module("python_trainers.tf_kd")
-        _, _, student = self.pair.partition("/")
-        same = tf_kd.Args(dataset=self.args.dataset, mode="baseline", student_model=student)
-        return published(tf_kd.PRESETS, same)
+            return published(self.method.PRESETS, self.args)
+        shared = {field.name: getattr(self.args, field.name) for field in fields(self.args)}
+        for name, alone in CROSS_ENTROPY.items():
+            method = importlib.import_module(f"python_trainers.{name}")
+            same = replace(method.Args(**{**shared, **alone}), student_model=self.pair.partition("/")[2])
+            if found := published(method.PRESETS, same):
+                return found
+        return None
 
 
 def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:

@@ -57,14 +57,14 @@ def _preset(
     student: str | None = None,
 ) -> Preset:
     return Preset(
-        setting={
+        options={
             "dataset": dataset,
             "model": NETS[net],
             "student_model": student and NETS[student],
             "loss": loss,
             "generations": generations,
+            **RECIPE,
         },
-        recipe=RECIPE,
         accuracy=round(100 - error, 2),
         source=f"Furlanello et al. 2018, table {table}; generation 0: {100 - of_teacher:.2f} %",
     )
@@ -77,7 +77,8 @@ PRESETS = {
         for net, first, errors, _ in TABLE_2
         for loss, error in errors.items()
     },
-    # Generation 1 of this part of the table is the same experiment as its column BAN, with another seed.
+    # Generation 1 of this part of the table is the same experiment as its column BAN, with another seed: up to 0.7
+    # apart. The figure beside a run is that of the column.
     **{
         f"cifar100-{NETS[net]}-generation-{number}": _preset(
             "cifar100", net, 2, error, first, generations=number

@@ -4,70 +4,31 @@
 """
 
 from python_trainers.common.presets import Preset
+from python_trainers.presets import tian
 
 WEIGHTS = {
     "crd": {"ce_weight": 1.0, "kl_weight": 0.0, "crd_weight": 0.8},
     "crd_kd": {"ce_weight": 1.0, "kl_weight": 1.0, "crd_weight": 0.8},
     "kd": {"ce_weight": 0.1, "kl_weight": 0.9, "crd_weight": 0.0},
 }
-# Table, teacher, student, their accuracies from labels alone, those of the student by CRD, CRD+KD and KD. The
-# CRD+KD of table 2 is not transcribed here.
-PAIRS = (
-    (1, "wrn_40_2", "wrn_16_2", 75.61, 73.26, 75.48, 75.64, 74.92),
-    (1, "wrn_40_2", "wrn_40_1", 75.61, 71.98, 74.14, 74.38, 73.54),
-    (1, "resnet56", "resnet20", 72.34, 69.06, 71.16, 71.63, 70.66),
-    (1, "resnet110", "resnet20", 74.31, 69.06, 71.46, 71.56, 70.67),
-    (1, "resnet110", "resnet32", 74.31, 71.14, 73.48, 73.75, 73.08),
-    (1, "resnet32x4", "resnet8x4", 79.42, 72.50, 75.51, 75.46, 73.33),
-    (1, "vgg13", "vgg8", 74.64, 70.36, 73.94, 74.29, 72.98),
-    (2, "vgg13", "mobilenetv2_half", 74.64, 64.60, 69.73, None, 67.37),
-    (2, "resnet50", "mobilenetv2_half", 79.34, 64.60, 69.11, None, 67.35),
-    (2, "resnet50", "vgg8", 79.34, 70.36, 74.30, None, 73.81),
-    (2, "resnet32x4", "shufflenetv1", 79.42, 70.50, 75.11, None, 74.07),
-    (2, "resnet32x4", "shufflenetv2", 79.42, 71.82, 75.65, None, 74.45),
-    (2, "wrn_40_2", "shufflenetv1", 75.61, 70.50, 76.05, None, 74.83),
-)
-MOBILE = ("mobilenetv2_half", "shufflenetv1", "shufflenetv2")
-
-
-def _recipe(student: str) -> dict[str, object]:
-    return {
-        "epochs": 240,
-        "batch_size": 64,
-        "learning_rate": 0.01 if student in MOBILE else 0.05,
-        "momentum": 0.9,
-        "nesterov": False,
-        "weight_decay": 5e-4,
-        "schedule": "milestones",
-        "milestones": (150, 180, 210),
-        "decay": 0.1,
-        "warmup_epochs": 0,
-        "teacher_epochs": 240,
-        "temperature": 4.0,
-        "embed_dim": 128,
-        "negatives": 16384,
-        "contrast_temperature": 0.07,
-        "bank_momentum": 0.5,
-    }
-
+# The 16,384 negatives are the trainer's default where there are as many images of other classes.
+CONTRAST = {
+    "temperature": 4.0,
+    "embed_dim": 128,
+    "positive": "exact",
+    "contrast_temperature": 0.07,
+    "bank_momentum": 0.5,
+}
 
 PRESETS = {
-    name: Preset(setting={}, recipe=weights, accuracy=None, source="Tian et al. 2020, official code")
+    name: Preset(options=weights, accuracy=None, source="Tian et al. 2020, official code")
     for name, weights in WEIGHTS.items()
 } | {
     f"cifar100-{name}-{teacher}-{student}": Preset(
-        setting={
-            "dataset": "cifar100",
-            "teacher_model": teacher,
-            "student_model": student,
-            "positive": "exact",
-            **weights,
-        },
-        recipe=_recipe(student),
+        options={**tian.taught(teacher, student), **weights, **CONTRAST},
         accuracy=accuracy,
-        source=f"Tian et al. 2020, table {table}; teacher {of_teacher:.2f} %, student from labels "
-        f"{alone:.2f} %",
+        source=f"Tian et al. 2020, table {table}; teacher {of_teacher:.2f} %, student from labels {alone:.2f} %",
     )
-    for table, teacher, student, of_teacher, alone, *accuracies in PAIRS
+    for table, teacher, student, of_teacher, alone, *accuracies in tian.PAIRS
     for (name, weights), accuracy in zip(WEIGHTS.items(), accuracies, strict=True)
 }

@@ -1,7 +1,7 @@
 """Chen et al. 2020, tables 1, 2 and 4: CIFAR-10 and CIFAR-100, four students, the best epoch on the test set.
 
-Of okddip the figure is the leader's, of its rivals the mean of the four, ``mean_accuracy``; without a leader,
-table 4, that of all together, ``ensemble_accuracy``. The baseline is a run of ``kd --kl-weight 0``.
+Of okddip the figure is the leader's, of its rivals the mean of the four, ``mean_accuracy``; without a leader
+(table 4) that of all together, ``ensemble_accuracy``. The baseline is a run of ``kd --kl-weight 0``.
 
 Two networks differ from the authors'. Their branches of VGG-16 drop half of the inputs of the linear layers,
 ours none, as in their other VGG-16; and the attention reads what enters the last of these layers, theirs the
@@ -61,14 +61,14 @@ def _recipe(method: str) -> dict[str, object]:
     }
 
 
-def _setting(dataset: str, student: str, method: str, structure: str, leader: bool) -> dict[str, object]:
+def _options(dataset: str, student: str, method: str, structure: str) -> dict[str, object]:
     return {
         "dataset": dataset,
         "student_model": student,
         "method": method,
         "structure": structure,
         "students": 4,
-        **({"leader": leader} if method == "okddip" else {}),
+        **_recipe(method),
     }
 
 
@@ -82,21 +82,21 @@ def _together(dataset: str, student: str, method: str, structure: str) -> str:
 
 PRESETS = {
     f"{dataset}-{method}-{structure}-{student}": Preset(
-        setting=_setting(dataset, student, method, structure, leader=True),
-        recipe=_recipe(method),
+        options=_options(dataset, student, method, structure),
         accuracy=round(100 - error, 2),
-        source=f"Chen et al. 2020, table {table}, {'leader' if method == 'okddip' else 'mean of four'}; from "
-        f"labels alone {100 - alone:.2f} %{_together(dataset, student, method, structure)}",
+        quantity="test_accuracy" if method == "okddip" else "mean_accuracy",
+        source=f"Chen et al. 2020, table {table}, {'leader' if method == 'okddip' else 'mean of four'}, best epoch; "
+        f"from labels alone {100 - alone:.2f} %{_together(dataset, student, method, structure)}",
     )
     for table, dataset, errors in ((1, "cifar10", CIFAR10), (2, "cifar100", CIFAR100))
     for student, (alone, *of_methods) in errors.items()
     for (method, structure), error in zip(METHODS, of_methods, strict=True)
 } | {
     f"cifar100-leaderless-branch-{student}": Preset(
-        setting=_setting("cifar100", student, "okddip", "branch", leader=False),
-        recipe=_recipe("okddip"),
-        accuracy=None,
-        source=f"Chen et al. 2020, table 4, of one student; all four together {100 - errors['okddip']:.2f} %",
+        options={**_options("cifar100", student, "okddip", "branch"), "leader": False},
+        accuracy=round(100 - errors["okddip"], 2),
+        quantity="ensemble_accuracy",
+        source="Chen et al. 2020, table 4, all four together, best epoch",
     )
     for student, errors in TOGETHER.items()
 }

@@ -6,6 +6,7 @@ supplement of ECCV. With which of them the tables were made is not said: each pa
 """
 
 from python_trainers.common.presets import Preset
+from python_trainers.presets import tian
 
 WEIGHTS = {
     "code": {"ce_weight": 0.1, "kl_weight": 0.9, "rotated_weight": 2.7, "similarity_weight": 10.0},
@@ -27,42 +28,26 @@ PAIRS = (
     (4, "resnet32x4", "shufflenetv2", 79.63, 73.12, 78.61),
     (4, "wrn_40_2", "shufflenetv1", 76.46, 70.77, 77.40),
 )
-MOBILE = ("mobilenetv2_half", "shufflenetv1", "shufflenetv2")
-
-
-def _recipe(student: str) -> dict[str, object]:
-    return {
-        "epochs": 240,
-        "batch_size": 64,
-        "learning_rate": 0.01 if student in MOBILE else 0.05,
-        "momentum": 0.9,
-        "nesterov": False,
-        "weight_decay": 5e-4,
-        "schedule": "milestones",
-        "milestones": (150, 180, 210),
-        "decay": 0.1,
-        "warmup_epochs": 0,
-        "teacher_epochs": 240,
-        "head_epochs": 60,
-        "head_learning_rate": 0.05,
-        "head_milestones": (30, 45),
-        "temperature": 4.0,
-        "rotated_temperature": 4.0,
-        "similarity_temperature": 0.5,
-        "rotated_ratio": 1.0,
-        "similarity_ratio": 0.75,
-    }
-
+# The recipe of teacher and student is that of Tian et al. 2020.
+STAGES = {
+    "head_epochs": 60,
+    "head_learning_rate": 0.05,
+    "head_milestones": (30, 45),
+    "temperature": 4.0,
+    "rotated_temperature": 4.0,
+    "similarity_temperature": 0.5,
+    "rotated_ratio": 1.0,
+    "similarity_ratio": 0.75,
+}
 
 PRESETS = {
-    name: Preset(setting={}, recipe=weights, accuracy=None, source=f"weights of {SOURCES[name]}")
+    name: Preset(options=weights, accuracy=None, source=f"weights of {SOURCES[name]}")
     for name, weights in WEIGHTS.items()
 } | {
     f"cifar100-{name}-{teacher}-{student}": Preset(
-        setting={"dataset": "cifar100", "teacher_model": teacher, "student_model": student},
-        recipe={**_recipe(student), **weights},
+        options={**tian.taught(teacher, student), **STAGES, **weights},
         accuracy=accuracy,
-        source=f"Xu et al. 2020, table {table}; teacher {of_teacher:.2f} %, student from labels "
+        source=f"Xu et al. 2020, table {table}, best epoch; teacher {of_teacher:.2f} %, student from labels "
         f"{alone:.2f} %; weights of {SOURCES[name]}",
     )
     for table, teacher, student, of_teacher, alone, accuracy in PAIRS
