@@ -44,7 +44,7 @@ build: $(venv)/ready
 $(venv)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(venv)
 	$(python) -m pip install -q -c constraints.txt torch numpy pybind11 ninja setuptools wheel
-	$(python) -m pip install -q -c constraints.txt --no-build-isolation -e '.[trainers,test,bench]'
+	$(python) -m pip install -q -c constraints.txt --no-build-isolation -e '.[trainers,test,test-trainers,bench]'
 	touch $@
 
 clean:

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def listing(name: str, known: Iterable[str]) -> str:
-    """The known names, those that resemble ``name`` first."""
+def listing(name: str, known: Iterable[str], limit: int = 100) -> str:
+    """The known names, those that resemble ``name`` first; ``limit`` of them at most."""
     known = list(known)
     near = get_close_matches(name.lower().replace("-", "_"), known, n=5)  # papers write WRN-40-2
-    return ", ".join([*near, *(other for other in known if other not in near)])
+    ordered = [*near, *(other for other in known if other not in near)]
+    more = [f"and {len(ordered) - limit} more"] if len(ordered) > limit else []
+    return ", ".join([*ordered[:limit], *more])

@@ -5,8 +5,9 @@
     pool     the last map -> features [N, num_features]
     head     features -> logits [N, classes]
 
-Losses on maps read ``stages``, losses on the layer before the classifier ``forward_features``. Networks that
+Losses on maps read ``stages``, losses on the layer before the classifier ``with_features``. Networks that
 share their first stages have ``stage_modules[i:]``, ``pool`` and ``head`` of their own, and nothing else.
+What a method may ask of any classifier, whatever its form inside, is :class:`Classifier`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,29 @@ from torch.func import functional_call
 ImageShape = tuple[int, int, int]  # channels, height, width
 
 
-class Network(nn.Module):
+class Classifier(nn.Module):
+    """What a method may ask of a network: images [N, channels, height, width] in, logits [N, classes] out."""
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        raise NotImplementedError
+
+    @property
+    def num_features(self) -> int:
+        """Width of the layer before the classifier."""
+        raise NotImplementedError
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, num_features] and logits [N, classes] of one forward."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Maps [N, C_i, H_i, W_i] in the order in which they are made."""
+        raise NotImplementedError
+
+
+class Network(Classifier):
     """A classifier of images; its parts run one after another and hold all of its weights."""
 
     def __init__(
@@ -37,13 +60,14 @@ class Network(nn.Module):
         self.head = head
 
     @property
+    def classes(self) -> int:
+        return self.head.out_features
+
+    @property
     def num_features(self) -> int:
-        """Width of the layer before the classifier."""
         return self.head.in_features
 
-    def stages(
-        self, images: Tensor
-    ) -> list[Tensor]:  # [N, channels, height, width] -> maps [N, C_i, H_i, W_i]
+    def stages(self, images: Tensor) -> list[Tensor]:
         """The feature map after every stage; the last one is what is pooled."""
         maps = []
         x = self.stem(images)
@@ -55,6 +79,10 @@ class Network(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, num_features]
         """What enters the classifier."""
         return self.pool(self.stages(images)[-1])
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.forward_features(images)
+        return features, self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:  # [N, channels, height, width] -> [N, classes]
         """Logits."""
