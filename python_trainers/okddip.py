@@ -27,8 +27,9 @@ target costs it nothing; --detach-targets keeps it from that. Seconds per run on
 
 metrics.jsonl has the terms of the loss and, on the test images, ``test_accuracy`` of the student that is
 kept, the last of the m, ``accuracy_1`` to ``accuracy_m``, their mean ``mean_accuracy``, the accuracy of the
-mean probabilities ``ensemble_accuracy``, the ``diversity`` of the peers (mean L2 distance of their
-probabilities over all pairs) and how much peer a listens to peer b, ``attention_a_b``, also in attention.png.
+peers' mean logits ``ensemble_accuracy`` (of all m students where none is a leader), the ``diversity`` of the
+peers (mean L2 distance of their probabilities over all pairs) and how much peer a listens to peer b,
+``attention_a_b``, also in attention.png.
 
 Deviations from the paper:
 1. Data, networks, recipe: digits, small networks and kd's recipe by default; presets have the authors'.
@@ -162,7 +163,7 @@ def train(args: Args) -> dict[str, Any]:
         accuracies={
             "test_accuracy": "leader" if with_leader else "student that is kept",
             "mean_accuracy": f"mean of {args.students}",
-            "ensemble_accuracy": f"{args.students} together",
+            "ensemble_accuracy": f"{args.students - with_leader} together",
         },
         seed=args.seed,
         learner=partial(method, args=args, dataset=dataset),
@@ -231,12 +232,11 @@ class Students(Learner):
 
     def figures(self, logits: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Of each image; arguments as those of :meth:`loss`."""
-        together = kd.mean_probabilities(logits).argmax(-1)
-        peers = logits[:, : self.peers].softmax(-1)
+        peers = logits[:, : self.peers]
         return {
             "accuracy": logits.argmax(-1) == labels.unsqueeze(1),
-            "ensemble_accuracy": together == labels,
-            **({"diversity": mean_distance(peers)} if self.peers > 1 else {}),
+            "ensemble_accuracy": peers.mean(1).argmax(-1) == labels,
+            **({"diversity": mean_distance(peers.softmax(-1))} if self.peers > 1 else {}),
         }
 
     @property

@@ -251,12 +251,23 @@ def test_figures_are_those_of_the_students_one_by_one(leader):
         "test_accuracy": correct[-1],
         "mean_accuracy": sum(correct) / STUDENTS,
         **{f"accuracy_{i}": value for i, value in enumerate(correct, start=1)},
-        "ensemble_accuracy": (sum(soft).argmax(1) == labels).double().mean().item(),
+        "ensemble_accuracy": (sum(logits[:peers]).argmax(1) == labels).double().mean().item(),
         "diversity": torch.stack(distances).double().mean().item(),
         **{f"attention_{a + 1}_{b + 1}": attention[a, b].item() for a in range(peers) for b in range(peers)},
         "ramp": 1.0,
     }
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_ensemble_is_of_mean_logits_and_the_leader_has_no_part_in_it():
+    torch.manual_seed(0)
+    labels = torch.zeros(1, dtype=torch.long)
+    logits = torch.tensor([[[5.0, 0.0, -9.0], [0.0, 2.0, -9.0], [0.0, 2.0, -9.0], [-9.0, 9.0, -9.0]]])
+    assert logits[:, :3].softmax(-1).mean(1).argmax(-1) == 1  # of probabilities it is another
+    for leader, right in ((True, True), (False, False)):
+        students = build_students(okddip.Args(leader=leader)).float()
+        figures = students.figures(logits, torch.zeros(1, STUDENTS, 64), labels)
+        assert figures["ensemble_accuracy"].item() is right
 
 
 def test_figures_in_half_precision(monkeypatch):
