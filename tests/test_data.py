@@ -146,10 +146,10 @@ def test_photographs_become_224_pixels_wide_and_stay_files(tmp_path):
     assert dataset.augmentation == Augmentation(resized_crop=True, flip=True)
     # the central 224/256 of the shorter side
     assert central_box(300, 200, 1.0, 224 / 256) == (62.5, 12.5, 237.5, 187.5)
-    (image,) = dataset.test.read([torch.tensor([1])])
+    image = dataset.test.pixels.read(1)
     picture = Image.open(tmp_path / "test" / "dog" / "0.png")
     expected = picture.resize((224, 224), Image.Resampling.BILINEAR, (62.5, 12.5, 237.5, 187.5))
-    assert torch.equal(image[0], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert torch.equal(image, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
 
 
 def test_random_boxes_lie_inside_and_have_the_area_and_aspect():

@@ -1,5 +1,7 @@
 """Sources of batches: what they promise to a loop that accumulates gradients, stops and continues."""
 
+import gc
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from data_files import pixels
 
 from python_trainers.common.data import Augmentation, Batches, Images
 from python_trainers.common.data.images import Standard
+from python_trainers.common.data.reading import Workers
 from python_trainers.common.data.rotations import FourRotations
 
 pytestmark = pytest.mark.trainers
@@ -62,3 +65,41 @@ def test_memory_format_changes_no_value():
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert expected.pixels.is_contiguous()
         assert torch.equal(batch.pixels, expected.pixels)
+
+
+def process(number: int) -> torch.Tensor:
+    """Which process reads, in the place of an image."""
+    return torch.tensor([os.getpid(), number])
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("held_by", ["a name", "a cycle"])
+def test_worker_processes_live_as_long_as_their_owner(held_by):
+    owner = SimpleNamespace(workers=Workers(process, 2))
+    if held_by == "a cycle":
+        owner.itself = owner
+    seen = [torch.stack(list(owner.workers.map(range(6)))) for _ in range(3)]
+    assert all(results[:, 1].tolist() == list(range(6)) for results in seen)
+    pids = set(torch.cat(seen)[:, 0].tolist())
+    assert len(pids) == 2 and os.getpid() not in pids
+    half = owner.workers.map(range(6))
+    assert next(half)[1] == 0
+    assert [int(number) for _, number in owner.workers.map(range(3))] == [0, 1, 2]  # while the other goes on
+    assert [int(number) for _, number in half] == [1, 2, 3, 4, 5]
+    next(owner.workers.map(range(6)))  # abandoned
+    assert [int(number) for _, number in owner.workers.map(range(3))] == [0, 1, 2]
+    del owner, half
+    gc.collect()
+    assert not any(running(pid) for pid in pids)
+
+
+def test_no_workers_is_this_process():
+    (result,) = Workers(process, 0).map([7])
+    assert result.tolist() == [os.getpid(), 7]

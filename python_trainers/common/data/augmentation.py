@@ -1,5 +1,6 @@
-"""Random changes of training images, drawn on the CPU and applied to whole batches on the device."""
+"""Random changes of training images: drawn on the CPU and applied to whole batches, or anybody's function."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ class Augmentation:
     """What may happen to a training image, in this order."""
 
     resized_crop: bool = False  # a random part is shown at full size; images in files alone
+    transform: Callable[[Tensor], Tensor] | None = None  # anybody's, of one image [C, H, W] as stored; where it is read
     padding: int = 0  # shifted by up to so many pixels both ways: a random crop after padding by as many
     flip: bool = False  # left and right exchanged, for every second image
     rotation: float = 0.0  # turned by up to so many degrees either way

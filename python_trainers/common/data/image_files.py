@@ -1,7 +1,7 @@
 """Images in files, decoded when they are needed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,104 +10,74 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from python_trainers.common.data.eight_bits import eight_bits
+from python_trainers.common.data.passes import shown
+from python_trainers.common.data.reading import Stored
 from python_trainers.common.errors import TrainerError
-
-MAX_WORKERS = 8  # processes that decode, per training process
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """Image files that decode to one shape; stands where a tensor of pixels would."""
+class ImageFiles(Stored):
+    """Image files that decode to one shape."""
 
     root: Path
     paths: np.ndarray  # [N] str, relative to root; an array, since forked workers would copy a list
     height: int
     width: int
-    zoom: float = 1.0  # share of the largest central part of that aspect which is shown, in (0, 1]
+    zoom: float = 1.0  # share of the largest central part of that aspect which is shown, in (0, 1]; 1: small images
+
+    dtype = torch.uint8
+    draws = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """N, channels (always red, green, blue), height, width."""
         return len(self.paths), 3, self.height, self.width
 
-    def __getitem__(self, index: Tensor) -> "ImageFiles":
+    def subset(self, index: Tensor) -> "ImageFiles":
         return replace(self, paths=self.paths[index.cpu().numpy()])
 
-    def to(self, device: torch.device) -> "ImageFiles":
-        """Files stay where they are; only what is read goes to a device."""
-        return self
-
-    def decode(self, number: int, crop: Sequence[float] | None = None) -> Tensor:
+    def read(self, number: int, crop: Sequence[float] | None = None) -> Tensor:
         """Image ``number`` as [3, height, width] uint8: its central part, or the part ``crop`` chooses."""
+        image = self._decode(number)
+        if crop is None:
+            box = central_box(*image.size, self.width / self.height, self.zoom)
+        else:
+            box = random_box(*image.size, *crop)
+        return as_tensor(image.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
+
+    def picture(self, number: int) -> Tensor:
+        """As :meth:`read`; of a photograph all of it, so that the augmentation chooses the part."""
+        return self.read(number) if self.zoom == 1 else as_tensor(self._decode(number))
+
+    def identity(self) -> bytes:
+        """The names of the files."""
+        return "\n".join(self.paths).encode()
+
+    def _decode(self, number: int) -> Image.Image:
         path = self.root / self.paths[number]
         try:
             with Image.open(path) as image:
-                if crop is None:
-                    box = central_box(*image.size, self.width / self.height, self.zoom)
-                else:
-                    box = random_box(*image.size, *crop)
-                image = image.convert("RGB").resize((self.width, self.height), Image.Resampling.BILINEAR, box)
+                return eight_bits(image).convert("RGB")
         except Exception as error:  # a damaged file can fail anywhere inside the decoder of its format
             raise unreadable(path, error) from error
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def decode_all(self) -> Tensor:
         """All images as one tensor [N, 3, height, width] uint8."""
         pixels = torch.empty(self.shape, dtype=torch.uint8)
         # Threads suffice: Pillow decodes outside the interpreter lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(self.decode, range(len(pixels)))
-            bar = tqdm(decoded, f"decoding {self.root}", len(pixels), unit="image", disable=None)
-            for number, image in enumerate(bar):
+            decoded = pool.map(self.read, range(len(pixels)))
+            for number, image in enumerate(shown(decoded, "decod", str(self.root), len(pixels))):
                 pixels[number] = image
         return pixels
 
-    def read(
-        self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None, workers: int | None = None
-    ) -> Iterator[Tensor]:
-        """The images at each of ``indices`` [M], as [M, 3, height, width] uint8, decoded ahead by workers.
 
-        ``crops``: for each of ``indices`` a tensor [M, 4] as for :func:`random_box`. Workers draw nothing, so
-        their number and speed change no image.
-        """
-        if workers is None:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
-        loader = DataLoader(
-            _Requests(self, [index.cpu() for index in indices], crops and [crop.cpu() for crop in crops]),
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else the loader draws a number from the global one
-        )
-        for images in loader:
-            if isinstance(images, TrainerError):
-                raise images
-            yield images
-
-
-class _Requests(Dataset):
-    """Item k is batch k, decoded; an error is handed over as a value, since raised it becomes a traceback."""
-
-    def __init__(self, files: ImageFiles, indices: list[Tensor], crops: list[Tensor] | None) -> None:
-        self._files, self._indices, self._crops = files, indices, crops
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, k: int) -> Tensor | TrainerError:
-        numbers = self._indices[k].tolist()
-        crops = [None] * len(numbers) if self._crops is None else self._crops[k].tolist()
-        pixels = torch.empty((len(numbers), *self._files.shape[1:]), dtype=torch.uint8)
-        try:
-            for row, (number, crop) in enumerate(zip(numbers, crops, strict=True)):
-                pixels[row] = self._files.decode(number, crop)
-        except TrainerError as error:
-            return error
-        return pixels
+def as_tensor(image: Image.Image) -> Tensor:
+    """A picture of bytes as [channels, height, width] uint8."""
+    values = torch.from_numpy(np.array(image))
+    return values.unsqueeze(0) if values.ndim == 2 else values.permute(2, 0, 1)
 
 
 def unreadable(path: Path, error: Exception) -> TrainerError:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from python_trainers.common.data.augmentation import Augmentation
-from python_trainers.common.data.image_files import ImageFiles
+from python_trainers.common.data.reading import InMemory, Reader, Stored
 
 
 class Standard(NamedTuple):
@@ -26,9 +27,13 @@ class Standard(NamedTuple):
 
     @classmethod
     def of(cls, pixels: Tensor) -> "Standard":
-        """Of ``pixels`` [N, channels, height, width] uint8: exact, from counts of each value."""
+        """Of ``pixels`` [N, channels, height, width] uint8."""
+        return cls.counted(value_counts(pixels))
+
+    @classmethod
+    def counted(cls, counts: Tensor) -> "Standard":
+        """Exact, from how often each channel has each value: ``counts`` [channels, 256]."""
         values = torch.arange(256, dtype=torch.float64)
-        counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
         share = counts.double() / counts.sum(1, keepdim=True)
         mean = share @ values
         std = ((values - mean[:, None]).square() * share).sum(1).sqrt()
@@ -36,11 +41,16 @@ class Standard(NamedTuple):
         return cls(*(part.float().view(-1, 1, 1) for part in (mean, std.masked_fill(std == 0, 1))))
 
 
+def value_counts(pixels: Tensor) -> Tensor:
+    """How often each channel of ``pixels`` [N, channels, height, width] uint8 has each value: [channels, 256]."""
+    return torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
+
+
 @dataclass(frozen=True)
 class Images:
     """Labelled images."""
 
-    pixels: Tensor | ImageFiles  # [N, channels, height, width]: uint8, or float32 standardised already
+    pixels: Tensor | Stored  # [N, channels, height, width]: uint8, or float32 standardised already
     labels: Tensor  # [N] int64
     standard: Standard | None = None  # what standardises the pixels; None: they are
     clean_labels: Tensor | None = None  # [N] int64, before labels were corrupted; None: none was
@@ -51,13 +61,19 @@ class Images:
     def subset(self, index: Tensor) -> "Images":
         """The images at ``index`` [M] int64."""
         clean = None if self.clean_labels is None else self.clean_labels[index]
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index], clean_labels=clean)
+        pixels = self.pixels.subset(index) if isinstance(self.pixels, Stored) else self.pixels[index]
+        return replace(self, pixels=pixels, labels=self.labels[index], clean_labels=clean)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return tuple(self.pixels.shape[1:])
 
     def to(self, device: torch.device) -> "Images":
-        """The same images on ``device``; files stay files."""
+        """The same images on ``device``; of stored ones, only what is read goes there."""
         return replace(
             self,
-            pixels=self.pixels.to(device),
+            pixels=self.pixels if isinstance(self.pixels, Stored) else self.pixels.to(device),
             labels=self.labels.to(device),
             standard=self.standard and Standard(*(part.to(device) for part in self.standard)),
             clean_labels=None if self.clean_labels is None else self.clean_labels.to(device),
@@ -67,23 +83,35 @@ class Images:
         """``pixels`` of these images, as stored, to mean 0 and deviation 1 per channel; float32."""
         return pixels if self.standard is None else (pixels - self.standard.mean) / self.standard.std
 
-    def read(
-        self, indices: Sequence[Tensor], crops: Sequence[Tensor] | None = None, workers: int | None = None
-    ) -> Iterator[Tensor]:
-        """Stored pixels of the images at each of ``indices``; the rest as in :meth:`ImageFiles.read`."""
-        if isinstance(self.pixels, ImageFiles):
-            return self.pixels.read(indices, crops, workers)
-        return (self.pixels[index] for index in indices)
+    def reader(self, augmentation: Augmentation, workers: int | None = None) -> Reader | None:
+        """What reads these images one by one for training; None: they are a tensor to be indexed."""
+        if augmentation.transform is not None and isinstance(self.pixels, Tensor):
+            return Reader(InMemory(self.pixels), augmentation.transform, workers)
+        return Reader(self.pixels, augmentation.transform, workers) if isinstance(self.pixels, Stored) else None
 
     def batches(
         self, batch_size: int, accelerator: Accelerator, workers: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of the images in order, as they are: standardised pixels and labels."""
+        """This process's part of the images in order, as they are: standardised pixels and labels.
+
+        Images that are read draw random numbers, if any, by their place alone: every pass is the same. The
+        ``workers`` that read them live as long as this object.
+        """
         images, device = self.to(accelerator.device), accelerator.device
         mine = torch.arange(len(self), device=device)[accelerator.process_index :: accelerator.num_processes]
         indices = mine.split(batch_size)
-        for index, pixels in zip(indices, images.read(indices, workers=workers), strict=True):
+        if isinstance(self.pixels, Stored):
+            if workers not in self._readers:
+                self._readers[workers] = Reader(self.pixels, workers=workers)
+            stored = self._readers[workers].read(indices, seeds=indices)
+        else:
+            stored = (images.pixels[index] for index in indices)
+        for index, pixels in zip(indices, stored, strict=True):
             yield images.standardise(pixels.to(device, non_blocking=True)), images.labels[index]
+
+    @cached_property
+    def _readers(self) -> dict[int | None, Reader]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -97,11 +125,12 @@ class Dataset:
     augmentation: Augmentation  # the usual one for training on such images
     background: float = 0.0  # stored value of an empty pixel; what a shift moves in
     cpu_threads: int | None = None  # threads worth using without a GPU; None: torch's choice
+    validation: Images | None = None  # held out of the training images; None: none are
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        return tuple(self.test.pixels.shape[1:])
+        return self.test.image_shape
 
     def restricted(self, classes: Sequence[int]) -> "Dataset":
         """The images of ``classes`` alone, relabelled 0, 1, ... in the order given."""
@@ -112,6 +141,7 @@ class Dataset:
             name=f"{self.name}, classes {' '.join(map(str, classes))}",
             train=_relabelled(self.train, new_label),
             test=_relabelled(self.test, new_label),
+            validation=self.validation and _relabelled(self.validation, new_label),
             classes=len(classes),
         )
 
@@ -124,11 +154,11 @@ def _relabelled(images: Images, new_label: Tensor) -> Images:
 
 
 def fingerprint(*splits: Images) -> str:
-    """Short name of what ``splits`` hold; of images that are files, their names count."""
+    """Short name of what ``splits`` hold; of images that are not in memory, their identity counts."""
     digest = hashlib.sha256()
     for images in splits:
         pixels = images.pixels
         digest.update(repr(tuple(pixels.shape)).encode())
         digest.update(images.labels.numpy())
-        digest.update("\n".join(pixels.paths).encode() if isinstance(pixels, ImageFiles) else pixels.numpy())
+        digest.update(pixels.identity() if isinstance(pixels, Stored) else pixels.numpy())
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from python_trainers.common.data.augmentation import Augmentation
+from python_trainers.common.data.generators import SEEDS
 from python_trainers.common.data.images import Images
 from python_trainers.common.errors import require
 
@@ -55,13 +56,13 @@ class Batches:
             f"--batch-size must be 1 to {images_per_epoch} and a multiple of {ranks} processes, "
             f"got {batch_size}",
         )
+        self._reader = images.reader(augmentation, workers)
         self._images = images.to(accelerator.device)
         self._device = accelerator.device
         self._background = background
         self._augmentation = augmentation
         self._batch_size = batch_size
         self._steps = images_per_epoch // batch_size
-        self._workers = workers
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._mine = slice(accelerator.process_index, None, ranks)
         self._generator = torch.Generator().manual_seed(seed)
@@ -76,8 +77,10 @@ class Batches:
             "index": torch.cat(orders)[:count],
             **self._augmentation.draw(count, self._generator),
         }
+        if self._reader is not None and self._reader.draws:
+            draws["seed"] = torch.randint(SEEDS, (count,), generator=self._generator, device="cpu")
         batches = {name: self._split(values) for name, values in draws.items()}
-        pixels = self._images.read(batches["index"], batches.pop("crop", None), self._workers)
+        pixels = self._stored(batches["index"], batches.pop("crop", None), batches.pop("seed", None))
         for stored, *values in zip(pixels, *batches.values(), strict=True):
             draw = dict(zip(batches, values, strict=True))
             stored = stored.to(self._device, non_blocking=True)
@@ -85,6 +88,14 @@ class Batches:
             ready = self._images.standardise(changed).contiguous(memory_format=self._memory_format)
             index = draw["index"]
             yield Batch(ready, self._images.labels[index], index)
+
+    def _stored(
+        self, indices: list[Tensor], crops: list[Tensor] | None, seeds: list[Tensor] | None
+    ) -> Iterator[Tensor]:
+        """The images at each of ``indices`` as they are kept, or as they are read."""
+        if self._reader is not None:
+            return self._reader.read(indices, crops, seeds)
+        return (self._images.pixels[index] for index in indices)
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """``values``, one per image of an epoch, as this process's part of each batch, on its device."""
