@@ -1,5 +1,6 @@
 """The networks: parameter counts of the papers, one form inside, and the sentences for what can go wrong."""
 
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ CRD = "Tian et al. 2020, official code"
 OKDDIP = "Chen et al. 2020"
 WRN = "Zagoruyko, Komodakis 2016, table 4"
 DENSENET = "Huang et al. 2017, table 2"
+TFKD = "Yuan et al. 2020"
 BAN = "Furlanello et al. 2018, table 1"
 
 # Weights as published, in millions to the digits given.
@@ -51,6 +53,7 @@ PUBLISHED = [
     ("densenet_106_33", 10, "6.3", BAN),  # there also called 112-33
     ("densenet_100_12", 10, "0.8", DENSENET),
     ("densenet_250_24", 10, "15.3", DENSENET),
+    ("tfkd_mobilenetv2", 100, "2.37", TFKD),
 ]
 
 # To the weight, 100 classes: what the networks of CRD's code and the usual CIFAR ResNets count.
@@ -69,6 +72,9 @@ EXACT = {
     "mobilenetv2_half": 812_836,
     "shufflenetv1": 949_258,
     "shufflenetv2": 1_355_528,
+    "tfkd_mobilenetv2": 2_369_380,
+    "tfkd_shufflenetv2": 1_360_896,
+    "wrn_16_2_drop30": 703_284,
     "resnet18": 11_220_132,
     "resnet34": 21_328_292,
     "resnet50": 23_705_252,
@@ -271,13 +277,98 @@ def test_torchvision_network_takes_grey_images():
     assert torch.equal(network(images), coloured(images.repeat(1, 3, 1, 1)))
 
 
+def test_the_forms_of_tfkds_code():
+    """No ReLU in the stem of the one, a padded 1x1 stem and ReLU6 in the other; biases everywhere."""
+    images = torch.randn(2, *CIFAR)
+    shuffle, mobile = build_network("tfkd_shufflenetv2", CIFAR, 10), build_network("tfkd_mobilenetv2", CIFAR, 10)
+    assert (shuffle.stem(images) < 0).any()
+    assert mobile.stem(images).shape == (2, 32, 34, 34)
+    assert mobile.stem.eval()(100 * images).max() == 6
+    for network in (shuffle, mobile):
+        convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert all(convolution.bias is not None for convolution in convolutions)
+
+
+def test_dropout_of_a_wide_resnet():
+    """Between the convolutions, in training alone; the weights are those of the network without."""
+    network = build_network("wrn_16_2_drop30", CIFAR, 10)
+    torch.manual_seed(0)
+    plain = build_network("wrn_16_2", CIFAR, 10)
+    plain.load_state_dict(network.state_dict())
+    images = torch.randn(4, *CIFAR)
+    assert not torch.equal(network(images), network(images))
+    assert torch.equal(plain(images), plain(images))
+    shares = []
+    block = network.stage_modules[0][0]
+    block.conv2.register_forward_pre_hook(lambda _, inputs: shares.append((inputs[0] == 0).float().mean().item()))
+    network(images)
+    network.eval()
+    network(images)
+    kept = [1 - share for share in shares]
+    assert kept[0] / kept[1] == pytest.approx(0.7, abs=0.05)
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(network(images), plain.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "swin_t", "vit_b_32"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_torchvision_networks_of_another_form(name, channels):
+    network = build_network(f"torchvision:{name}", (channels, 32, 32), 7).eval()
+    images = torch.randn(2, channels, 32, 32)
+    features, logits = network.with_features(images)
+    assert features.shape == (2, network.num_features) and logits.shape == (2, network.classes) == (2, 7)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(logits, network(images.expand(-1, 3, -1, -1))) or channels == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "stages"),
+    [
+        ("resnet18", 512, 5),
+        ("mobilenetv3_small_100", 1024, 5),
+        ("convnext_atto", 320, 4),
+        ("vit_tiny_patch16_224", 192, 12),
+        ("efficientnet_b0", 1280, 5),
+        ("dla46_c", 256, 6),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_timm(name, features, stages, channels):
+    timm = pytest.importorskip("timm")
+    network = build_network(f"timm:{name}", (channels, 32, 32), 7).eval()
+    images = torch.randn(2, channels, 32, 32)
+    read, logits = network.with_features(images)
+    assert read.shape == (2, features) and network.num_features == features
+    assert torch.equal(logits, network(images)) and logits.shape == (2, 7)
+    maps = network.stages(images)
+    assert len(maps) == stages and all(map_.ndim == 4 for map_ in maps)
+
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    torch.manual_seed(0)
+    original = timm.create_model(name, in_chans=channels, num_classes=7, **size).eval()
+    torch.manual_seed(0)
+    assert torch.equal(build_network(f"timm:{name}", (channels, 32, 32), 7).eval()(images), original(images))
+
+
+def test_unknown_names_of_timm_and_a_machine_without_it(monkeypatch):
+    pytest.importorskip("timm")
+    with pytest.raises(TrainerError, match=r"'timm:resnet-19'; of timm there is: resnet\w+, .* and \d+ more$"):
+        require_network("timm:resnet-19")
+    with pytest.raises(TrainerError, match="'timm:vit_tiny_patch16_224' cannot take images of 3x8x8"):
+        build_network("timm:vit_tiny_patch16_224", (3, 8, 8), 10)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(TrainerError, match="'timm:resnet18' needs the package timm: pip install timm"):
+        require_network("timm:resnet18")
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("resnet55", "unknown network 'resnet55'; there is: resnet56, "),
         ("WRN-40-2", "unknown network 'WRN-40-2'; there is: wrn_40_2, "),
-        ("lenet", "wrn_DEPTH_WIDTH, densenet_DEPTH_GROWTH, torchvision:NAME"),
+        ("lenet", "wrn_DEPTH_WIDTH_dropPERCENT, densenet_DEPTH_GROWTH, torchvision:NAME, timm:NAME"),
         ("wrn_17_2", "wrn_17_2: the depth must be 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got 17"),
+        ("wrn_28_10_drop100", "wrn_28_10_drop100: dropout must be less than 100 percent, got 100"),
         ("wrn_16_0", "wrn_16_0: the width must be >= 1, got 0"),
         ("densenet_41_12", "densenet_41_12: the depth must be even and >= 10, got 41"),
         ("densenet_40_0", "densenet_40_0: the growth must be >= 1, got 0"),
@@ -285,7 +376,7 @@ def test_torchvision_network_takes_grey_images():
             "torchvision:resnet19",
             "unknown network 'torchvision:resnet19'; of torchvision there is: resnet18, ",
         ),
-        ("torchvision:vit_b_16", "unknown network 'torchvision:vit_b_16'; of torchvision there is: "),
+        ("torchvision:fasterrcnn_resnet50_fpn", "unknown network 'torchvision:fasterrcnn_resnet50_fpn'; of "),
     ],
 )
 def test_unknown_name(name, sentence):
@@ -306,6 +397,7 @@ def test_unknown_name(name, sentence):
         ),
         ("densenet_40_12", (3, 2, 2), 10, "network 'densenet_40_12' cannot take images of 3x2x2"),
         ("torchvision:inception_v3", CIFAR, 10, "'torchvision:inception_v3' cannot take images of 3x32x32"),
+        ("torchvision:vit_b_16", (3, 40, 40), 10, "'torchvision:vit_b_16' cannot take images of 3x40x40"),
         ("resnet20", (32, 32), 10, "a shape of (channels, height, width), each >= 1, got 32x32"),
         ("resnet20", (3, 0, 32), 10, "a shape of (channels, height, width), each >= 1, got 3x0x32"),
         ("resnet20", CIFAR, 0, "classes must be >= 1, got 0"),

@@ -1,6 +1,6 @@
-"""Networks by name: those of ``NETWORKS`` and three families with numbers or torchvision's name in theirs.
+"""Networks by name: those of ``NETWORKS`` and families with numbers, or torchvision's or timm's name, in theirs.
 
-Each is a :class:`Network`, which says how to reach inside; docs/models.md lists them with their papers.
+Each is a :class:`Classifier`, most are a :class:`Network`; docs/models.md lists them with their papers.
 """
 
 import re
@@ -18,8 +18,11 @@ from python_trainers.common.models import (
     wide_resnet,
 )
 from python_trainers.common.models.names import listing
-from python_trainers.common.models.network import Factory, ImageShape, Network, output_shape
+from python_trainers.common.models.network import Classifier, Factory, ImageShape, Network, output_shape
+from python_trainers.common.models.tapped import Tapped
+from python_trainers.common.models.timm_networks import timm_network
 from python_trainers.common.models.torchvision_networks import torchvision_network
+from python_trainers.common.models.trial import few_images
 
 NETWORKS: dict[str, Factory] = {
     **small.NETWORKS,
@@ -30,7 +33,13 @@ NETWORKS: dict[str, Factory] = {
     **shufflenet.NETWORKS,
     **densenet.NETWORKS,
 }
-FAMILIES = ("wrn_DEPTH_WIDTH", "densenet_DEPTH_GROWTH", "torchvision:NAME")
+FAMILIES = (
+    "wrn_DEPTH_WIDTH",
+    "wrn_DEPTH_WIDTH_dropPERCENT",
+    "densenet_DEPTH_GROWTH",
+    "torchvision:NAME",
+    "timm:NAME",
+)
 
 
 def require_network(name: str) -> None:
@@ -38,7 +47,7 @@ def require_network(name: str) -> None:
     _factory(name)
 
 
-def build_network(name: str, image_shape: ImageShape, classes: int) -> Network:
+def build_network(name: str, image_shape: ImageShape, classes: int) -> Classifier:
     """A freshly initialised network for images of ``image_shape`` (channels, height, width).
 
     Weights are drawn from torch's global generator. Raises ``TrainerError`` for an unknown name and for
@@ -51,11 +60,14 @@ def build_network(name: str, image_shape: ImageShape, classes: int) -> Network:
         f"images must have a shape of (channels, height, width), each >= 1, got {shape}",
     )
     require(classes >= 1, f"classes must be >= 1, got {classes}")
-    network = factory(image_shape, classes)
     try:
-        output_shape(network, torch.empty(2, *image_shape, device="meta"))
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        network = factory(image_shape, classes)
+        if isinstance(network, Tapped):
+            network.locate(few_images(network, image_shape))
+        else:
+            output_shape(network, torch.empty(2, *image_shape, device="meta"))
+    except (RuntimeError, ValueError, AssertionError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise TrainerError(
             f"network {name!r} cannot take images of {shape} (channels x height x width): {reason}; "
             "take other images or another network"
@@ -66,10 +78,12 @@ def build_network(name: str, image_shape: ImageShape, classes: int) -> Network:
 def _factory(name: str) -> Factory:
     if name in NETWORKS:
         return NETWORKS[name]
-    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
-        return wide_resnet.wide_resnet(depth=int(match[1]), width=int(match[2]))
+    if match := re.fullmatch(r"wrn_(\d+)_(\d+)(?:_drop(\d+))?", name):
+        return wide_resnet.wide_resnet(int(match[1]), int(match[2]), percent=int(match[3] or 0))
     if match := re.fullmatch(r"densenet_(\d+)_(\d+)", name):
         return densenet.densenet(depth=int(match[1]), growth=int(match[2]))
     if name.startswith("torchvision:"):
         return torchvision_network(name.removeprefix("torchvision:"))
+    if name.startswith("timm:"):
+        return timm_network(name.removeprefix("timm:"))
     raise TrainerError(f"unknown network {name!r}; there is: {listing(name, [*NETWORKS, *FAMILIES])}")

@@ -89,7 +89,7 @@ class Network(Classifier):
         return self.head(self.forward_features(images))
 
 
-Factory = Callable[[ImageShape, int], Network]  # of a network for images of that shape and so many classes
+Factory = Callable[[ImageShape, int], Classifier]  # of a network for images of that shape and so many classes
 
 
 class GlobalAveragePool(nn.Module):
@@ -99,10 +99,12 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3))
 
 
-def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution, padded so that stride 1 keeps the size; no bias, as batch normalisation follows."""
+def conv_norm(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, bias: bool = False
+) -> list[nn.Module]:
+    """A convolution, padded so that stride 1 keeps the size, and batch normalisation, which makes a bias idle."""
     return [
-        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False),
+        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=bias),
         nn.BatchNorm2d(outputs),
     ]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from python_trainers.common.errors import require
 from python_trainers.common.models import build_network
-from python_trainers.common.models.network import GlobalAveragePool, ImageShape, Network
+from python_trainers.common.models.network import Classifier, GlobalAveragePool, ImageShape, Network
 
 Structure = Literal["branch", "network"]
 
@@ -27,7 +27,7 @@ class Peers(nn.Module):
 
     def __init__(
         self,
-        others: Sequence[Network],  # whole networks, or branches of the network they learn beside
+        others: Sequence[Classifier],  # whole networks, or branches of the network they learn beside
         structure: Structure,
         *,
         fork_scale: float = 1.0,  # factor of the gradient that the trunk gets; CL-ILR: 1 / students
@@ -39,7 +39,7 @@ class Peers(nn.Module):
 
     def forward(
         self,
-        network: Network,
+        network: Classifier,  # for branches a Network
         images: Tensor,  # [N, channels, height, width]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits [N, m, classes] and features [N, m, D] of all m students, and the trunk's map [N, C, H, W].
@@ -48,18 +48,18 @@ class Peers(nn.Module):
         """
         if self.structure == "network":
             trunk = None
-            features = [student.forward_features(images) for student in (*self.others, network)]
+            pairs = [student.with_features(images) for student in (*self.others, network)]
         else:
             *shared, last = network.stage_modules
             trunk = network.stem(images)
             for stage in shared:
                 trunk = stage(trunk)
             fork = scale_gradient(trunk, self.fork_scale)
-            features = [branch.forward_features(fork) for branch in self.others]
-            features.append(network.pool(last(fork)))
-        heads = [student.head for student in (*self.others, network)]
-        logits = [head(x) for head, x in zip(heads, features, strict=True)]
-        return torch.stack(logits, dim=1), torch.stack(features, dim=1), trunk
+            pairs = [branch.with_features(fork) for branch in self.others]
+            features = network.pool(last(fork))
+            pairs.append((features, network.head(features)))
+        features, logits = (torch.stack(values, dim=1) for values in zip(*pairs, strict=True))
+        return logits, features, trunk
 
 
 def build_peers(
@@ -85,6 +85,11 @@ def build_peers(
 def build_branch(name: str, image_shape: ImageShape, classes: int) -> Network:
     """Last stage, pool and head of a freshly initialised network; takes the map of the stage before."""
     network = build_network(name, image_shape, classes)
+    require(
+        isinstance(network, Network),
+        f"network {name!r} is not made of stages that branches could share: take another network or students "
+        "with networks of their own",
+    )
     stages = len(network.stage_modules)
     require(
         stages >= 2,

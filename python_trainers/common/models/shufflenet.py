@@ -2,8 +2,11 @@
 stride 1 and no max pooling.
 
 V1: Zhang et al. 2018, https://arxiv.org/abs/1707.01083, table 1, three groups.
-V2: Ma et al. 2018, https://arxiv.org/abs/1807.11164, table 5, width 1.
+V2: Ma et al. 2018, https://arxiv.org/abs/1807.11164, table 5, width 1. ``tfkd_shufflenetv2`` is that of the code
+of Yuan et al. 2020 (Tf-KD): convolutions with biases, a 3x3 stem without activation, torch's own first weights.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +55,13 @@ class _GroupedUnit(nn.Module):
         return F.relu(torch.cat([y, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1))
 
 
-def _branch(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+def _branch(inputs: int, inner: int, outputs: int, stride: int, bias: bool) -> list[nn.Module]:
     """V2: 1x1, 3x3 of each channel on its own, 1x1."""
     return [
-        *conv_norm(inputs, outputs, 1),
+        *conv_norm(inputs, inner, 1, bias=bias),
         nn.ReLU(),
-        *conv_norm(outputs, outputs, 3, stride, groups=outputs),
-        *conv_norm(outputs, outputs, 1),
+        *conv_norm(inner, inner, 3, stride, groups=inner, bias=bias),
+        *conv_norm(inner, outputs, 1, bias=bias),
         nn.ReLU(),
     ]
 
@@ -66,9 +69,10 @@ def _branch(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 class _SplitUnit(nn.Module):
     """V2, stride 1: half of the channels pass, the other half is convolved (figure 3c)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool) -> None:
         super().__init__()
-        self.branch = nn.Sequential(*_branch(channels // 2, channels // 2, stride=1))
+        half = channels // 2
+        self.branch = nn.Sequential(*_branch(half, half, half, stride=1, bias=bias))
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,14 +83,16 @@ class _SplitUnit(nn.Module):
 class _DownUnit(nn.Module):
     """V2, stride 2: both branches see all channels (figure 3d)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, tfkd: bool) -> None:
         super().__init__()
+        half = outputs // 2
         self.short = nn.Sequential(
-            *conv_norm(inputs, inputs, 3, stride=2, groups=inputs),
-            *conv_norm(inputs, outputs // 2, 1),
+            *conv_norm(inputs, inputs, 3, stride=2, groups=inputs, bias=tfkd),
+            *conv_norm(inputs, half, 1, bias=tfkd),
             nn.ReLU(),
         )
-        self.branch = nn.Sequential(*_branch(inputs, outputs // 2, stride=2))
+        inner = inputs if tfkd else half  # the last convolution widens, or the first
+        self.branch = nn.Sequential(*_branch(inputs, inner, half, stride=2, bias=tfkd))
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,22 +124,28 @@ class ShuffleNetV1(Network):
 class ShuffleNetV2(Network):
     """Three stages of 116, 232 and 464 channels; the last ends with the 1x1 convolution to 1024."""
 
-    def __init__(self, image_shape: ImageShape, classes: int) -> None:
+    def __init__(self, image_shape: ImageShape, classes: int, *, tfkd: bool = False) -> None:
         stages = []
         inputs = STEM
         for outputs, blocks in zip((116, 232, 464), BLOCKS, strict=True):
-            units = [_SplitUnit(outputs) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(_DownUnit(inputs, outputs), *units))
+            units = [_SplitUnit(outputs, tfkd) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(_DownUnit(inputs, outputs, tfkd), *units))
             inputs = outputs
-        stages[-1].extend([*conv_norm(inputs, 1024, 1), nn.ReLU()])
+        stages[-1].extend([*conv_norm(inputs, 1024, 1, bias=tfkd), nn.ReLU()])
+        stem = conv_norm(image_shape[0], STEM, 3 if tfkd else 1, bias=tfkd)
         super().__init__(
-            stem=nn.Sequential(*conv_norm(image_shape[0], STEM, 1), nn.ReLU()),
+            stem=nn.Sequential(*stem, *([] if tfkd else [nn.ReLU()])),
             stages=stages,
             stage_channels=(116, 232, 1024),
             pool=GlobalAveragePool(),
             head=nn.Linear(1024, classes),
         )
-        initialise(self)
+        if not tfkd:
+            initialise(self)
 
 
-NETWORKS: dict[str, Factory] = {"shufflenetv1": ShuffleNetV1, "shufflenetv2": ShuffleNetV2}
+NETWORKS: dict[str, Factory] = {
+    "shufflenetv1": ShuffleNetV1,
+    "shufflenetv2": ShuffleNetV2,
+    "tfkd_shufflenetv2": partial(ShuffleNetV2, tfkd=True),
+}

@@ -1,8 +1,8 @@
-"""torchvision's classifiers as a :class:`Network`, freshly initialised.
+"""torchvision's classifiers, freshly initialised, as a :class:`Network` where their form allows.
 
-Their forward calls their layers in the order in which they were defined. What comes before the pooling is the
-trunk, and wherever the trunk shrinks the map a new stage begins. So a ResNet has five stages, the first of
-them its stem.
+The forward of most calls their layers in the order in which they were defined. What comes before the pooling
+is the trunk, and wherever the trunk shrinks the map a new stage begins. So a ResNet has five stages, the first
+of them its stem. The others stay as they are and are read by hooks.
 """
 
 from functools import partial
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from python_trainers.common.errors import require
 from python_trainers.common.models.names import listing
 from python_trainers.common.models.network import Factory, ImageShape, Network, output_shape
+from python_trainers.common.models.tapped import Tapped
 
 TRACED_SIZE = 224  # stages are told apart on images of this height: small ones shrink to a pixel too soon
-UNSUPPORTED = ("squeezenet", "swin", "vit")  # no linear classifier, or no maps [N, C, H, W]
+TAPPED = ("squeezenet", "swin", "vit")  # begin the names of those without linear classifier or maps [N, C, H, W]
 
 
 class _Colours(nn.Module):
@@ -30,7 +31,9 @@ class TorchvisionNetwork(Network):
     """torchvision's network of that name; its maps, features and classifier in our form."""
 
     def __init__(self, image_shape: ImageShape, classes: int, *, name: str) -> None:
-        trunk, pool, head = _parts(name, classes)
+        model = _model(name, classes)
+        original = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
+        trunk, pool, head = _parts(model)
         stages, channels = _stages(trunk)
         super().__init__(
             stem=_Colours() if image_shape[0] == 1 else nn.Identity(),
@@ -39,32 +42,51 @@ class TorchvisionNetwork(Network):
             pool=nn.Sequential(*pool),
             head=head,
         )
+        # Name of each weight here -> its name in torchvision's state dict.
+        self.original_names = {
+            key: original[id(value)] for key, value in self.state_dict(keep_vars=True).items()
+        }
 
 
 def torchvision_network(name: str) -> Factory:
-    """``torchvision:NAME``; what torchvision does not have, or has without maps, is refused."""
+    """``torchvision:NAME``; what torchvision does not have is refused."""
     import torchvision
 
-    names = [
-        known
-        for known in torchvision.models.list_models(module=torchvision.models)
-        if not known.startswith(UNSUPPORTED)
-    ]
+    names = torchvision.models.list_models(module=torchvision.models)
     require(
         name in names,
         f"unknown network 'torchvision:{name}'; of torchvision there is: {listing(name, names)}",
     )
-    return partial(TorchvisionNetwork, name=name)
+    return partial(_tapped if name.startswith(TAPPED) else TorchvisionNetwork, name=name)
 
 
-def _parts(name: str, classes: int) -> tuple[list[nn.Module], list[nn.Module], nn.Linear]:
-    """Trunk, pooling and classifier of a freshly initialised network."""
-    from torchvision.models import DenseNet, get_model
+def _tapped(image_shape: ImageShape, classes: int, *, name: str) -> Tapped:
+    """The network as it is; grey images are shown three times, a ViT is built for the image's height."""
+    channels, height, _ = image_shape
+    model = _model(name, classes, **({"image_size": height} if name.startswith("vit") else {}))
+    if channels == 1:
+        model.register_forward_pre_hook(_coloured)
+    # SqueezeNet pools its logits: the features are the map before the convolution that makes them.
+    return Tapped(model, features="features" if name.startswith("squeezenet") else None)
 
-    options: dict[str, Any] = {}
+
+def _coloured(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].expand(-1, 3, -1, -1),)
+
+
+def _model(name: str, classes: int, **options: Any) -> nn.Module:
+    """torchvision's own, freshly initialised."""
+    from torchvision.models import get_model
+
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
-    model = get_model(name, weights=None, num_classes=classes, **options)
+    return get_model(name, weights=None, num_classes=classes, **options)
+
+
+def _parts(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], nn.Linear]:
+    """Trunk, pooling and classifier."""
+    from torchvision.models import DenseNet
+
     layers = _layers(model)
     end = next(
         i
