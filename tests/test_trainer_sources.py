@@ -14,7 +14,7 @@ from data_files import pixels
 
 from python_trainers.common.data import Augmentation, Batches, Images
 from python_trainers.common.data.images import Standard
-from python_trainers.common.data.reading import Workers
+from python_trainers.common.data.workers import Workers
 from python_trainers.common.data.rotations import FourRotations
 
 pytestmark = pytest.mark.trainers

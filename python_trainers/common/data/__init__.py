@@ -3,16 +3,20 @@
 from pathlib import Path
 
 from python_trainers.common.data.arrays import npz
-from python_trainers.common.data.augmentation import Augmentation
-from python_trainers.common.data.sources import Batch, Batches
+from python_trainers.common.data.augmentation import Augmentation, augmented_by
+from python_trainers.common.data.batches import Batch, Batches
 from python_trainers.common.data.checks import contents
 from python_trainers.common.data.digits import digits
 from python_trainers.common.data.folders import image_folder
+from python_trainers.common.data.given import given_dataset
 from python_trainers.common.data.images import Dataset, Images
+from python_trainers.common.data.loader import Loader
+from python_trainers.common.data.sources import Joined, Stream, source_of
 from python_trainers.common.data.splits import (
     class_splits,
     corrupt_labels,
     few_images,
+    hold_out,
     image_count,
     long_tailed,
     stratified,
@@ -27,12 +31,19 @@ __all__ = [
     "Batches",
     "Dataset",
     "Images",
+    "Joined",
+    "Loader",
+    "Stream",
+    "augmented_by",
     "class_splits",
     "corrupt_labels",
     "few_images",
+    "given_dataset",
+    "hold_out",
     "image_count",
     "load_dataset",
     "long_tailed",
+    "source_of",
     "stratified",
 ]
 

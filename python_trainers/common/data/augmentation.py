@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from python_trainers.common.errors import require
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """What may happen to a training image, in this order."""
 
     resized_crop: bool = False  # a random part is shown at full size; images in files alone
-    transform: Callable[[Tensor], Tensor] | None = None  # anybody's, of one image [C, H, W] as stored; where it is read
+    transform: Callable[[Tensor], Tensor] | None = None  # anybody's, of one image [C, H, W] as stored
     padding: int = 0  # shifted by up to so many pixels both ways: a random crop after padding by as many
     flip: bool = False  # left and right exchanged, for every second image
     rotation: float = 0.0  # turned by up to so many degrees either way
@@ -41,6 +43,17 @@ class Augmentation:
         if self.rotation:
             pixels = rotate(pixels, draws["degrees"], background)
         return pixels
+
+
+def augmented_by(given: Augmentation | Callable[[Tensor], Tensor]) -> Augmentation:
+    """``given`` itself, or of a function of one image [channels, height, width] the augmentation that is it alone."""
+    if isinstance(given, Augmentation):
+        return given
+    require(
+        callable(given),
+        f"augmentation must be a function of an image [channels, height, width], got {type(given).__name__}",
+    )
+    return Augmentation(transform=given)
 
 
 def standard_augmentation(image_shape: tuple[int, int, int]) -> Augmentation:

@@ -9,7 +9,7 @@ from torch import Tensor
 from python_trainers.common.errors import require
 
 
-def count_classes(train: Tensor, test: Tensor, where: Path) -> int:
+def count_classes(train: Tensor, test: Tensor, where: Path | str) -> int:
     """Number of classes of two int64 label tensors: both must have the classes 0, 1, 2, ... without gap."""
     for split, labels in (("training", train), ("test", test)):
         require(len(labels) > 0, f"{where} has no {split} images")
@@ -27,7 +27,7 @@ def count_classes(train: Tensor, test: Tensor, where: Path) -> int:
     return classes
 
 
-def require_same_classes(train: Iterable[Any], test: Iterable[Any], where: Path) -> None:
+def require_same_classes(train: Iterable[Any], test: Iterable[Any], where: Path | str) -> None:
     """Refuse classes that only one of the splits has."""
     only_train, only_test = sorted(set(train) - set(test)), sorted(set(test) - set(train))
     found = [

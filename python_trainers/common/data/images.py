@@ -46,6 +46,11 @@ def value_counts(pixels: Tensor) -> Tensor:
     return torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
 
 
+def standardised(pixels: Tensor, standard: Standard | None) -> Tensor:
+    """``pixels`` [N, channels, height, width] to mean 0 and deviation 1 per channel; None: they are."""
+    return pixels if standard is None else (pixels - standard.mean) / standard.std
+
+
 @dataclass(frozen=True)
 class Images:
     """Labelled images."""
@@ -81,7 +86,7 @@ class Images:
 
     def standardise(self, pixels: Tensor) -> Tensor:
         """``pixels`` of these images, as stored, to mean 0 and deviation 1 per channel; float32."""
-        return pixels if self.standard is None else (pixels - self.standard.mean) / self.standard.std
+        return standardised(pixels, self.standard)
 
     def reader(self, augmentation: Augmentation, workers: int | None = None) -> Reader | None:
         """What reads these images one by one for training; None: they are a tensor to be indexed."""

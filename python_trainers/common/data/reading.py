@@ -1,19 +1,15 @@
-"""Images that are read when they are needed, ahead, by worker processes that live as long as their reader."""
+"""Images that are read when they are needed, and what reads them in batches."""
 
-import os
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from python_trainers.common.data.generators import generators_kept, seed_generators
-from python_trainers.common.errors import TrainerError, require
-
-MAX_WORKERS = 8  # processes that read, per training process
+from python_trainers.common.data.workers import Workers
+from python_trainers.common.errors import require
 
 
 class Stored(ABC):
@@ -92,7 +88,11 @@ class Reader:
         """[M, channels, height, width] for each of ``indices``, on the CPU."""
         nothing = [None] * len(indices)
         requests = zip(indices, crops or nothing, seeds if self.draws else nothing, strict=True)
-        return self._workers.map(Request(*(None if part is None else part.tolist() for part in request)) for request in requests)
+        return self._workers.map(Request(*map(_listed, request)) for request in requests)
+
+
+def _listed(values: Tensor | None) -> list | None:
+    return None if values is None else values.tolist()
 
 
 class _BatchOf:
@@ -119,87 +119,10 @@ class _BatchOf:
             return self._stored.read(number, crop)
         picture = self._stored.picture(number) if crop is None else self._stored.read(number, crop)
         changed = self._transform(picture)
-        wanted = f"{self._stored.dtype} {list(self._stored.shape[1:])}"
-        require(isinstance(changed, Tensor), f"augmentation must return a tensor {wanted}, got {type(changed).__name__}")
+        got = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
         require(
-            changed.dtype == self._stored.dtype and changed.shape == self._stored.shape[1:],
-            f"augmentation must return an image {wanted} (standardization follows it), got {changed.dtype} "
-            f"{list(changed.shape)} of one {list(picture.shape)}",
+            got == (wanted := f"{self._stored.dtype} {list(self._stored.shape[1:])}"),
+            f"augmentation must return an image {wanted} (standardization follows it), got {got} of one "
+            f"{list(picture.shape)}",
         )
         return changed
-
-
-class Workers:
-    """Processes that call ``function`` on requests, ahead of whoever takes the results, in order.
-
-    They start with the first request and end with this object, which ``function`` must not refer to. A
-    ``TrainerError`` in one is raised here.
-    """
-
-    def __init__(self, function: Callable[[Any], Any], workers: int | None = None) -> None:
-        if workers is None:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
-        self._calls, self._number = _Calls(function), workers
-        self._requests = _Requests()
-        self._loader = self._new_loader(self._requests)
-        self._busy = False
-        # The registry of finalizers keeps the loader out of any cycle of garbage: in one, its queues may be closed before
-        # it tells its processes to end, and then it waits five seconds for each.
-        weakref.finalize(self, _let_go, self._loader).atexit = False
-
-    def map(self, requests: Iterable[Any]) -> Iterator[Any]:
-        """The results of ``requests``."""
-        if self._busy:  # a second pass within the first gets processes of its own
-            yield from self._results(self._new_loader(requests))
-            return
-        self._busy = True
-        try:
-            self._requests.now = requests
-            yield from self._results(self._loader)
-        finally:
-            self._busy = False
-
-    def _new_loader(self, requests: Iterable[Any]) -> DataLoader:
-        return DataLoader(
-            self._calls,
-            batch_size=None,
-            sampler=requests,
-            num_workers=self._number,
-            persistent_workers=self._number > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else the loader draws a number from the global one
-        )
-
-    @staticmethod
-    def _results(loader: DataLoader) -> Iterator[Any]:
-        for result in loader:
-            if isinstance(result, TrainerError):
-                raise result
-            yield result
-
-
-def _let_go(loader: DataLoader) -> None:
-    """The last reference goes with the call."""
-
-
-class _Requests:
-    """The sampler of a loader that outlives a pass: those of the pass that is going on."""
-
-    now: Iterable[Any] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.now)
-
-
-class _Calls(Dataset):
-    """Item ``request`` is the function's result; an error is handed over, since raised it becomes a traceback."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __getitem__(self, request: Any) -> Any:
-        try:
-            return self._function(request)
-        except TrainerError as error:
-            return error

@@ -18,6 +18,11 @@ class FourRotations(Augmentation):
     the shift is drawn for each copy on its own and comes last. Images must be square.
     """
 
+    @classmethod
+    def of(cls, augmentation: Augmentation) -> "FourRotations":
+        """What ``augmentation`` does, and the rotations."""
+        return cls(**vars(augmentation))
+
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """As :meth:`Augmentation.draw`, but for shifts of shape [count, 4]."""
         draws = super().draw(count, generator)

@@ -1,110 +1,102 @@
-"""Sources of training batches.
+"""Sources of training batches, and those made of others.
 
 A source is iterated once per epoch. It has ``__len__`` (steps of an epoch), ``__iter__`` (its batches), and
 ``state_dict`` and ``load_state_dict``: what decides all batches to come, as it stands between two epochs.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
-from python_trainers.common.data.augmentation import Augmentation
-from python_trainers.common.data.generators import SEEDS
+from python_trainers.common.data.batches import Batch, Batches
 from python_trainers.common.data.images import Images
+from python_trainers.common.data.loaded import LoadedImages
+from python_trainers.common.data.loader import Loader
 from python_trainers.common.errors import require
 
 
-class Batch(NamedTuple):
-    """One step's images."""
+class Source(Protocol):
+    """Where batches come from."""
 
-    pixels: Tensor  # [B, channels, height, width] float32, augmented and standardised
-    labels: Tensor  # [B] int64
-    index: Tensor  # [B] int64, where each image stands among those the batches are drawn from
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Batches:
-    """Shuffled, augmented batches of a few or many images.
+class Pair(NamedTuple):
+    """One step of :class:`Joined`."""
 
-    An epoch shows ``images_per_epoch`` images however few there are: a small set is gone through several
-    times, in a new order each time, so runs with few and with many images take equally many steps. All is
-    drawn in advance by one generator on the CPU: every device gets the same batches, and so does every place
-    the images may be kept in, device memory or files.
+    labelled: Batch
+    unlabelled: Batch
 
-    Consecutive batches of size b / k hold the images of one batch of size b, each augmented as there, if
-    ``images_per_epoch`` is a multiple of b: so gradients can be accumulated over k of them.
-    """
 
-    def __init__(
-        self,
-        images: Images,
-        *,
-        batch_size: int,  # over all processes
-        images_per_epoch: int,
-        background: float,
-        seed: int,
-        accelerator: Accelerator,
-        augmentation: Augmentation = Augmentation(padding=1),
-        workers: int | None = None,  # processes that read files; 0: this one, None: by the CPUs, at most 8
-        channels_last: bool = False,  # memory format of the pixels; values and shape are the same
-    ) -> None:
-        ranks = accelerator.num_processes
+class Joined:
+    """A step gives one batch of ``labelled`` and ``ratio`` of ``unlabelled``, as one; the epoch ends with both."""
+
+    def __init__(self, labelled: Source, unlabelled: Source, ratio: int = 1) -> None:
         require(
-            batch_size % ranks == 0 and 0 < batch_size <= images_per_epoch,
-            f"--batch-size must be 1 to {images_per_epoch} and a multiple of {ranks} processes, "
-            f"got {batch_size}",
+            ratio >= 1 and len(unlabelled) == ratio * len(labelled),
+            f"an epoch of unlabelled batches must be {ratio} (a ratio >= 1) times the {len(labelled)} labelled ones, "
+            f"got {len(unlabelled)}",
         )
-        self._reader = images.reader(augmentation, workers)
-        self._images = images.to(accelerator.device)
-        self._device = accelerator.device
-        self._background = background
-        self._augmentation = augmentation
-        self._batch_size = batch_size
-        self._steps = images_per_epoch // batch_size
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._mine = slice(accelerator.process_index, None, ranks)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._labelled, self._unlabelled, self._ratio = labelled, unlabelled, ratio
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._labelled)
 
-    def __iter__(self) -> Iterator[Batch]:
-        count, available = self._steps * self._batch_size, len(self._images)
-        orders = [torch.randperm(available, generator=self._generator, device="cpu") for _ in range(-(-count // available))]
-        draws = {
-            "index": torch.cat(orders)[:count],
-            **self._augmentation.draw(count, self._generator),
-        }
-        if self._reader is not None and self._reader.draws:
-            draws["seed"] = torch.randint(SEEDS, (count,), generator=self._generator, device="cpu")
-        batches = {name: self._split(values) for name, values in draws.items()}
-        pixels = self._stored(batches["index"], batches.pop("crop", None), batches.pop("seed", None))
-        for stored, *values in zip(pixels, *batches.values(), strict=True):
-            draw = dict(zip(batches, values, strict=True))
-            stored = stored.to(self._device, non_blocking=True)
-            changed = self._augmentation.apply(stored, draw, self._background)
-            ready = self._images.standardise(changed).contiguous(memory_format=self._memory_format)
-            index = draw["index"]
-            yield Batch(ready, self._images.labels[index], index)
+    def __iter__(self) -> Iterator[Pair]:
+        unlabelled = iter(self._unlabelled)
+        for batch in self._labelled:
+            several = [next(unlabelled) for _ in range(self._ratio)]
+            joined = (None if parts[0] is None else torch.cat(parts) for parts in zip(*several, strict=True))
+            yield Pair(batch, Batch(*joined))
 
-    def _stored(
-        self, indices: list[Tensor], crops: list[Tensor] | None, seeds: list[Tensor] | None
-    ) -> Iterator[Tensor]:
-        """The images at each of ``indices`` as they are kept, or as they are read."""
-        if self._reader is not None:
-            return self._reader.read(indices, crops, seeds)
-        return (self._images.pixels[index] for index in indices)
+    def state_dict(self) -> dict[str, Any]:
+        """Of both sources."""
+        return {"labelled": self._labelled.state_dict(), "unlabelled": self._unlabelled.state_dict()}
 
-    def _split(self, values: Tensor) -> list[Tensor]:
-        """``values``, one per image of an epoch, as this process's part of each batch, on its device."""
-        return [batch[self._mine] for batch in values.to(self._device).split(self._batch_size)]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What decides all batches to come."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self._generator.set_state(state["generator"])
+        self._labelled.load_state_dict(state["labelled"])
+        self._unlabelled.load_state_dict(state["unlabelled"])
+
+
+class Stream:
+    """Tasks one after another: an epoch is a task, and one pass of its source."""
+
+    def __init__(self, tasks: Sequence[Source]) -> None:
+        require(len(tasks) > 0, "a stream must have a task, got none")
+        self.tasks = tasks
+        self.task = 0  # the number of the one that is going on, or comes next
+
+    def __len__(self) -> int:
+        return len(self.tasks[self.task]) if self.task < len(self.tasks) else 0
+
+    def __iter__(self) -> Iterator[Any]:
+        require(self.task < len(self.tasks), f"the stream has {len(self.tasks)} tasks, all of them are done")
+        yield from self.tasks[self.task]
+        self.task += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which task comes next, and the sources of all."""
+        return {"task": self.task, "tasks": [source.state_dict() for source in self.tasks]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.task = state["task"]
+        for source, saved in zip(self.tasks, state["tasks"], strict=True):
+            source.load_state_dict(saved)
+
+
+def source_of(images: Images | LoadedImages, **options: Any) -> Batches | Loader:
+    """``Batches(images, **options)``; of images that a DataLoader gives, the loader, whose batches are its own."""
+    if isinstance(images, Images):
+        return Batches(images, **options)
+    names = ("accelerator", "augmentation", "background", "channels_last")
+    taken = {name: options[name] for name in names if name in options}
+    return Loader(images.loader, standard=images.standard, **taken)

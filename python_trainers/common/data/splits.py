@@ -3,6 +3,8 @@
 Two methods compared under one seed hence see the same images, the same wrong labels, the same tasks.
 """
 
+from dataclasses import replace
+
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -11,12 +13,43 @@ from python_trainers.common.data.images import Dataset, Images
 from python_trainers.common.errors import require
 
 
+VALIDATION_SEED = 0  # never the run's: runs of all seeds are judged by the same images
+
+
 def stratified(labels: Tensor, count: int, *, seed: int) -> Tensor:
     """Indices of ``count`` images, each class in proportion to its share of ``labels`` [N]; sorted."""
     chosen, _ = train_test_split(
         torch.arange(len(labels)).numpy(), train_size=count, stratify=labels.numpy(), random_state=seed
     )
     return torch.from_numpy(chosen).sort().values
+
+
+def hold_out(dataset: Dataset, share: float) -> Dataset:
+    """``dataset`` with a stratified ``share`` of its training images, always the same, as validation images."""
+    available, classes = len(dataset.train), dataset.classes
+    require(0 <= share < 1, f"--validation must be a share >= 0 and < 1, got {share}")
+    if share == 0:
+        return dataset
+    count = round(share * available)
+    sizes = dataset.train.labels.bincount(minlength=classes)
+    require(
+        classes <= count <= available - classes and int(sizes.min()) >= 2,
+        f"--validation {share} of {available} training images is {count}, which must be {classes} (one per class) to "
+        f"{available - classes}, and every class must have 2, the smallest has {int(sizes.min())}",
+    )
+    chosen = stratified(dataset.train.labels, count, seed=VALIDATION_SEED)
+    rest = torch.ones(available, dtype=torch.bool)
+    rest[chosen] = False
+    train, validation = dataset.train.subset(rest.nonzero().squeeze(1)), dataset.train.subset(chosen)
+    for part, images in (("validation", validation), ("training", train)):
+        empty = int((images.labels.bincount(minlength=classes) == 0).sum())
+        require(
+            empty == 0,
+            f"--validation {share} leaves {empty} of {classes} classes without a {part} image: {len(images)} {part} "
+            f"images, the smallest class has {int(sizes.min())} of {available}; hold out "
+            f"{'more' if part == 'validation' else 'fewer'}",
+        )
+    return replace(dataset, train=train, validation=validation)
 
 
 def few_images(dataset: Dataset, count: int | None, *, seed: int) -> Images:
