@@ -1,5 +1,9 @@
 """Reading data sets: every format, and the sentence for each thing that can be wrong with one."""
 
+import io
+import re
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -301,3 +305,25 @@ def test_large_trees_stay_files(tmp_path, monkeypatch):
     assert isinstance(load_dataset("imagefolder", tmp_path).train.pixels, torch.Tensor)
     monkeypatch.setattr(folders, "RESIDENT_BYTES", 16 * 3 * 8 * 8 - 1)
     assert isinstance(load_dataset("imagefolder", tmp_path).train.pixels, ImageFiles)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_decoding_is_told(tmp_path, monkeypatch, capsys):
+    write_tree(tmp_path)
+    load_dataset("imagefolder", tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0::2] == [f"decoding 8 images of {tmp_path}"] * 2
+    assert all(re.fullmatch(rf"decoded 8 images of {tmp_path} in \d+\.\d s", line) for line in lines[1::2])
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    load_dataset("imagefolder", tmp_path)
+    assert f"decoding {tmp_path}: 100%" in sys.stderr.getvalue() and "decoded" not in sys.stderr.getvalue()
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of several processes
+    load_dataset("imagefolder", tmp_path)
+    assert sys.stderr.getvalue() == ""

@@ -24,6 +24,7 @@ from python_trainers.common.data import (
     folders,
     given_dataset,
     load_dataset,
+    require_numbers,
     source_of,
 )
 from python_trainers.common.data.images import Standard
@@ -271,6 +272,8 @@ def test_loader_has_no_single_images():
     with pytest.raises(TrainerError, match=sentence):
         few_images(dataset, 8, seed=0)
     assert few_images(dataset, None, seed=0) is dataset.train
+    with pytest.raises(TrainerError, match="crd's memory must know each image by its number, the training data are"):
+        require_numbers(dataset.train, "crd's memory")
 
 
 @pytest.mark.parametrize(

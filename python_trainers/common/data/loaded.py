@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -87,6 +87,15 @@ class LoadedImages:
             pixels, labels = (part.to(device, non_blocking=True) for part in mine)
             if len(labels):
                 yield images.standardise(pixels), labels
+
+
+def require_numbers(images: Any, why: str) -> None:
+    """Refuse images of a DataLoader; ``why``: what remembers something about each image, as the subject."""
+    require(
+        not isinstance(images, LoadedImages),
+        f"{why} must know each image by its number, the training data are a DataLoader, which gives batches: give the "
+        "Dataset itself, of (image, label)",
+    )
 
 
 def generators_of(loader: DataLoader) -> list[torch.Generator]:
