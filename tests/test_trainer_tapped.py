@@ -44,6 +44,17 @@ class Returns(nn.Module):
         return self.wrap(self.plain(images))
 
 
+class Both(nn.Module):
+    """A learner, whose forward returns what a loss needs."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network.with_features(images)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -157,16 +168,33 @@ def test_nothing_is_kept_between_forwards(images):
     assert network._features._kept is None
 
 
-@pytest.mark.parametrize("compile_inner", [False, True])
-def test_compiled(compile_inner, images):
+@pytest.mark.parametrize("compiled", ["module", "network", "learner"])
+def test_compiled(compiled, images):
     network = tapped(Plain(), stages=["body"]).eval()
     features, logits = network.with_features(images)
     maps = network.stages(images)
-    (network.module if compile_inner else network).compile(backend="eager")
+    learner = Both(network)
+    {"module": network.module, "network": network, "learner": learner}[compiled].compile(backend="eager")
     for _ in range(2):
         assert torch.equal(network(images), logits)
         assert torch.equal(network.with_features(images)[0], features)
         assert torch.equal(network.stages(images)[0], maps[0])
+        assert torch.equal(learner(images)[0], features)
+
+
+def test_data_parallel(images):
+    """What a loss needs passes through the wrapper's forward, and its gradients are those without it."""
+    network = tapped(Plain()).eval()
+    learner = Both(copy.deepcopy(network))
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        pair = nn.parallel.DistributedDataParallel(learner)(images)
+        sum(value.square().sum() for value in pair).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    sum(value.square().sum() for value in network.with_features(images)).backward()
+    for weight, expected in zip(learner.parameters(), network.parameters(), strict=True):
+        assert torch.equal(weight.grad, expected.grad)
 
 
 def test_gradient_and_autocast(images):
@@ -258,3 +286,17 @@ def test_batch_normalisation_of_one_value(name, image_shape):
     assert "Expected more than 1 value per channel" in str(error.value)
     assert "take a larger --batch-size (or fewer processes)" in str(error.value)
     check_training(build_network(name, (3, 64, 64), 5), (3, 64, 64), 5, 1, "student")
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        (Plain, "the student must be an nn.Module, got <class 'test_trainer_tapped.Plain'>"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), "the student (Sequential) has lazy layers without weights"),
+        (Tapped(Plain(classes=4)), "the student (Plain) must give logits, a floating-point tensor [2, 5], for 2 "),
+    ],
+)
+def test_no_classifier(module, sentence):
+    with pytest.raises(TrainerError) as error:
+        as_classifier(module, SHAPE, 5, "student")
+    assert sentence in str(error.value)

@@ -1,4 +1,4 @@
-"""Networks by name: those of ``NETWORKS`` and families with numbers, or torchvision's or timm's name, in theirs.
+"""Networks by name: those of ``NETWORKS``, and families with numbers or torchvision's or timm's name in theirs.
 
 Each is a :class:`Classifier`, most are a :class:`Network`; docs/models.md lists them with their papers.
 """

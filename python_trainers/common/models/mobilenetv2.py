@@ -1,8 +1,8 @@
 """MobileNetV2 for small images (Sandler et al. 2018, https://arxiv.org/abs/1801.04381, table 2).
 
-``mobilenetv2_half`` is that of the distillation benchmark of Tian et al. 2020 (CRD), ``tfkd_mobilenetv2`` that of
-the code of Yuan et al. 2020 (Tf-KD): convolutions with biases, ReLU6, a 1x1 stem that pads the image by a pixel,
-and torch's own first weights. ``mobilenetv2`` has the latter's width and strides in the former's form.
+``mobilenetv2_half`` is that of the distillation benchmark of Tian et al. 2020 (CRD), ``tfkd_mobilenetv2`` that
+of the code of Yuan et al. 2020 (Tf-KD): convolutions with biases, ReLU6, a 1x1 stem that pads the image by a
+pixel, torch's own first weights. ``mobilenetv2`` has the latter's width and strides in the former's form.
 """
 
 from collections.abc import Sequence

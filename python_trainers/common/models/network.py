@@ -102,7 +102,7 @@ class GlobalAveragePool(nn.Module):
 def conv_norm(
     inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> list[nn.Module]:
-    """A convolution, padded so that stride 1 keeps the size, and batch normalisation, which makes a bias idle."""
+    """A convolution, padded so that stride 1 keeps the size, and batch normalisation; a bias has no effect."""
     return [
         nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=bias),
         nn.BatchNorm2d(outputs),

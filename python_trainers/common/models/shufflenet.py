@@ -2,8 +2,10 @@
 stride 1 and no max pooling.
 
 V1: Zhang et al. 2018, https://arxiv.org/abs/1707.01083, table 1, three groups.
-V2: Ma et al. 2018, https://arxiv.org/abs/1807.11164, table 5, width 1. ``tfkd_shufflenetv2`` is that of the code
-of Yuan et al. 2020 (Tf-KD): convolutions with biases, a 3x3 stem without activation, torch's own first weights.
+V2: Ma et al. 2018, https://arxiv.org/abs/1807.11164, table 5, width 1.
+
+``tfkd_shufflenetv2`` is the V2 of the code of Yuan et al. 2020 (Tf-KD): convolutions with biases, a 3x3 stem
+without activation, torch's own first weights.
 """
 
 from functools import partial

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from python_trainers.common.errors import require
-from python_trainers.common.models.names import listing
+from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.models.names import kind, listing
 from python_trainers.common.models.network import Classifier, ImageShape
 from python_trainers.common.models.trial import check_logits, few_images, trial
 
@@ -24,16 +24,19 @@ class Tapped(Classifier):
     ``stages`` names the submodules whose outputs are the maps. Without names the maps are what the module's
     own ``stages`` or timm's ``forward_intermediates`` returns.
 
-    :meth:`locate` finds the features, at the latest at the first call; it must come before the module is compiled. A hook keeps what a
-    submodule gave in its last call, with what later layers wrote into that in place. Names that the module
-    does not have raise ``TrainerError``.
+    :meth:`locate` finds the features, at the latest at the first call; it must come before the module is
+    compiled. A hook keeps what a submodule gave in its last call, with what later layers wrote into that in
+    place. Names that the module does not have raise ``TrainerError``.
     """
 
     def __init__(self, module: nn.Module, *, features: str | None = None, stages: Sequence[str] = ()) -> None:
         super().__init__()
         self.module = module
+        known = {None, *_submodules(module)}
         for name in (features, *stages):
-            self._require_submodule(name)
+            require(
+                name in known, f"{self._kind} has no submodule {name!r}; there is: {self._listing(str(name))}"
+            )
         self._features_name = features
         self._features: _Tap | None = None
         self._stages = [_Tap(module, name) for name in stages]
@@ -46,15 +49,17 @@ class Tapped(Classifier):
     @property
     def num_features(self) -> int:
         width = self._located()[1]
-        require(
-            width is not None,
-            f"no linear layer or convolution of {self} gives its logits, so say where its features are: "
-            f"Tapped(module, features=NAME); there is: {self._listing()}",
-        )
+        if width is None:
+            raise TrainerError(
+                f"no linear layer or convolution of {self._kind} gives its logits, so say where its features "
+                f"are: Tapped(module, features=NAME); there is: {self._listing()}"
+            )
         return width
 
     def locate(self, images: Tensor) -> "Tapped":
-        """Find the features by a forward of ``images`` in evaluation mode, which leaves no trace."""
+        """Find the features, once, by a forward of ``images`` in evaluation mode that leaves no trace."""
+        if self._sizes is not None:
+            return self
         with trial(self.module):
             if self._features_name is None and self._has_own("with_features"):
                 features, logits = self.module.with_features(images)
@@ -66,7 +71,7 @@ class Tapped(Classifier):
                 features = None
                 if name is not None:
                     self._features = _Tap(self.module, name, takes_input=name in made)
-                    features = _averaged(calls[name][0 if name in made else 1], f"{name!r} of {self}")
+                    features = _averaged(calls[name][0 if name in made else 1], f"{name!r} of {self._kind}")
         self._sizes = logits.shape[1], None if features is None else features.shape[1]
         return self
 
@@ -74,11 +79,10 @@ class Tapped(Classifier):
         return self.module(images)
 
     def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if self._sizes is None:
-            self.locate(images)
+        self.locate(images)
         if self._features is not None:
             logits, (features,) = self._read([self._features], images)
-            return _averaged(features, f"{self._features.name!r} of {self}"), logits
+            return _averaged(features, f"{self._features.name!r} of {self._kind}"), logits
         _ = self.num_features  # raises where there are none
         return self.module.with_features(images)
 
@@ -87,35 +91,34 @@ class Tapped(Classifier):
             _, maps = self._read(self._stages, images)
         elif self._has_own("stages"):
             maps = self.module.stages(images)
-        else:
-            require(
-                self._has_own("forward_intermediates"),
-                f"say where the maps of {self} are: Tapped(module, stages=NAMES); there is: {self._listing()}",
-            )
+        elif self._has_own("forward_intermediates"):
             maps = self.module.forward_intermediates(images, intermediates_only=True)
+        else:
+            raise TrainerError(
+                f"say where the maps of {self._kind} are: Tapped(module, stages=NAMES); there is: "
+                f"{self._listing()}"
+            )
         for index, map_ in enumerate(maps):
             require(
                 isinstance(map_, Tensor) and map_.ndim == 4,
-                f"stage {index} of {self} must be a map [N, C, H, W], got {_shape(map_)}; name other submodules",
+                f"stage {index} of {self._kind} must be a map [N, C, H, W], got {_shape(map_)}; "
+                "name other submodules",
             )
         return list(maps)
 
-    def __str__(self) -> str:
-        return type(self.module).__name__
+    @property
+    def _kind(self) -> str:
+        return kind(self)
 
     def _located(self) -> tuple[int, int | None]:
-        require(self._sizes is not None, f"Tapped({self}) has seen no images yet: call locate(images) first")
+        require(
+            self._sizes is not None, f"Tapped({self._kind}) has seen no images yet: call locate(images) first"
+        )
         return self._sizes
 
     def _has_own(self, method: str) -> bool:
         """Whether the module's class has it: timm keeps submodules under names such as ``stages``."""
         return callable(getattr(type(self.module), method, None))
-
-    def _require_submodule(self, name: str | None) -> None:
-        require(
-            name is None or name in _submodules(self.module),
-            f"{self} has no submodule {name!r}; there is: {self._listing(name or '')}",
-        )
 
     def _listing(self, name: str = "") -> str:
         return listing(name, _submodules(self.module), limit=LISTED)
@@ -142,8 +145,8 @@ class Tapped(Classifier):
         finally:
             for handle in handles:
                 handle.remove()
-        for name in [self._features_name] if self._features_name else []:
-            require(name in calls, f"{self} does not call its submodule {name!r} on the way to the logits")
+        missed = self._features_name if self._features_name not in calls else None
+        require(missed is None, f"{self._kind} does not call its submodule {missed!r} on the way to the logits")
         return logits, calls
 
     def _read(self, taps: list["_Tap"], images: Tensor) -> tuple[Tensor, list[Any]]:
@@ -155,7 +158,7 @@ class Tapped(Classifier):
         finally:
             for tap in taps:
                 tap.is_open = False
-        return logits, [tap.take(str(self)) for tap in taps]
+        return logits, [tap.take(self._kind) for tap in taps]
 
 
 class _Tap:

@@ -17,7 +17,7 @@ from python_trainers.common.models.network import Factory, ImageShape, Network, 
 from python_trainers.common.models.tapped import Tapped
 
 TRACED_SIZE = 224  # stages are told apart on images of this height: small ones shrink to a pixel too soon
-TAPPED = ("squeezenet", "swin", "vit")  # begin the names of those without linear classifier or maps [N, C, H, W]
+TAPPED = ("squeezenet", "swin", "vit")  # so begin those without linear classifier or maps [N, C, H, W]
 
 
 class _Colours(nn.Module):

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.models.names import kind
 from python_trainers.common.models.network import ImageShape
 
 FEW = 2  # images of a trial: as many as batch normalisation needs
@@ -60,10 +62,15 @@ def trial(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 def _check(
     module: nn.Module, image_shape: ImageShape, classes: int, who: str, *, rows: int, training: bool
 ) -> None:
-    name = f"the {who} ({type(module).__name__})"
+    require(isinstance(module, nn.Module), f"the {who} must be an nn.Module, got {module!r}")
+    name = f"the {who} ({kind(module)})"
     shape = "x".join(map(str, image_shape))
     shown = f"{rows} image{'s' * (rows > 1)} of {shape} (channels x height x width)"
     when = "in training mode" if training else "in evaluation mode"
+    require(
+        not any(is_lazy(value) for value in (*module.parameters(), *module.buffers())),
+        f"{name} has lazy layers without weights: show it one batch before you hand it over",
+    )
     with trial(module, training=training):
         try:
             output = module(few_images(module, image_shape, rows))

@@ -1,7 +1,7 @@
 """Weights of networks in files: those of any origin read, ours written so that others read them.
 
     .safetensors      read and written; the names are those of the module that timm or torchvision has
-    .pt, .pth, ...    read: a state dict, alone or in a dict beside other things, and the checkpoints of our runs
+    .pt, .pth, ...    read: a state dict, alone or in a dict beside other things, and our runs' checkpoints
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from python_trainers.common.checkpoint import FORMAT, checkpoint_path, load_checkpoint
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.files import write_atomically
+from python_trainers.common.models.names import kind
 from python_trainers.common.models.network import ImageShape
 
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
@@ -34,7 +35,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             return _bare(safetensors.torch.load_file(path))
         except Exception as error:
-            raise TrainerError(f"weights {path} cannot be read as safetensors ({_first_line(error)})") from error
+            raise TrainerError(
+                f"weights {path} cannot be read as safetensors ({_first_line(error)})"
+            ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive, or a pickle that wants to run code
@@ -49,8 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return _bare(candidate)
     found = ", ".join(map(str, list(content)[:10])) if isinstance(content, dict) else type(content).__name__
     raise TrainerError(
-        f"weights {path} hold no state dict (names and tensors), alone or under one of {', '.join(CONTAINERS)}; "
-        f"found: {found}"
+        f"weights {path} hold no state dict (names and tensors), alone or under one of "
+        f"{', '.join(CONTAINERS)}; found: {found}"
     )
 
 
@@ -63,8 +66,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     own = module.state_dict()
     originals = original_names(module)
     bare = dict(zip(_bare(own), own, strict=True))
-    # Whichever of its two sets of names resembles the file's more.
-    names = max(({name: key for key, name in originals.items()}, bare), key=lambda n: len(n.keys() & weights.keys()))
+    foreign = {name: key for key, name in originals.items()}
+    names = max(foreign, bare, key=lambda names: len(names.keys() & weights.keys()))  # those of the file
     missing = [name for name in names if name not in weights]
     unexpected = [name for name in weights if name not in names]
     other_shape = [
@@ -83,13 +86,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
     ]
     require(
         not differences,
-        f"weights {path} do not fit the {_kind(module)} here; {'; '.join(differences)}; "
+        f"weights {path} do not fit the {kind(module)} here; {'; '.join(differences)}; "
         "name the network that they are of, with its images and classes",
     )
     module.load_state_dict({key: weights[name] for name, key in names.items()})
 
 
-def export_weights(module: nn.Module, path: Path, *, name: str, image_shape: ImageShape, classes: int) -> None:
+def export_weights(
+    module: nn.Module, path: Path, *, name: str, image_shape: ImageShape, classes: int
+) -> None:
     """Write the bare weights of ``module`` as safetensors: timm's and torchvision's own code loads them.
 
     The file's metadata tell ``network`` (the name given), ``architecture`` (timm's or torchvision's name, else
@@ -138,10 +143,6 @@ def _bare(weights: Mapping[str, Any]) -> dict[str, Any]:
 def _few(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _kind(module: nn.Module) -> str:
-    return type(getattr(module, "module", module)).__name__
 
 
 def _first_line(error: Exception) -> str:
