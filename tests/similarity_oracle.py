@@ -59,7 +59,8 @@ def similarity(
     reduction="batchmean",
     short_rows_are_constant=(False, False),  # of queries, of keys
 ):
-    """dict of Estimates: loss [losses], rows [queries], grad_query, grad_key, grad_temperature."""
+    """dict of Estimates: loss [losses], rows [queries], grad_query, grad_key, grad_temperature; and which queries have a defined
+    gradient wherever their loss is finite, `defined` [queries]."""
     rows, keys = len(query), len(key)
     counted = np.ones(rows, bool) if mask is None else mask
     own = (np.arange(keys) == own_key + np.arange(rows)[:, None]) & (own_key >= 0)
@@ -98,6 +99,7 @@ def similarity(
     divisor = {"batchmean": 1, "elementmean": keys}.get(reduction, 0) * max(counted.sum(), 1) or 1
     by_logit = np.where(counted, factor / divisor, 0)[:, None]
     gradient = (q + Estimate(-p, p_scale)) * by_logit
+    defined = np.ones(rows, bool)
     if symmetric and rows:
         columns = Estimate(*(np.where(counted[:, None], x, y).T for x, y in zip(logits, (-np.inf, 0))))
         log_c, c = (Estimate(x.value.T, x.scale.T) for x in softmax(columns))
@@ -107,6 +109,8 @@ def similarity(
         value = (value + column_value) * 0.5
         weights = total((by_logit * p).T)[:, 0]  # of the columns
         sizes = total((np.abs(by_logit) * p).T)[:, 0]
+        # A column of -inf alone has no softmax, and every query's gradient is a sum over the columns that weigh.
+        defined = ~counted | ((columns.value != -np.inf).any(1) | (weights == 0)).all()
         column_gradient = Estimate(times(weights, c.value), np.where(sizes == 0, 0, sizes * (c.scale + c.value)))
         gradient = (gradient + column_gradient + Estimate(-p * by_logit, p * np.abs(by_logit))) * 0.5
     gradient = (gradient * (1 / temperature)).where(counted[:, None])
@@ -136,6 +140,7 @@ def similarity(
     return {
         "loss": losses if reduction == "none" else loss,
         "rows": losses,
+        "defined": defined,
         "grad_query": grad_query.where(counted[:, None]),
         "grad_key": grad_key,
         "grad_temperature": Estimate(np.array([-along.value.sum()]), np.array([along.scale.sum()])) * (1 / temperature),

@@ -114,7 +114,8 @@ def dtypes_of(query, key, options):
 
 
 def check(query, key, options, ours, factor=4, product_precision=None):
-    """Compares results with the oracle. Where a row's loss is infinite, its gradient and those of the keys are whatever.
+    """Compares results with the oracle. Where a row's loss is infinite, its gradient and those of the keys are whatever;
+    so are the gradients of all queries where the softmax over them of a column that weighs is 0 / 0.
     `product_precision`: of the factors that gradients are products of, where it is less than that of the arithmetic."""
     precision = PRECISION["float64" if "float64" in dtypes_of(query, key, options) else "float32"]
     decoded = {name: decode(x) if name.startswith("teacher") else x for name, x in options.items()}
@@ -122,7 +123,7 @@ def check(query, key, options, ours, factor=4, product_precision=None):
     truth = similarity_oracle.similarity(decode(query), decode(key), short_rows_are_constant=constant, **decoded)
     row_oracle.close(ours["loss"].astype(np.float64), truth["loss"], precision, precision, factor=factor)
     finite = np.isfinite(truth["rows"].value)
-    for name, features, regular in (("grad_query", query, finite[:, None]), ("grad_key", key, finite.all())):
+    for name, features, regular in (("grad_query", query, (finite & truth["defined"])[:, None]), ("grad_key", key, finite.all())):
         if ours[name] is None:
             continue
         assert ours[name].shape == features.shape and ours[name].dtype == kept(features)

@@ -121,6 +121,19 @@ def test_bands_without_a_query_that_counts_are_skipped(isa, target):
     assert ours["loss"] == 0 and not ours["grad_query"].any() and not ours["grad_key"].any()
 
 
+def test_a_positive_that_every_query_removes(isa):
+    """The softmax over its column is 0 / 0: the other query's loss is finite, its gradient is whatever."""
+    query, key = plain_features(2, 2, 1)
+    options = {"positive": np.array([1, 0]), "symmetric": True, "reduction": "none"}
+    options["bias"] = np.array([[0, -np.inf], [0, -np.inf]], np.float32)
+    ours = solve(query, key, {**options, "target": "positive"})
+    np.testing.assert_array_equal(np.isfinite(ours["loss"]), [False, True])
+    check(query, key, options, ours, factor=FACTOR)
+    # Without that query in it, the column has no weight.
+    options["mask"] = np.array([False, True])
+    check(query, key, options, solve(query, key, {**options, "target": "positive"}), factor=FACTOR)
+
+
 @pytest.mark.parametrize("target", ["positive", "labels", "teacher"])
 def test_a_query_without_keys_spoils_its_own_loss_alone(isa, target):
     query, key = plain_features(70, 40, 20)
