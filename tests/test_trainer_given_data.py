@@ -205,6 +205,16 @@ def test_transforms_of_torchvision():
     assert not torch.equal(*(pixels for pixels, *_ in epochs(batches_of(digits, workers=0))))
 
 
+def test_augmentation_in_place_leaves_the_data_alone():
+    data = TensorDataset(FLOATS.clone(), LABELS)
+    dataset = given_dataset((data, data), lambda image: image.zero_(), workers=0)
+    assert not next(iter(batches_of(dataset, workers=0))).pixels.any()
+    assert torch.equal(data.tensors[0], FLOATS)
+    images = replace(dataset.train, pixels=data.tensors[0])
+    assert not next(iter(batches_of(replace(dataset, train=images), workers=0))).pixels.any()
+    assert torch.equal(data.tensors[0], FLOATS)
+
+
 def test_augmentation_sees_whole_photographs(tmp_path):
     write_tree(tmp_path, count=2, size=(120, 100))
     dataset = load_dataset("imagefolder", tmp_path)

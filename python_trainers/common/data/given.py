@@ -69,10 +69,10 @@ def _opened(data: Any, where: str, workers: int | None, *, standardize: bool) ->
         f"{type(data).__name__}",
     )
     items = DatasetItems.of(data, where)
-    labels, counts = items.labels(), None
-    if labels is None or standardize and items.dtype == torch.uint8:
-        seen, counts = items.look_through(workers)
-        labels = seen
+    labels = items.labels()
+    if labels is not None and not (standardize and items.dtype == torch.uint8):
+        return Images(items, labels), None
+    labels, counts = items.look_through(workers)
     return Images(items, labels), counts
 
 

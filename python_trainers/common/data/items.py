@@ -52,6 +52,9 @@ class DatasetItems(Stored):
     def read(self, number: int, crop: Sequence[float] | None = None) -> Tensor:
         return self.pair(number)[0]
 
+    def picture(self, number: int) -> Tensor:
+        return self.read(number).clone()  # the augmentation may work in place
+
     def pair(self, number: int) -> tuple[Tensor, int]:
         """Image and label ``number``."""
         item = int(self.numbers[number])
