@@ -161,7 +161,7 @@ def test_seed_decides_the_run(smoke, tmp_path):
         (["--teacher-weight", "-1"], "--teacher-weight must be >= 0 and finite, got -1.0"),
         (["--label-weight", "0", "--teacher-weight", "0"], "must not both be 0"),
         (["--student-model", "vgg"], "unknown network 'vgg'"),
-        (["--preset", "cifar100-densenet_90-60-ban"], "did you mean cifar100-densenet_90_60-ban"),
+        (["--preset", "cifar100-densenet_90-60-ban"], "there is: cifar100-densenet_90_60-ban, "),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):

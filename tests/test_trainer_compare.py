@@ -197,8 +197,8 @@ def test_published_figures_stand_beside_runs_of_the_same_setting():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("kdd", "job 'kdd': unknown method 'kdd'; did you mean kd"),
-        ("kd:temprature=2", "job 'kd:temprature=2': unknown option 'temprature'; did you mean temperature"),
+        ("kdd", "job 'kdd': unknown method 'kdd'; there is: kd, "),
+        ("kd:temprature=2", "job 'kd:temprature=2': unknown option 'temprature'; there is: temperature, "),
         ("kd:temperature=hot", "'kd:temperature=hot': option temperature does not take 'hot', it takes a number"),
         ("kd:temperature", "option temperature needs a value, temperature=VALUE: it takes a number"),
         ("kd:milestones=3+x", "option milestones does not take '3+x', it takes a whole number, or several joined by +"),

@@ -281,7 +281,7 @@ def test_images_that_are_not_square_are_refused(tmp_path, capsys):
         (["--head-milestones", "45", "30"], "--head-milestones must be rising epochs >= 1, got 45 30"),
         (["--head-learning-rate", "0"], "--head-learning-rate must be > 0 and finite, got 0.0"),
         (["--batch-size", "2000"], "--batch-size must be 1 to 1000 and a multiple of 1 processes, got 2000"),
-        (["--preset", "arxive"], "did you mean arxiv"),
+        (["--preset", "arxive"], "there is: arxiv, "),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):

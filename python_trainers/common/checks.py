@@ -1,10 +1,10 @@
 """Rules that options obey, each refused in one sentence that names the option as it is typed."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.names import listing
 
 
 def option(name: str) -> str:
@@ -54,9 +54,6 @@ def require_milestones(options: Any, *names: str) -> None:
         require(rising, f"{option(name)} must be rising epochs >= 1, got {got}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> TrainerError:
-    """The error for a name that is not among ``known``: those that resemble it, else all."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}" if near else f"there is: {', '.join(known)}"
-    return TrainerError(f"unknown {kind} {name!r}; {hint}")
+def unknown(kind: str, name: str, known: Iterable[str], limit: int = 10) -> TrainerError:
+    """The error for a name that is not among ``known``: those that resemble it first, ``limit`` at most."""
+    return TrainerError(f"unknown {kind} {name!r}; there is: {listing(name, known, limit)}")

@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from python_trainers.common.checks import unknown
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.models import (
     densenet,
@@ -17,7 +18,6 @@ from python_trainers.common.models import (
     vgg,
     wide_resnet,
 )
-from python_trainers.common.models.names import listing
 from python_trainers.common.models.network import Classifier, Factory, ImageShape, Network, output_shape
 from python_trainers.common.models.tapped import Tapped
 from python_trainers.common.models.timm_networks import timm_network
@@ -86,4 +86,4 @@ def _factory(name: str) -> Factory:
         return torchvision_network(name.removeprefix("torchvision:"))
     if name.startswith("timm:"):
         return timm_network(name.removeprefix("timm:"))
-    raise TrainerError(f"unknown network {name!r}; there is: {listing(name, [*NETWORKS, *FAMILIES])}")
+    raise unknown("network", name, [*NETWORKS, *FAMILIES], limit=100)

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from python_trainers.common.errors import TrainerError, require
-from python_trainers.common.models.names import kind, listing
+from python_trainers.common.models.names import kind
 from python_trainers.common.models.network import Classifier, ImageShape
 from python_trainers.common.models.trial import check_logits, few_images, trial
+from python_trainers.common.names import listing
 
 LISTED = 30  # names of submodules in an error message at most
 

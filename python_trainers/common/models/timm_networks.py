@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 from python_trainers.common.errors import TrainerError, require
-from python_trainers.common.models.names import listing
 from python_trainers.common.models.network import Factory, ImageShape
 from python_trainers.common.models.tapped import Tapped
+from python_trainers.common.names import listing
 
 LISTED = 20  # of more than a thousand names
 

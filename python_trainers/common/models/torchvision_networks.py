@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from python_trainers.common.errors import require
-from python_trainers.common.models.names import listing
 from python_trainers.common.models.network import Factory, ImageShape, Network, output_shape
 from python_trainers.common.models.tapped import Tapped
+from python_trainers.common.names import listing
 
 TRACED_SIZE = 224  # stages are told apart on images of this height: small ones shrink to a pixel too soon
 TAPPED = ("squeezenet", "swin", "vit")  # so begin those without linear classifier or maps [N, C, H, W]
