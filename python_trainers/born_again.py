@@ -27,7 +27,9 @@ Deviations from the paper:
 3. The paper does not say how often dkpp permutes anew; by default for every sample of every step (--scope).
 4. cwtm's confidences have mean 1 over the batch of all processes; --no-normalise takes them as they are.
 5. --temperature, for all but cwtm, is an extension: T^2 times the loss at T; the paper has T = 1.
-6. No language models (section 5.2), no first and last layers copied from the teacher (table 5).
+6. Presets: the wide ResNets drop 0.3 as their authors' do, the paper gives no rate; how DenseNets' layers are
+   divided among the blocks is ours, see docs/models.md.
+7. No language models (section 5.2), no first and last layers copied from the teacher (table 5).
 """
 
 import sys

@@ -177,7 +177,7 @@ def test_published_figures_stand_beside_runs_of_the_same_setting():
         (tian, f"{slow},teacher-learning-rate=0.05", "resnet32x4/shufflenetv1", 78.44),
         (tian, slow, "resnet32x4/shufflenetv1", None),  # the teacher, too
         (yuan, "baseline", "resnet50/resnet18", 75.87),
-        (yuan, f"tf_kd:mode=kd,alpha=0.95,{of_code}", "resnet18/mobilenetv2", 71.05),
+        (yuan, f"tf_kd:mode=kd,alpha=0.95,{of_code}", "resnet18/tfkd_mobilenetv2", 71.05),
         (yuan, f"tf_kd:mode=reg,alpha=0.1,multiplier=100,{of_code}", "resnet50/resnet18", 77.36),
         (yuan, "tf_kd:mode=reg", "resnet50/resnet18", None),
         (furlanello, "born_again:loss=ban+l,generations=1", "resnet50/densenet_90_60", 83.07),

@@ -2,6 +2,7 @@
 stands beside a run of its setting alone."""
 
 import importlib
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_teachers_of_mobile_networks_have_the_usual_rate():
             if args.student_model in ("mobilenetv2_half", "shufflenetv1", "shufflenetv2") and "labels" not in name:
                 plan = module.pretraining(args)
                 assert (args.learning_rate, args.recipe_of(plan).learning_rate) == (0.01, 0.05), name
+
+
+def test_networks_are_those_of_the_papers_code():
+    """Where more than one goes by the name: with dropout, or in the form of that code."""
+    for name in tf_kd.PRESETS:
+        args = run_of(tf_kd, name)
+        assert args.student_model in ("tfkd_mobilenetv2", "tfkd_shufflenetv2", "resnet18", "resnet50"), name
+    for name in born_again.PRESETS:
+        args = run_of(born_again, name)
+        for network in filter(None, (args.model, args.student_model)):
+            assert network.startswith("densenet_") or re.fullmatch(r"wrn_28_\d+_drop30", network), name
 
 
 @pytest.mark.parametrize("method", METHODS)

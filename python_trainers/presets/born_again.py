@@ -2,7 +2,8 @@
 
 from python_trainers.common.presets import Preset
 
-# Section 4: the recipe of Zagoruyko and Komodakis 2016. The batch of the DenseNets is not given.
+# Section 4: the recipe of Zagoruyko and Komodakis 2016, dropout of the Wide-ResNets included, whose rate there is
+# 0.3. The batch of the DenseNets is not given.
 RECIPE = {
     "epochs": 200,
     "batch_size": 128,
@@ -15,7 +16,7 @@ RECIPE = {
     "decay": 0.2,
     "warmup_epochs": 0,
 }
-NETS = {"28-1": "wrn_28_1", "28-2": "wrn_28_2", "28-5": "wrn_28_5", "28-10": "wrn_28_10"} | {
+NETS = {name: f"wrn_{name.replace('-', '_')}" for name in ("28-1", "28-2", "28-5", "28-10")} | {
     name: f"densenet_{name.replace('-', '_')}" for name in ("112-33", "90-60", "80-80", "80-120")
 }
 
@@ -46,6 +47,10 @@ TABLE_3 = (
 )
 
 
+def _network(name: str) -> str:
+    return NETS[name] + ("_drop30" if NETS[name].startswith("wrn") else "")
+
+
 def _preset(
     dataset: str,
     net: str,
@@ -59,8 +64,8 @@ def _preset(
     return Preset(
         options={
             "dataset": dataset,
-            "model": NETS[net],
-            "student_model": student and NETS[student],
+            "model": _network(net),
+            "student_model": student and _network(student),
             "loss": loss,
             "generations": generations,
             **RECIPE,
