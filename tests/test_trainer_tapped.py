@@ -162,10 +162,9 @@ def test_a_copy_reads_itself(images):
 
 def test_nothing_is_kept_between_forwards(images):
     network = tapped(Plain())
-    network(images)
-    assert network._features._kept is None
-    network.with_features(images)
-    assert network._features._kept is None
+    for forward in (network, network.with_features, network):
+        forward(images)
+        assert network._features._kept is None
 
 
 @pytest.mark.parametrize("compiled", ["module", "network", "learner"])
