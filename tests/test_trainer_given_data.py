@@ -349,5 +349,13 @@ def test_augmentation_that_gives_other_images(augmentation, got, workers):
 def test_augmentation_that_cannot_be():
     with pytest.raises(TrainerError, match="augmentation must be a function of an image .*, got int"):
         augmented_by(3)
-    with pytest.raises(TrainerError, match="changes single images, the training data are a DataLoader"):
-        given_dataset((loader(), loader()), noise)
+    dataset = given_dataset((loader(), loader()), noise)
+    with pytest.raises(TrainerError, match="changes single images, the training data are a DataLoader: put it into"):
+        source_of(dataset.train, augmentation=dataset.augmentation, accelerator=PLACE)
+
+
+def test_augmentation_has_a_name():
+    assert Augmentation(flip=True).given is None
+    assert augmented_by(lambda image: image).given == "<function test_augmentation_has_a_name.<locals>.<lambda>>"
+    name = augmented_by(v2.Compose([v2.RandomRotation(10), v2.RandomHorizontalFlip()])).given
+    assert name.startswith("Compose( RandomRotation(degrees=[-10.0, 10.0]") and "\n" not in name

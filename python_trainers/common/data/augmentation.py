@@ -1,5 +1,6 @@
 """Random changes of training images: drawn on the CPU and applied to whole batches, or anybody's function."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,13 @@ class Augmentation:
     padding: int = 0  # shifted by up to so many pixels both ways: a random crop after padding by as many
     flip: bool = False  # left and right exchanged, for every second image
     rotation: float = 0.0  # turned by up to so many degrees either way
+
+    @property
+    def given(self) -> str | None:
+        """What the transform calls itself, the same in every process; None: there is none."""
+        if self.transform is None:
+            return None
+        return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(self.transform)).split())
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """What happens to each of ``count`` images: tensors of that first dimension, on the CPU."""

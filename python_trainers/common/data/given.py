@@ -43,10 +43,6 @@ def given_dataset(
         "training and test images must be of one type and shape, got "
         + " and ".join(f"{dtype} {shape}" for dtype, shape in kinds),
     )
-    require(
-        augmentation is None or isinstance(train, Images),
-        "augmentation changes single images, the training data are a DataLoader: put it into the Dataset's transform",
-    )
     standard = None if counts is None else Standard.counted(counts)
     classes = count_classes(_classes(train), _classes(test), "the given data")
     train, test = replace(train, standard=standard), replace(test, standard=standard)

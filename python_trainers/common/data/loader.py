@@ -41,6 +41,11 @@ class Loader:
             len(loader)
         except TypeError as error:
             raise TrainerError("a DataLoader to train from must have a length, that of its Dataset") from error
+        require(
+            augmentation.transform is None,
+            "augmentation changes single images, the training data are a DataLoader: put it into the transform of its "
+            "Dataset",
+        )
         self._device = accelerator.device
         self._ranks = accelerator.num_processes
         self._loader = loader if self._ranks == 1 else _shared(loader, accelerator)
