@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -26,12 +27,12 @@ from torch import Tensor
 
 import kdkernels as kd
 from python_trainers import kd as trainer
-from python_trainers.common import fit as fit_module
 from python_trainers.common.data import Augmentation, Dataset, Images, load_dataset
 from python_trainers.common.data.images import Standard
-from python_trainers.common.fit import fit
+from python_trainers.common.experiment import Experiment
 from python_trainers.common.models import build_network
 from python_trainers.common.run import Run
+from python_trainers.common.task import Classification
 from python_trainers.common.teacher import Teacher
 
 from .timing import alternate, ratio, spread
@@ -107,15 +108,23 @@ def contenders(setting: str, folder: Path) -> dict[str, Callable[[], object]]:
     teacher = Teacher(network, 0.0, accelerator)
     numbers = itertools.count()
 
+    experiment = Experiment("kd", replace(args, out=folder / "experiment"), accelerator=accelerator)
+    experiment.dataset, experiment.task = dataset, Classification.of(dataset, 1024, accelerator.device)
+
     def whole() -> None:
-        run = Run(folder / f"{next(numbers)}", student, {}, epochs=EPOCHS, accelerator=accelerator)
-        fit(run, args, dataset, dataset.train, trainer.learn_from(teacher, args), seed=0)
+        run = experiment.run(folder / f"{next(numbers)}", student, {}, epochs=EPOCHS)
+        build = partial(build_network, student, dataset.image_shape, dataset.classes)
+        experiment.fit(run, args, dataset.train, trainer.learn_from(teacher, args), build, seed=0)
 
     def steps() -> None:
         def keep(run: Run, epoch: int, **figures: float) -> None:
-            run.history.append(figures)
+            run.history.append({"epoch": epoch, **figures})
 
-        with mock.patch.object(Run, "end_epoch", keep), mock.patch.object(fit_module, "accuracy", lambda *_: 0.0):
+        with (
+            mock.patch.object(Run, "end_epoch", keep),
+            mock.patch.object(Run, "finish", lambda run, **figures: {}),
+            mock.patch.object(Classification, "measure", lambda *_: {"test_accuracy": 0.0}),
+        ):
             whole()
 
     return {"by hand": lambda: by_hand(dataset, student, teacher.network, args), "steps": steps, "whole": whole}

@@ -41,18 +41,18 @@ import kdkernels as kd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import require_at_least, require_not_negative, require_positive, select
+from python_trainers.common.checks import require_at_least, require_not_negative, require_positive
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import Batch, Images
+from python_trainers.common.data import Batch
 from python_trainers.common.errors import require
-from python_trainers.common.fit import Loss, Objective, all_processes
-from python_trainers.common.models import require_network
-from python_trainers.common.options import load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
+from python_trainers.common.experiment import Experiment, Objects
+from python_trainers.common.loop import Loss, Objective, all_processes
+from python_trainers.common.metrics import means_over
+from python_trainers.common.options import refuse_accumulation
 from python_trainers.common.seeding import derived_seed
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import Pretraining, TaughtOptions, Teacher, obtain_teacher
+from python_trainers.common.teacher import Pretraining, TaughtOptions, Teacher
 from python_trainers.presets.born_again import PRESETS
 
 
@@ -70,12 +70,33 @@ class Args(TaughtOptions):
     normalise: bool = True  # cwtm: confidences are divided by their mean (equation 10)
     temperature: float = 1.0  # an extension, see deviation 5
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return (self.model, self.student_model or self.model)
+
+    def check(self) -> None:
+        super().check()
+        require_at_least(self, 1, "generations")
+        require_positive(self, "temperature")
+        require_not_negative(self, "label_weight", "teacher_weight")
+        weight = self.label_weight + self.teacher_weight
+        require(weight > 0, "--label-weight and --teacher-weight must not both be 0")
+        if self.loss == "cwtm" and self.normalise:
+            refuse_accumulation(self, "confidences are divided by their mean over the whole batch")
+
+    def smoked(self) -> "Args":
+        return replace(super().smoked(), generations=min(self.generations, 2))
+
+    def completed(self) -> "Args":
+        return replace(self, student_model=self.student_model or self.model)
+
+    def pretraining(self) -> Pretraining:
+        """Generation 0: the images and the recipe of its descendants."""
+        return Pretraining(self.model, self.epochs, few=True)
+
     def on_pair(self, teacher: str, student: str, teacher_epochs: int) -> "Args":
-        """The options with the networks of a comparison: the student's architecture is its own teacher's."""
+        """The student's architecture is its own teacher's."""
         return replace(self, model=student)
-
-
-LOSS_OPTIONS = ("loss", "label_weight", "teacher_weight", "scope", "normalise", "temperature")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,47 +106,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> Pretraining:
-    """Generation 0: the images and the recipe of its descendants."""
-    return Pretraining(args.model, args.epochs, few=True)
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train what is missing of all generations; returns the summary of the last."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, generations=min(args.generations, 2))
-    folder, accelerator = args.folder("born_again"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    zeroth = folder / "generation-0"
-    generations = [obtain_teacher(pretraining(args), args, zeroth, dataset, images, accelerator)]
+    experiment = Experiment("born_again", args, **objects)
+    args, folder, accelerator = experiment.args, experiment.folder, experiment.accelerator
+    experiment.student.require_again("each generation starts from new weights")
+    generations = [experiment.teacher("generation-0")]
 
     def accuracies(last: nn.Module) -> dict[str, float]:
         """Test accuracy of the generations before the last, and of the last two and three together."""
         networks = [*(generation.network for generation in generations), last.eval()]
         return {
             **{f"generation_{k}": teacher.test_accuracy for k, teacher in enumerate(generations)},
-            **{
-                f"ensemble_{n}": ensemble_accuracy(networks[-n:], dataset.test, accelerator)
-                for n in (2, 3)
-                if n <= len(networks)
-            },
+            **{f"ensemble_{n}": together(networks[-n:], experiment) for n in (2, 3) if n <= len(networks)},
         }
 
     for k in range(1, args.generations + 1):
         last = k == args.generations
-        network, summary = train_student(
-            folder if last else folder / f"generation-{k}",
-            args.student_model or args.model,
-            args,
-            dataset,
-            images,
-            generations[-1],
-            learn_from(generations[-1], args, dataset.classes, accelerator),
-            accelerator,
-            method={"generation": k, **select(args, *LOSS_OPTIONS)},
+        network, summary, _ = experiment.train_student(
+            learn_from(generations[-1], args, experiment.dataset.classes, accelerator),
+            teacher=generations[-1],
             losses={"loss": args.loss},
+            folder=folder if last else folder / f"generation-{k}",
             seed=derived_seed(args.seed, "generation", k),
+            identity={"generation": k},
             figures=accuracies if last else None,
         )
         generations.append(Teacher(network, summary["figures"]["test_accuracy"], accelerator))
@@ -180,27 +184,15 @@ def permute_others(kept: Tensor, order: Tensor) -> Tensor:
     return torch.where(classes == kept, kept, moved + (moved >= kept).long())
 
 
-@torch.inference_mode()
-def ensemble_accuracy(networks: Sequence[nn.Module], images: Images, accelerator: Accelerator) -> float:
-    """Share of ``images`` that the networks' mean probabilities, in float32, get right (section 4.2)."""
-    correct = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    for pixels, labels in images.batches(1024, accelerator):
+def together(networks: Sequence[nn.Module], experiment: Experiment) -> float:
+    """Share of the test images that the networks' mean probabilities, in float32, get right (section 4.2)."""
+
+    def figures(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         probabilities = sum(network(pixels).float().softmax(-1) for network in networks)
-        correct += (probabilities.argmax(-1) == labels).sum()
-    return accelerator.reduce(correct, reduction="sum").item() / len(images)
+        return {"correct": probabilities.argmax(-1) == labels}
 
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    require_at_least(args, 1, "generations")
-    require_at_least(args, 0, "seed")
-    require_positive(args, "temperature")
-    require_not_negative(args, "label_weight", "teacher_weight")
-    weight = args.label_weight + args.teacher_weight
-    require(weight > 0, "--label-weight and --teacher-weight must not both be 0")
-    for network in (args.model, args.student_model or args.model):
-        require_network(network)
+    images, batch_size = experiment.task.splits["test"], experiment.task.batch_size
+    return means_over(images, figures, experiment.accelerator, batch_size)["correct"].item()
 
 
 if __name__ == "__main__":

@@ -29,18 +29,19 @@ from accelerate import Accelerator
 from python_trainers.common.checks import require_at_least
 from python_trainers.common.console import run_from_console
 from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.experiment import Experiment
 from python_trainers.common.files import write_atomically, write_json
 from python_trainers.common.jobs import BASELINE, Job, build_job
 from python_trainers.common.models import require_network
-from python_trainers.common.options import DataOptions, RunOptions, load_data
+from python_trainers.common.options import SMOKE_EPOCHS, DataOptions, MachineOptions, RunOptions
 from python_trainers.common.plots import dot_plot
-from python_trainers.common.recipe import SMOKE_EPOCHS, TrainingOptions, check_recipe, recipe_configuration
-from python_trainers.common.run import is_finished, require_same
-from python_trainers.common.teacher import Pretraining, obtain_teacher
+from python_trainers.common.recipe import TrainingOptions, check_recipe, recipe_configuration
+from python_trainers.common.run import is_finished, read_summary, require_same
+from python_trainers.common.teacher import Pretraining
 
 
 @dataclass(frozen=True)
-class Args(TrainingOptions, DataOptions, RunOptions):
+class Args(TrainingOptions, DataOptions, MachineOptions, RunOptions):
     """Options of a comparison; those of recipe and data hold for all jobs."""
 
     jobs: tuple[str, ...] = (BASELINE, "kd")  # METHOD or METHOD:OPTION=VALUE,...; baseline: labels alone
@@ -119,9 +120,8 @@ def from_labels(plan: Pretraining, job: Job, args: Args, seed: int, accelerator:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         folder = args.folder("compare") / "from-labels" / f"{plan.network}-seed-{seed}-{digest}"
     if folder.suffix != ".pt" and not is_finished(folder):
-        job_args = replace(job.args, seed=seed, teacher=folder)
-        dataset, images = load_data(job_args, seed=seed)
-        obtain_teacher(plan, job_args, folder, dataset, images, accelerator)
+        job_args = replace(job.args, seed=seed, teacher=folder, out=args.folder("compare"))
+        Experiment("compare", job_args, accelerator=accelerator).teacher(plan=plan)
     return folder
 
 
@@ -140,11 +140,6 @@ def keep_options(folder: Path, args: Args, accelerator: Accelerator) -> None:
 def plain(args: Args) -> dict[str, Any]:
     """The options in JSON's types."""
     return json.loads(json.dumps(asdict(args), default=str))
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What a finished run wrote."""
-    return json.loads((folder / "summary.json").read_text())
 
 
 def table_row(job: Job, summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,46 +29,27 @@ Deviations from the paper:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import kdkernels as kd
 from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import require_at_least, require_not_negative, require_positive, select
+from python_trainers.common.checks import require_at_least, require_not_negative, require_positive
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batch
 from python_trainers.common.data.contrasts import Contrasts
 from python_trainers.common.errors import require
-from python_trainers.common.fit import Loss, Objective
+from python_trainers.common.experiment import Experiment, Objects
 from python_trainers.common.gather import whole_batch
 from python_trainers.common.learner import Learner
-from python_trainers.common.models.network import Network
-from python_trainers.common.options import load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import (
-    Pretraining,
-    Teacher,
-    TeacherOptions,
-    check_networks,
-    obtain_teacher,
-)
+from python_trainers.common.loop import Loss, Objective
+from python_trainers.common.options import refuse_accumulation
+from python_trainers.common.teacher import Teacher, TeacherOptions
 from python_trainers.presets.crd import PRESETS
-
-LOSS_OPTIONS = (
-    "ce_weight",
-    "kl_weight",
-    "crd_weight",
-    "temperature",
-    "embed_dim",
-    "negatives",
-    "positive",
-    "contrast_temperature",
-    "bank_momentum",
-)
 
 
 @dataclass(frozen=True)
@@ -86,6 +67,21 @@ class Args(TeacherOptions):
     bank_momentum: float = 0.5  # share of an embedding in the bank that stays when its image comes by
     batch_size: int = 64  # over all processes
 
+    def check(self) -> None:
+        super().check()
+        require_positive(self, "temperature", "contrast_temperature")
+        require_not_negative(self, "ce_weight", "kl_weight", "crd_weight")
+        weight = self.ce_weight + self.kl_weight + self.crd_weight
+        require(weight > 0, "--ce-weight, --kl-weight and --crd-weight must not all be 0")
+        require(
+            0 <= self.bank_momentum < 1, f"--bank-momentum must be >= 0 and < 1, got {self.bank_momentum}"
+        )
+        require_at_least(self, 1, "embed_dim")
+        if self.negatives is not None:
+            require_at_least(self, 1, "negatives")
+        if self.crd_weight > 0:
+            refuse_accumulation(self, "a batch must not meet its own embeddings in the banks")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
@@ -94,51 +90,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> Pretraining:
-    """The teacher: on the whole training split, whatever the student sees."""
-    return Pretraining(args.teacher_model, args.teacher_epochs, few=False)
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, and before it the teacher if there is none yet; returns the summary."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS)
-    folder, accelerator = args.folder("crd"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    teacher = obtain_teacher(pretraining(args), args, folder / "teacher", dataset, images, accelerator)
-    contrasts, learner = None, None
+    experiment = Experiment("crd", args, **objects)
+    accelerator, images = experiment.accelerator, experiment.images
+    teacher, contrasts, learner = experiment.teacher(), None, None
+    losses = {"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
     if args.crd_weight > 0:
         labels, relax = images.labels.to(accelerator.device), args.positive == "relax"
-        contrasts = Contrasts(labels, dataset.classes, args.negatives, relax=relax)
-        args = replace(args, negatives=contrasts.negatives)
+        contrasts = Contrasts(labels, experiment.dataset.classes, args.negatives, relax=relax)
+        args = experiment.complete(negatives=contrasts.negatives)
         learner = partial(Student, teacher=teacher, images=len(images), args=args)
-    _, summary = train_student(
-        folder,
-        args.student_model,
-        args,
-        dataset,
-        images,
-        teacher,
-        learn_from(teacher, contrasts, args, accelerator),
-        accelerator,
-        method=select(args, *LOSS_OPTIONS),
-        losses={
-            "loss": "total",
-            "ce": "cross entropy",
-            "kl": "$T^2$ KL",
-            **({"crd": "contrastive"} if contrasts else {}),
-        },
-        seed=args.seed,
-        learner=learner,
-    )
-    return summary
+        losses["crd"] = "contrastive"
+    return experiment.train_student(
+        learn_from(teacher, contrasts, args, accelerator), teacher=teacher, learner=learner, losses=losses
+    ).summary
 
 
 class Student(Learner):
     """The student with heads and banks, which are kept equal in all processes."""
 
-    def __init__(self, network: Network, *, teacher: Teacher, images: int, args: Args) -> None:
+    def __init__(self, network: nn.Module, *, teacher: Teacher, images: int, args: Args) -> None:
         criterion = kd.nn.CRDLoss(
             network.num_features,
             teacher.network.num_features,
@@ -150,7 +122,7 @@ class Student(Learner):
         )
         super().__init__(network, criterion)
 
-    def learn(
+    def forward(
         self,
         pixels: Tensor,  # [N, channels, height, width]
         taught: Tensor,  # [N, features] of the teacher
@@ -158,9 +130,9 @@ class Student(Learner):
         contrast: Tensor,  # [N, K + 1] int64
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [N, classes], the contrastive loss and its two directions."""
-        features = self.network.forward_features(pixels)
+        features, logits = self.network.with_features(pixels)
         loss, parts = self.beside(features, taught, index, contrast, return_parts=True)
-        return self.network.head(features), loss, parts
+        return logits, loss, parts
 
 
 def learn_from(
@@ -184,7 +156,7 @@ def learn_from(
         return distil(model(batch.pixels), teacher(batch.pixels), batch)
 
     def contrastive(model: nn.Module, batch: Batch) -> Loss:
-        features, taught = teacher.features_and_logits(batch.pixels)
+        features, taught = teacher.with_features(batch.pixels)
         # Drawn for the whole batch, so that the generators of all processes stay equal.
         contrast = contrasts.draw(whole_batch(batch.index, accelerator))[mine]
         logits, crd, directions = model(batch.pixels, features, batch.index, contrast)
@@ -193,21 +165,6 @@ def learn_from(
         return loss + args.crd_weight * crd, {**parts, "crd": crd, **by_direction}
 
     return plain if contrasts is None else contrastive
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    check_networks(args)
-    require_positive(args, "temperature", "contrast_temperature")
-    require_not_negative(args, "ce_weight", "kl_weight", "crd_weight")
-    weight = args.ce_weight + args.kl_weight + args.crd_weight
-    require(weight > 0, "--ce-weight, --kl-weight and --crd-weight must not all be 0")
-    require(0 <= args.bank_momentum < 1, f"--bank-momentum must be >= 0 and < 1, got {args.bank_momentum}")
-    require_at_least(args, 1, "embed_dim")
-    if args.negatives is not None:
-        require_at_least(args, 1, "negatives")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

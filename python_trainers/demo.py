@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from python_trainers import born_again, kd, okddip, sskd, tf_kd
@@ -37,6 +36,7 @@ from python_trainers.common.checks import option
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import load_dataset
 from python_trainers.common.errors import require
+from python_trainers.common.experiment import Experiment
 from python_trainers.common.files import write_atomically, write_json
 from python_trainers.common.plots import (
     AMBER,
@@ -50,7 +50,6 @@ from python_trainers.common.plots import (
     clean,
     save_figure,
 )
-from python_trainers.common.teacher import obtain_teacher
 
 DISTILLED = kd.Args(train_images=50)
 BORN_AGAIN = born_again.Args(train_images=50, generations=2)
@@ -93,7 +92,7 @@ def demonstrate(args: Args) -> dict[str, Any]:
         seeds = getattr(args, name)
         require(seeds >= 2, f"{option(name)} must be >= 2, for there to be a spread, got {seeds}")
     teacher, dataset = args.out / "teacher", load_dataset(DISTILLED.dataset, data_root=None)
-    obtain_teacher(kd.pretraining(DISTILLED), DISTILLED, teacher, dataset, dataset.train, Accelerator())
+    Experiment("demo", replace(DISTILLED, out=args.out, teacher=teacher)).teacher()
     figures = [train_students(args.out, teacher, seed) for seed in range(args.seeds)]
     noisy = [train_on_wrong_labels(args.out, teacher, seed) for seed in range(args.noisy_seeds)]
 

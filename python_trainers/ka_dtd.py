@@ -28,49 +28,24 @@ Deviations from the paper:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import kdkernels as kd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import (
-    require_at_least,
-    require_not_negative,
-    require_positive,
-    require_share,
-    select,
-)
+from python_trainers.common.checks import require_not_negative, require_positive, require_share
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batch
-from python_trainers.common.fit import Loss, Objective, all_processes
-from python_trainers.common.options import load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
+from python_trainers.common.experiment import Experiment, Objects
+from python_trainers.common.loop import Loss, Objective, all_processes
+from python_trainers.common.options import refuse_accumulation
 from python_trainers.common.seeding import derived_seed
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import (
-    Pretraining,
-    Teacher,
-    TeacherOptions,
-    check_networks,
-    obtain_teacher,
-)
+from python_trainers.common.teacher import Teacher, TeacherOptions
 from python_trainers.presets.ka_dtd import PRESETS
-
-LOSS_OPTIONS = (
-    "adjust",
-    "temperature_mode",
-    "temperature",
-    "beta",
-    "gamma",
-    "normalize",
-    "t_min",
-    "smoothing",
-    "ce_weight",
-    "teacher_errors",
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +63,16 @@ class Args(TeacherOptions):
     ce_weight: float = 0.0  # of the cross entropy with the labels; the repaired target holds them already
     teacher_errors: float = 0.0  # share of training images for which the teacher is made to err
 
+    def check(self) -> None:
+        super().check()
+        require_positive(self, "temperature", "t_min")
+        require_not_negative(self, "gamma", "ce_weight")
+        if self.beta is not None:
+            require_not_negative(self, "beta")
+        require_share(self, "smoothing", "teacher_errors")
+        if self.temperature_mode != "const":
+            refuse_accumulation(self, "temperatures depend on means over the whole batch")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
@@ -96,35 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> Pretraining:
-    """The teacher: on the whole training split, whatever the student sees."""
-    return Pretraining(args.teacher_model, args.teacher_epochs, few=False)
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, and before it the teacher if there is none yet; returns the summary."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS)
-    folder, accelerator = args.folder("ka_dtd"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
+    experiment = Experiment("ka_dtd", args, **objects)
     if args.beta is None:
-        args = replace(args, beta=4 / dataset.classes if args.temperature_mode == "cwsm" else 1.0)
-    teacher = obtain_teacher(pretraining(args), args, folder / "teacher", dataset, images, accelerator)
-    _, summary = train_student(
-        folder,
-        args.student_model,
-        args,
-        dataset,
-        images,
-        teacher,
-        learn_from(teacher, args, accelerator),
-        accelerator,
-        method=select(args, *LOSS_OPTIONS),
+        beta = 4 / experiment.dataset.classes if args.temperature_mode == "cwsm" else 1.0
+        args = experiment.complete(beta=beta)
+    teacher = experiment.teacher()
+    return experiment.train_student(
+        learn_from(teacher, args, experiment.accelerator),
+        teacher=teacher,
         losses={"loss": "total", "ce": "cross entropy", "kl": "$T_i^2$ KL"},
-        seed=args.seed,
-    )
-    return summary
+    ).summary
 
 
 def learn_from(teacher: Teacher, args: Args, accelerator: Accelerator) -> Objective:
@@ -181,18 +149,6 @@ def scramble(number: Tensor) -> Tensor:
     for _ in range(3):
         number = ((number >> 16) ^ number) * 0x45D9F3B & 0xFFFFFFFF
     return (number >> 16) ^ number
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    check_networks(args)
-    require_positive(args, "temperature", "t_min")
-    require_not_negative(args, "gamma", "ce_weight")
-    if args.beta is not None:
-        require_not_negative(args, "beta")
-    require_share(args, "smoothing", "teacher_errors")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

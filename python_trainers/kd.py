@@ -23,27 +23,19 @@ Deviations from the paper:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import kdkernels as kd
-from accelerate import Accelerator
 from torch import nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import require_at_least, require_not_negative, require_positive, select
+from python_trainers.common.checks import require_not_negative, require_positive
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batch
-from python_trainers.common.fit import Loss, Objective, learn_from_labels
-from python_trainers.common.options import load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import (
-    Pretraining,
-    Teacher,
-    TeacherOptions,
-    check_networks,
-    obtain_teacher,
-)
+from python_trainers.common.experiment import Experiment, Objects
+from python_trainers.common.loop import Loss, Objective, learn_from_labels
+from python_trainers.common.teacher import Pretraining, Teacher, TeacherOptions
 from python_trainers.presets.kd import PRESETS
 
 
@@ -59,6 +51,14 @@ class Args(TeacherOptions):
     momentum: float = 0.9  # with Nesterov's step, which is ours
     weight_decay: float = 5e-4  # L2
 
+    def check(self) -> None:
+        super().check()
+        require_positive(self, "temperature")
+        require_not_negative(self, "ce_weight", "kl_weight")
+
+    def pretraining(self) -> Pretraining | None:
+        return super().pretraining() if self.kl_weight > 0 else None
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
@@ -67,37 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> Pretraining | None:
-    """The teacher's training, on the whole training split; None: no teacher."""
-    return Pretraining(args.teacher_model, args.teacher_epochs, few=False) if args.kl_weight > 0 else None
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, and before it the teacher if there is none yet; returns the summary."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS)
-    folder, accelerator = args.folder("kd"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    teacher, objective, losses = None, learn_from_labels, {"loss": "cross entropy"}
-    if plan := pretraining(args):
-        teacher = obtain_teacher(plan, args, folder / "teacher", dataset, images, accelerator)
-        objective = learn_from(teacher, args)
-        losses = {"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
-    _, summary = train_student(
-        folder,
-        args.student_model,
-        args,
-        dataset,
-        images,
-        teacher,
-        objective,
-        accelerator,
-        method=select(args, "temperature", "ce_weight", "kl_weight"),
-        losses=losses,
-        seed=args.seed,
-    )
-    return summary
+    experiment = Experiment("kd", args, **objects)
+    if args.kl_weight == 0:
+        return experiment.train_student(learn_from_labels, losses={"loss": "cross entropy"}).summary
+    teacher = experiment.teacher()
+    return experiment.train_student(
+        learn_from(teacher, args),
+        teacher=teacher,
+        losses={"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"},
+    ).summary
 
 
 def learn_from(teacher: Teacher, args: Args) -> Objective:
@@ -115,15 +95,6 @@ def learn_from(teacher: Teacher, args: Args) -> Objective:
         )
 
     return objective
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    check_networks(args)
-    require_positive(args, "temperature")
-    require_not_negative(args, "ce_weight", "kl_weight")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

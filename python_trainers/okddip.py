@@ -45,7 +45,6 @@ With two students and a leader the one peer attends to itself alone.
 """
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -58,42 +57,24 @@ import kdkernels as kd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import (
-    require_at_least,
-    require_not_negative,
-    require_positive,
-    select,
-)
+from python_trainers.common.checks import require_at_least, require_not_negative, require_positive
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import Batch, Dataset, Images
+from python_trainers.common.data import Batch
 from python_trainers.common.errors import require
-from python_trainers.common.fit import Loss
+from python_trainers.common.experiment import Experiment, Objects
 from python_trainers.common.learner import Learner
+from python_trainers.common.loop import Loss
 from python_trainers.common.metrics import means_over
-from python_trainers.common.models import require_network
-from python_trainers.common.models.network import Network
 from python_trainers.common.models.peers import Gate, build_peers
-from python_trainers.common.options import StudentOptions, load_data
+from python_trainers.common.options import StudentOptions
 from python_trainers.common.plots import stacked_shares
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
-from python_trainers.common.student import train_student
+from python_trainers.common.task import Classification
 from python_trainers.presets.okddip import PRESETS
 
 RAMP = 80 / 300  # share of the epochs, official code
 MOST = 32  # peers that the losses take
-LOSS_OPTIONS = (
-    "method",
-    "structure",
-    "students",
-    "leader",
-    "mix",
-    "pairwise",
-    "detach_targets",
-    "temperature",
-    "kl_weight",
-    "rampup_epochs",
-)
 
 
 @dataclass(frozen=True)
@@ -112,9 +93,17 @@ class Args(StudentOptions):
     kl_weight: float = 1.0  # alpha
     rampup_epochs: int | None = None  # L, 0: none; None: 80 of 300 epochs or that share, and 0 for dml
 
-    def on_pair(self, teacher: str, student: str, teacher_epochs: int) -> "Args":
-        """The options with the networks of a comparison: there is no teacher."""
-        return replace(self, student_model=student)
+    def check(self) -> None:
+        super().check()
+        require(2 <= self.students <= MOST, f"--students must be 2 to {MOST}, got {self.students}")
+        require(
+            self.method not in ("cl_ilr", "one") or self.structure != "network",
+            f"--method {self.method} needs the trunk that branches share; leave --structure network out",
+        )
+        require_positive(self, "temperature")
+        require_not_negative(self, "kl_weight")
+        if self.rampup_epochs is not None:
+            require_at_least(self, 0, "rampup_epochs")
 
     def completed(self) -> "Args":
         dml = self.method == "dml"
@@ -133,44 +122,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> None:
-    """None: nobody teaches."""
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train all students; returns the summary."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS)
-    args = args.completed()
-    folder, accelerator = args.folder("okddip"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    method, with_leader = METHODS[args.method], args.method == "okddip" and args.leader
+    experiment = Experiment("okddip", args, **objects)
+    args, method = experiment.args, METHODS[args.method]
+    with_leader = args.method == "okddip" and args.leader
     losses = {"loss": "total", **method.losses}
     if with_leader:
         losses["kl_leader"] = "$T^2$ KL, leader"
-    _, summary = train_student(
-        folder,
-        args.student_model,
-        args,
-        dataset,
-        images,
-        None,
+    experiment.student.require_again("students are several networks of one architecture")
+    trained = experiment.train_student(
         learn_together,
-        accelerator,
-        method=select(args, *LOSS_OPTIONS),
+        learner=partial(method, experiment=experiment),
         losses=losses,
         accuracies={
             "test_accuracy": "leader" if with_leader else "student that is kept",
             "mean_accuracy": f"mean of {args.students}",
             "ensemble_accuracy": f"{args.students - with_leader} together",
         },
-        seed=args.seed,
-        learner=partial(method, args=args, dataset=dataset),
     )
-    if args.method == "okddip" and accelerator.is_main_process:
-        plot_attention(folder, args.students - args.leader)
-    return summary
+    if args.method == "okddip" and experiment.accelerator.is_main_process:
+        plot_attention(experiment.folder / "attention.png", trained.history, args.students - args.leader)
+    return trained.summary
 
 
 def learn_together(model: nn.Module, batch: Batch) -> Loss:
@@ -183,11 +156,10 @@ class Students(Learner):
 
     losses: dict[str, str] = {}  # to plot: name of a part -> label
 
-    def __init__(self, network: Network, *, args: Args, dataset: Dataset) -> None:
+    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
+        args = experiment.args
         peers = build_peers(
-            args.student_model,
-            dataset.image_shape,
-            dataset.classes,
+            experiment.build_student,
             others=args.students - 1,
             structure=args.structure,
             fork_scale=1 / args.students if args.method == "cl_ilr" else 1.0,
@@ -199,7 +171,7 @@ class Students(Learner):
     def begin_epoch(self, epoch: int) -> None:
         self.ramp = ramp_up(epoch - 1, self.args.rampup_epochs)
 
-    def learn(self, pixels: Tensor, labels: Tensor) -> Loss:
+    def forward(self, pixels: Tensor, labels: Tensor) -> Loss:
         return self.loss(*self.beside["peers"](self.network, pixels), labels, self.args.kl_weight * self.ramp)
 
     def loss(
@@ -213,7 +185,7 @@ class Students(Learner):
         """A mean over images, so that it averages exactly over the processes' parts of a batch."""
         raise NotImplementedError
 
-    def measure(self, images: Images, accelerator: Accelerator) -> dict[str, float]:
+    def measure(self, task: Classification, accelerator: Accelerator) -> dict[str, float]:
         """All students are tested in one go."""
         self.eval()
 
@@ -222,11 +194,14 @@ class Students(Learner):
                 logits, features, _ = self.beside["peers"](self.network, pixels)
                 return self.figures(logits.float(), features, labels)
 
-        means = means_over(images, figures, accelerator)
+        means = {
+            split: means_over(images, figures, accelerator, task.batch_size)
+            for split, images in task.splits.items()
+        }
         return {
-            "test_accuracy": means["accuracy"][-1].item(),
-            "mean_accuracy": means["accuracy"].mean().item(),
-            **by_student(means),
+            **{f"{split}_accuracy": mean["accuracy"][-1].item() for split, mean in means.items()},
+            "mean_accuracy": means["test"]["accuracy"].mean().item(),
+            **by_student(means["test"]),
             "ramp": self.ramp,
         }
 
@@ -250,10 +225,10 @@ class DiversePeers(Students):
 
     losses = {"ce_peers": "cross entropy, peers", "kl_peers": "$T^2$ KL, peers"}
 
-    def __init__(self, network: Network, *, args: Args, dataset: Dataset) -> None:
-        super().__init__(network, args=args, dataset=dataset)
+    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
+        super().__init__(network, experiment=experiment)
         width = network.num_features
-        require(width >= 8, f"okddip attends to an eighth of the features, {args.student_model} has {width}")
+        require(width >= 8, f"okddip attends to an eighth of the features, {experiment.student.name} has {width}")
         for name in ("query", "key"):  # W_L, W_E
             self.beside[name] = nn.Linear(width, width // 8, bias=False)
 
@@ -314,9 +289,9 @@ class GatedEnsemble(Students):
         "kl": "$T^2$ KL",
     }
 
-    def __init__(self, network: Network, *, args: Args, dataset: Dataset) -> None:
-        super().__init__(network, args=args, dataset=dataset)
-        self.beside["gate"] = Gate(network.stage_channels[-2], args.students)
+    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
+        super().__init__(network, experiment=experiment)
+        self.beside["gate"] = Gate(network.stage_channels[-2], self.args.students)
 
     def loss(
         self, logits: Tensor, features: Tensor, trunk: Tensor | None, labels: Tensor, kl_weight: float
@@ -361,12 +336,11 @@ def by_student(figures: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def plot_attention(folder: Path, peers: int) -> None:
+def plot_attention(path: Path, history: list[dict[str, float]], peers: int) -> None:
     """Who listens to whom, epoch by epoch."""
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     numbers = range(1, peers + 1)
     stacked_shares(
-        folder / "attention.png",
+        path,
         {
             f"peer {a} listens to": {
                 f"peer {b}": [entry[f"attention_{a}_{b}"] for entry in history] for b in numbers
@@ -375,22 +349,6 @@ def plot_attention(folder: Path, peers: int) -> None:
         },
         title="Mean attention on the test images",
     )
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    require_network(args.student_model)
-    require(2 <= args.students <= MOST, f"--students must be 2 to {MOST}, got {args.students}")
-    require(
-        args.method not in ("cl_ilr", "one") or args.structure != "network",
-        f"--method {args.method} needs the trunk that branches share; leave --structure network out",
-    )
-    require_positive(args, "temperature")
-    require_not_negative(args, "kl_weight")
-    if args.rampup_epochs is not None:
-        require_at_least(args, 0, "rampup_epochs")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

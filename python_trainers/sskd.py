@@ -37,62 +37,42 @@ Deviations from the paper:
 8. Of photographs in files the random part is drawn once per image, not for each of its four copies.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import kdkernels as kd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checkpoint import checkpoint_path, fingerprint, load_checkpoint
+from python_trainers.common.checkpoint import fingerprint, is_weights_file
 from python_trainers.common.checks import (
     require_at_least,
     require_milestones,
     require_not_negative,
     require_positive,
     require_share,
-    select,
 )
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batch, Dataset
 from python_trainers.common.data.rotations import TURNS, FourRotations
 from python_trainers.common.errors import require
-from python_trainers.common.fit import Loss, Objective, optimise
+from python_trainers.common.experiment import Experiment, Objects
 from python_trainers.common.gather import whole_batch
 from python_trainers.common.learner import Learner
-from python_trainers.common.models.network import Network
-from python_trainers.common.options import data_configuration, load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe, recipe_configuration
-from python_trainers.common.run import Run, is_finished
+from python_trainers.common.loop import Loss, Objective
+from python_trainers.common.options import SMOKE_EPOCHS, data_configuration, refuse_accumulation
+from python_trainers.common.recipe import recipe_configuration
+from python_trainers.common.resolve import tapped
 from python_trainers.common.seeding import make_reproducible
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import (
-    Pretraining,
-    Teacher,
-    TeacherOptions,
-    check_networks,
-    obtain_teacher,
-)
+from python_trainers.common.stages import numbered_folder, stage
+from python_trainers.common.teacher import Teacher, TeacherOptions
 from python_trainers.presets.sskd import PRESETS
 
 HEAD_SEED = 0  # of every teacher's head, so that it does not depend on the student that asks for it first
-LOSS_OPTIONS = (
-    "temperature",
-    "rotated_temperature",
-    "similarity_temperature",
-    "ce_weight",
-    "kl_weight",
-    "rotated_weight",
-    "similarity_weight",
-    "rotated_ratio",
-    "similarity_ratio",
-)
 
 
 @dataclass(frozen=True)
@@ -113,6 +93,19 @@ class Args(TeacherOptions):
     head_milestones: tuple[int, ...] = (30, 45)  # epochs after which it is multiplied by --decay
     batch_size: int = 64  # images, over all processes: four times as many rows
 
+    def check(self) -> None:
+        super().check()
+        require_milestones(self, "head_milestones")
+        require_at_least(self, 1, "head_epochs")
+        require_positive(self, "head_learning_rate")
+        require_positive(self, "temperature", "rotated_temperature", "similarity_temperature")
+        require_not_negative(self, "ce_weight", "kl_weight", "rotated_weight", "similarity_weight")
+        require_share(self, "rotated_ratio", "similarity_ratio")
+        refuse_accumulation(self, "rows are compared with all others of the batch")
+
+    def smoked(self) -> "Args":
+        return replace(super().smoked(), head_epochs=SMOKE_EPOCHS)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
@@ -121,55 +114,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def pretraining(args: Args) -> Pretraining:
-    """The teacher: on the whole training split, upright, whatever the student sees."""
-    return Pretraining(args.teacher_model, args.teacher_epochs, few=False)
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, before it teacher and teacher's head if they are not yet; returns the summary."""
-    check(args)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS, head_epochs=SMOKE_EPOCHS)
-    folder, accelerator = args.folder("sskd"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    check_square(dataset)
-    own = folder / "teacher"
-    teacher = obtain_teacher(pretraining(args), args, own, dataset, images, accelerator)
-    dataset = replace(dataset, augmentation=FourRotations(**asdict(dataset.augmentation)))
-    at_teacher = own if args.teacher is None or args.teacher.suffix == ".pt" else args.teacher
-    head = obtain_head(teacher, args, at_teacher, dataset, accelerator)
-    _, summary = train_student(
-        folder,
-        args.student_model,
-        args,
-        dataset,
-        images,
-        teacher,
-        learn_from(teacher, head, args, accelerator),
-        accelerator,
-        method={**select(args, *LOSS_OPTIONS), "teacher_head": fingerprint(head)},
+    experiment = Experiment("sskd", args, **objects)
+    check_square(experiment.dataset)
+    teacher = experiment.teacher()
+    experiment.augment(FourRotations)
+    head = obtain_head(teacher, experiment)
+    return experiment.train_student(
+        learn_from(teacher, head, args, experiment.accelerator),
+        teacher=teacher,
+        learner=Student,
+        identity={"teacher_head": fingerprint(head)},
         losses={
             "loss": "total",
             "kl": "$T^2$ KL, upright",
             "kl_rotated": "$T^2$ KL, rotated",
             "similarity": "$T^2$ KL, similarities",
         },
-        seed=args.seed,
-        learner=Student,
-    )
-    return summary
+    ).summary
 
 
 class Student(Learner):
     """The student and its head: images [N, ...] to logits [N, classes] and head outputs [N, features]."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__(network, projection_head(network.num_features))
 
-    def learn(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.forward_features(pixels)
-        return self.network.head(features), self.beside(features)
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network.with_features(pixels)
+        return logits, self.beside(features)
 
 
 def projection_head(width: int) -> nn.Sequential:
@@ -177,18 +151,12 @@ def projection_head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-def obtain_head(
-    teacher: Teacher,
-    args: Args,
-    folder: Path,  # the teacher's
-    dataset: Dataset,  # whose batches are four rotations
-    accelerator: Accelerator,
-) -> nn.Module:
-    """The teacher's head, frozen; trained in a folder below ``folder`` if it is not yet.
+def obtain_head(teacher: Teacher, experiment: Experiment) -> nn.Module:
+    """The teacher's head, frozen; trained in a folder beside the teacher's if it is not yet.
 
-    That folder's name follows from the teacher and the head's recipe; first weights and batches do not depend
-    on --seed: whichever student comes first, the head is the same.
+    Its first weights and batches do not depend on --seed: whichever student comes first, the head is the same.
     """
+    args, dataset, accelerator = experiment.args, experiment.dataset, experiment.accelerator
     recipe = replace(
         args,
         epochs=args.head_epochs,
@@ -197,33 +165,30 @@ def obtain_head(
         train_images=None,
         train_fraction=None,
         noisy_labels=0.0,  # it sees no labels
+        model_ema_decay=0.0,
+        keep="last",
     )
+    name = f"projection head of {args.teacher_model}"
     configuration = {
-        **data_configuration(recipe, dataset),
+        "epochs": recipe.epochs,
+        **data_configuration(recipe, dataset.name),
         **recipe_configuration(recipe),
         "seed": HEAD_SEED,
         "teacher": fingerprint(teacher.network),
     }
-    identity = json.dumps({**configuration, "epochs": recipe.epochs}, sort_keys=True)
-    folder = folder / f"head-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    make_reproducible(HEAD_SEED, dataset.cpu_threads)
+    at_teacher = args.teacher is not None and not is_weights_file(args.teacher)
+    home = args.teacher if at_teacher else experiment.folder / "teacher"
+    folder = numbered_folder(home / "head", configuration)
+    run = experiment.run(folder, name, configuration, epochs=recipe.epochs)
+    make_reproducible(HEAD_SEED, dataset.cpu_threads, deterministic=args.deterministic)
     head = projection_head(teacher.network.num_features)
-    if is_finished(folder):
-        head.load_state_dict(load_checkpoint(checkpoint_path(folder))["tracked"]["model"])
-    else:
-        name = f"projection head of {args.teacher_model}"
-        run = Run(folder, name, configuration, epochs=recipe.epochs, accelerator=accelerator)
-        optimise(
-            run,
-            recipe,
-            dataset,
-            dataset.train,
-            head,
-            tell_images_apart(teacher, accelerator),
-            seed=HEAD_SEED,
-            tracked={"model": head},
-        )
-        run.finish(train_images=len(dataset.train))
+
+    def learn() -> dict[str, Any]:
+        objective, tracked = tell_images_apart(teacher, accelerator), {"model": head}
+        experiment.learn(run, recipe, dataset.train, objective, head, tracked, seed=HEAD_SEED)
+        return {"train_images": len(dataset.train)}
+
+    stage(run, {"model": head}, learn)
     return head.to(accelerator.device).eval().requires_grad_(False)
 
 
@@ -231,7 +196,7 @@ def tell_images_apart(teacher: Teacher, accelerator: Accelerator) -> Objective:
     """Stage 1; ``nearest`` is the share of rotated rows nearest to their own image."""
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        features, _ = teacher.features_and_logits(batch.pixels)
+        features, _ = teacher.with_features(batch.pixels)
         upright, rotated = split(model(features), accelerator)
         image = image_of(rotated)
         loss = kd.info_nce(rotated, upright, image, temperature=1.0)
@@ -247,7 +212,7 @@ def learn_from(teacher: Teacher, head: nn.Module, args: Args, accelerator: Accel
     def objective(model: nn.Module, batch: Batch) -> Loss:
         logits, compared = (split(rows, accelerator) for rows in model(batch.pixels))
         (upright, rotated), (upright_compared, rotated_compared) = logits, compared
-        features, taught = teacher.features_and_logits(batch.pixels)
+        features, taught = teacher.with_features(batch.pixels)
         with torch.no_grad(), accelerator.autocast():
             taught_upright_compared, taught_rotated_compared = split(head(features), accelerator)
         taught_upright, taught_rotated = split(taught, accelerator)
@@ -307,19 +272,6 @@ def check_square(dataset: Dataset) -> None:
         f"sskd turns images by 90 degrees: they must be square, those of {dataset.name} are "
         f"{height}x{width}; cut them first",
     )
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    check_networks(args)
-    require_milestones(args, "head_milestones")
-    require_at_least(args, 1, "head_epochs")
-    require_positive(args, "head_learning_rate")
-    require_positive(args, "temperature", "rotated_temperature", "similarity_temperature")
-    require_not_negative(args, "ce_weight", "kl_weight", "rotated_weight", "similarity_weight")
-    require_share(args, "rotated_ratio", "similarity_ratio")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

@@ -42,38 +42,19 @@ from functools import partial
 from typing import Any, Literal
 
 import kdkernels as kd
-from accelerate import Accelerator
 from torch import nn
+from typing_extensions import Unpack
 
-from python_trainers.common.checks import require_at_least, require_positive, require_share, select
+from python_trainers.common.checks import require_positive, require_share
 from python_trainers.common.console import run_from_console
 from python_trainers.common.data import Batch
-from python_trainers.common.fit import Loss, Objective, learn_from_labels
-from python_trainers.common.options import load_data
-from python_trainers.common.recipe import SMOKE_EPOCHS, check_recipe
-from python_trainers.common.student import train_student
-from python_trainers.common.teacher import (
-    Pretraining,
-    Teacher,
-    TeacherOptions,
-    check_networks,
-    obtain_teacher,
-)
+from python_trainers.common.experiment import Experiment, Objects
+from python_trainers.common.loop import Loss, Objective, learn_from_labels
+from python_trainers.common.teacher import Pretraining, Teacher, TeacherOptions
 from python_trainers.presets.tf_kd import PRESETS
 
 # Of the official settings: the mobile networks' for kd, de_kd and self, ResNet-18's for re_kd and reg.
 ALPHA = {"kd": 0.95, "re_kd": 0.6, "de_kd": 0.95, "self": 0.95, "reg": 0.1}
-LOSS_OPTIONS = (
-    "mode",
-    "form",
-    "alpha",
-    "temperature",
-    "multiplier",
-    "reduction",
-    "correct_prob",
-    "smoothing",
-    "convention",
-)
 
 
 @dataclass(frozen=True)
@@ -90,48 +71,43 @@ class Args(TeacherOptions):
     smoothing: float = 0.1  # of lsr; official code
     convention: Literal["paper", "others"] = "paper"  # lsr: over all classes, or over the others (code)
 
+    @property
+    def trained_model(self) -> str:
+        return self.teacher_model if self.mode == "re_kd" else self.student_model
+
+    def check(self) -> None:
+        super().check()
+        require_positive(self, "temperature", "multiplier")
+        require_share(self, "correct_prob", "smoothing")
+        if self.alpha is not None:
+            require_share(self, "alpha")
+
+    def completed(self) -> "Args":
+        return replace(self, alpha=ALPHA.get(self.mode, 0.0) if self.alpha is None else self.alpha)
+
+    def pretraining(self) -> Pretraining | None:
+        if self.mode in ("kd", "de_kd"):
+            return super().pretraining()
+        if self.mode in ("re_kd", "self"):
+            return Pretraining(self.student_model, self.epochs, few=True)
+        return None
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     return run_from_console("tf_kd", Args, train, argv, "Teacher-free KD (Yuan et al. 2020).", PRESETS)
 
 
-def pretraining(args: Args) -> Pretraining | None:
-    """The training of the network that teaches; None: nobody teaches."""
-    return {
-        "kd": Pretraining(args.teacher_model, args.teacher_epochs, few=False),
-        "de_kd": Pretraining(args.teacher_model, args.teacher_epochs, few=False),
-        "re_kd": Pretraining(args.student_model, args.epochs, few=True),
-        "self": Pretraining(args.student_model, args.epochs, few=True),
-    }.get(args.mode)
-
-
-def train(args: Args) -> dict[str, Any]:
+def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the learner, and before it the network that teaches if there is none yet; returns the summary."""
-    check(args)
-    args = replace(args, alpha=ALPHA.get(args.mode, 0.0) if args.alpha is None else args.alpha)
-    if args.smoke:
-        args = replace(args, epochs=SMOKE_EPOCHS, teacher_epochs=SMOKE_EPOCHS)
-    folder, accelerator = args.folder("tf_kd"), Accelerator()
-    dataset, images = load_data(args, seed=args.seed)
-    teacher = None
-    if plan := pretraining(args):
-        teacher = obtain_teacher(plan, args, folder / "teacher", dataset, images, accelerator)
+    experiment = Experiment("tf_kd", args, **objects)
+    teacher = experiment.teacher() if args.pretraining() else None
     soft_part = {"loss": "total", "ce": "cross entropy", "kl": "KL"}
-    _, summary = train_student(
-        folder,
-        args.teacher_model if args.mode == "re_kd" else args.student_model,
-        args,
-        dataset,
-        images,
-        teacher,
-        learn_from(teacher, args),
-        accelerator,
-        method=select(args, *LOSS_OPTIONS),
+    return experiment.train_student(
+        learn_from(teacher, experiment.args),
+        teacher=teacher,
         losses={"loss": args.mode} if args.mode in ("lsr", "baseline") else soft_part,
-        seed=args.seed,
-    )
-    return summary
+    ).summary
 
 
 def learn_from(teacher: Teacher | None, args: Args) -> Objective:
@@ -183,17 +159,6 @@ def learn_from_smoothed_labels(args: Args, model: nn.Module, batch: Batch) -> Lo
         logits, batch.labels, smoothing=args.smoothing, convention=args.convention
     )
     return loss, {}
-
-
-def check(args: Args) -> None:
-    """Refuse, before anything is trained, what would fail later or train nothing."""
-    check_recipe(args)
-    check_networks(args)
-    require_positive(args, "temperature", "multiplier")
-    require_share(args, "correct_prob", "smoothing")
-    if args.alpha is not None:
-        require_share(args, "alpha")
-    require_at_least(args, 0, "seed")
 
 
 if __name__ == "__main__":

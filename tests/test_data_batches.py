@@ -29,7 +29,8 @@ from python_trainers.common.data.image_files import ImageFiles
 from python_trainers.common.data.images import Standard
 from python_trainers.common.errors import TrainerError
 from python_trainers.common.metrics import accuracy
-from python_trainers.common.options import DataOptions, data_configuration, load_data
+from python_trainers.common.options import DataOptions, data_configuration
+from python_trainers.common.resolve import resolve_dataset
 
 pytestmark = pytest.mark.trainers
 LABELS = torch.arange(2000) % 10
@@ -301,7 +302,7 @@ def test_restricted_data_set_is_relabelled():
 
 def test_options_apply_in_order_and_leave_the_test_images_alone():
     options = DataOptions(imbalance=5.0, noisy_labels=0.25, train_fraction=0.5)
-    dataset, images = load_data(options, seed=3)
+    dataset, images = resolve_dataset(options, seed=3)
     whole = load_dataset("digits", None)
     assert torch.equal(dataset.test.labels, whole.test.labels) and dataset.test.clean_labels is None
     sizes = dataset.train.clean_labels.bincount().tolist()
@@ -312,27 +313,29 @@ def test_options_apply_in_order_and_leave_the_test_images_alone():
     assert len(images) == len(images.clean_labels) == round(len(dataset.train) / 2)
     true_label = dict(zip(map(as_bytes, whole.train.pixels), whole.train.labels.tolist(), strict=True))
     assert [true_label[as_bytes(image)] for image in images.pixels] == images.clean_labels.tolist()
-    again = load_data(options, seed=3)[1]
+    again = resolve_dataset(options, seed=3)[1]
     assert torch.equal(images.pixels, again.pixels) and torch.equal(images.labels, again.labels)
-    assert not torch.equal(images.pixels, load_data(options, seed=4)[1].pixels)
+    assert not torch.equal(images.pixels, resolve_dataset(options, seed=4)[1].pixels)
 
 
 def test_plain_options_change_nothing():
-    dataset, images = load_data(DataOptions(), seed=0)
+    dataset, images = resolve_dataset(DataOptions(), seed=0)
     assert images is dataset.train and images.clean_labels is None and len(images) == 1000
-    _, few = load_data(DataOptions(train_images=50), seed=7)
+    _, few = resolve_dataset(DataOptions(train_images=50), seed=7)
     assert torch.equal(few.pixels, few_images(dataset, 50, seed=7).pixels)
 
 
 def test_configuration_names_the_data(tmp_path):
     write_npz(tmp_path / "one.npz")
     options = DataOptions(dataset="npz", data_root=tmp_path / "one.npz", train_images=6, noisy_labels=0.5)
-    dataset, _ = load_data(options, seed=0)
-    configuration = data_configuration(options, dataset)
+    dataset, _ = resolve_dataset(options, seed=0)
+    configuration = data_configuration(options, dataset.name)
     assert configuration == {
         "dataset": dataset.name,
+        "validation": 0.0,
         "train_images": 6,
         "train_fraction": None,
+        "epoch_of": "split",
         "imbalance": 1.0,
         "noisy_labels": 0.5,
     }
@@ -356,7 +359,7 @@ def test_configuration_names_the_data(tmp_path):
 )
 def test_options_out_of_range(options, sentence):
     with pytest.raises(TrainerError, match=sentence):
-        load_data(DataOptions(**options), seed=0)
+        resolve_dataset(DataOptions(**options), seed=0)
 
 
 def test_few_images_of_rare_classes():

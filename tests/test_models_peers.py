@@ -12,7 +12,7 @@ from python_trainers.common.models import Network, build_network
 from python_trainers.common.models.peers import (
     Gate,
     Peers,
-    build_branch,
+    branch_of,
     build_peers,
     scale_gradient,
 )
@@ -39,7 +39,7 @@ def seeded():
 
 def built(name: str, structure: str, students: int = 3, classes: int = 5) -> tuple[Network, Peers]:
     network = build_network(name, CIFAR, classes)
-    return network, build_peers(name, CIFAR, classes, others=students - 1, structure=structure)
+    return network, build_peers(lambda: build_network(name, CIFAR, classes), others=students - 1, structure=structure)
 
 
 @cache
@@ -247,8 +247,8 @@ def test_gate():
             "small_mlp",
             2,
             "branch",
-            "network 'small_mlp' has 1 stage, branches share all but the last of two or more; take another "
-            "network or students with networks of their own",
+            "SmallMLP has 1 stage, branches share all but the last of two or more; take another network or "
+            "students with networks of their own",
         ),
         ("resnet20", 0, "branch", "others must be >= 1, got 0"),
         ("resnet31", 2, "network", "unknown network 'resnet31'; there is: "),
@@ -257,7 +257,7 @@ def test_gate():
 )
 def test_refused(name, others, structure, sentence):
     with pytest.raises(TrainerError) as error:
-        build_peers(name, (3, 8, 8), 10, others=others, structure=structure)
+        build_peers(lambda: build_network(name, (3, 8, 8), 10), others=others, structure=structure)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -269,7 +269,7 @@ def test_a_network_of_one_stage_has_students_of_its_own():
 
 def test_a_branch_is_a_network_of_the_map_it_takes():
     network = build_network("small_convnet", (1, 8, 8), 10)
-    branch = build_branch("small_convnet", (1, 8, 8), 10)
+    branch = branch_of(build_network("small_convnet", (1, 8, 8), 10))
     assert branch.num_features == network.num_features
     assert branch.stage_channels == network.stage_channels[-1:]
     assert [m.shape for m in branch.stages(torch.randn(2, 8, 4, 4))] == [(2, 16, 2, 2)]

@@ -1,6 +1,7 @@
 """Born-again networks: who teaches whom, the four losses, permutations and ensembles."""
 
 import json
+from types import SimpleNamespace
 
 import kdkernels as kd
 import pytest
@@ -14,6 +15,7 @@ from python_trainers import born_again
 from python_trainers.common.checkpoint import fingerprint
 from python_trainers.common.data import Batch, Images
 from python_trainers.common.models import build_network
+from python_trainers.common.task import Classification
 
 pytestmark = pytest.mark.trainers
 ROWS, CLASSES = 6, 5
@@ -82,7 +84,9 @@ def test_ensemble_averages_probabilities_not_logits():
     mean = sum(torch.softmax(network.logits, -1) for network in networks) / 3
     logits = sum(network.logits for network in networks) / 3
     assert mean.argmax() == 0 and logits.argmax() == 1
-    assert born_again.ensemble_accuracy(networks, images, Accelerator()) == 0.25
+    task = Classification({"test": images})
+    experiment = SimpleNamespace(task=task, accelerator=Accelerator())
+    assert born_again.together(networks, experiment) == 0.25
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from trainer_process import interrupt
 from trainer_runs import assert_same_run, epochs_written, torch_settings  # noqa: F401
 
 from python_trainers import born_again, compare, kd, okddip, tf_kd
+from python_trainers.common import experiment
 from python_trainers.common.errors import TrainerError
 from python_trainers.common.jobs import build_job
 from python_trainers.common.run import Run
@@ -144,14 +145,13 @@ def test_wrong_labels_are_the_same_for_all_jobs(tmp_path):
     options += ["--jobs", "baseline", "born_again:generations=1"]
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (compare, born_again):
-            load = module.load_data
+        resolve = experiment.resolve_dataset
 
-            def watch(options, *, seed, load=load):
-                seen.append(load(options, seed=seed))
-                return seen[-1]
+        def watch(options, **given):
+            seen.append(resolve(options, **given))
+            return seen[-1]
 
-            patch.setattr(module, "load_data", watch)
+        patch.setattr(experiment, "resolve_dataset", watch)
         assert compare.main([*options, "--out", str(tmp_path)]) == 0
     (first, images), (second, others) = seen
     assert 380 < (images.labels != images.clean_labels).sum() < 420

@@ -61,7 +61,7 @@ def test_optimizer_has_the_options():
         ({"decay": 0.0}, "--decay must be > 0 and finite, got 0.0"),
         ({"weight_decay": math.inf}, "--weight-decay must be >= 0 and finite, got inf"),
         ({"rotation": -1.0}, "--rotation must be >= 0 and finite, got -1.0"),
-        ({"momentum": 1.0}, "--momentum must be between 0 and 1, got 1.0"),
+        ({"momentum": 1.0}, "--momentum must be >= 0 and < 1, got 1.0"),
         ({"milestones": (60, 60)}, "--milestones must be rising epochs >= 1, got 60 60"),
         ({"milestones": (0, 60)}, "--milestones must be rising epochs >= 1, got 0 60"),
     ],

@@ -84,7 +84,7 @@ def test_refused(shared, tmp_path, changes, sentence, capsys):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("head.weight", "tells 7 classes apart, this run needs 10"), ("stem", "images of another shape")],
+    [("head.weight", "head.weight [7, 64] there, [10, 64] here"), ("stem", "[7, 1, 3, 3] there, [32, 1, 3, 3] here")],
 )
 def test_other_tensor_shapes_are_refused(shared, tmp_path, name, sentence, capsys):
     tensors = weights(shared[0])
@@ -112,9 +112,9 @@ def test_recipe_of_its_own(tmp_path):
 
 def test_a_students_first_version_has_the_students_recipe():
     args = tf_kd.Args(mode="self", learning_rate=0.01, teacher_learning_rate=0.05)
-    assert args.recipe_of(tf_kd.pretraining(args)).learning_rate == 0.01
+    assert args.recipe_of(args.pretraining()).learning_rate == 0.01
     args = replace(args, mode="kd")
-    assert args.recipe_of(tf_kd.pretraining(args)).learning_rate == 0.05
+    assert args.recipe_of(args.pretraining()).learning_rate == 0.05
 
 
 @pytest.mark.parametrize(

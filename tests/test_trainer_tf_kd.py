@@ -56,8 +56,8 @@ def test_modes_without_a_teacher(runs, mode):
 
 def test_poor_teacher_has_its_own_number_of_epochs():
     args = tf_kd.Args(mode="de_kd", epochs=40, teacher_epochs=2)
-    assert tf_kd.pretraining(args).epochs == 2
-    assert tf_kd.pretraining(tf_kd.Args(mode="self", epochs=40, teacher_epochs=2)).epochs == 40
+    assert args.pretraining().epochs == 2
+    assert tf_kd.Args(mode="self", epochs=40, teacher_epochs=2).pretraining().epochs == 40
 
 
 def test_default_alpha_is_that_of_the_mode(runs):

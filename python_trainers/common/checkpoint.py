@@ -20,6 +20,22 @@ def checkpoint_path(run_folder: Path) -> Path:
     return run_folder / "checkpoint" / "state.pt"
 
 
+def is_weights_file(path: Path) -> bool:
+    """Whether a path names a file, a checkpoint or bare weights, and not the folder of a run."""
+    return path.suffix in (".pt", ".pth", ".bin", ".safetensors")
+
+
+def is_run(path: Path) -> bool:
+    """Whether the file holds a run, as far as can be told without reading it whole; False: bare weights."""
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception:  # damaged, absent: load_checkpoint says what is wrong
+        return True
+    return isinstance(state, dict) and "format" in state
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint at ``path`` by ``state``: tensors, numbers, strings, lists and dicts of them."""
     buffer = io.BytesIO()

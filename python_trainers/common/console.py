@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from python_trainers.common.evaluation import evaluate
 from python_trainers.common.errors import TrainerError
 from python_trainers.common.presets import Presets, find_preset, listing, split_preset
 
@@ -36,7 +37,11 @@ def run_from_console(
                 return 0
             if chosen is not None:
                 defaults = find_preset(presets, chosen).applied_to(defaults)
-        train(tyro.cli(options, prog=name, args=argv, description=description, default=defaults))
+        args = tyro.cli(options, prog=name, args=argv, description=description, default=defaults)
+        if getattr(args, "evaluate", None) is not None:
+            evaluate(args)
+        else:
+            train(args)
     except TrainerError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

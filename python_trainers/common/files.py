@@ -19,6 +19,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Refuse a ``folder`` that cannot be made or written in."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrainerError(f"cannot write in {folder}: {error.strerror}; give another --out") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

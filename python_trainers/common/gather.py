@@ -18,12 +18,17 @@ def whole_batch(part: Tensor, accelerator: Accelerator) -> Tensor:
     return torch.stack(all_gather(part.contiguous()), dim=1).flatten(0, 1)
 
 
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the buffers of the first, as data-parallel training does before each step.
+def share_statistics(network: nn.Module, model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the first one's buffers of ``network``, and statistics of normalization in ``model``.
 
-    On CPUs the statistics of batch normalisation are each process's own: without this, each would test
-    another network.
+    On CPUs the statistics of batch normalization are each process's own: without this, each would test
+    another network. Other buffers beside the network, such as memory banks, are equal in all processes.
     """
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+    if accelerator.num_processes == 1:
+        return
+    shared = {id(buffer): buffer for buffer in network.buffers()}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            shared |= {id(buffer): buffer for buffer in module.buffers()}
+    for buffer in shared.values():
+        torch.distributed.broadcast(buffer, src=0)

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from python_trainers.cli import methods
 from python_trainers.common.checks import unknown
 from python_trainers.common.errors import TrainerError, require
-from python_trainers.common.options import DataOptions, RunOptions, StudentOptions
+from python_trainers.common.options import DataOptions, MachineOptions, RunOptions, StudentOptions
 from python_trainers.common.presets import Preset, published
 from python_trainers.common.recipe import TrainingOptions
 from python_trainers.common.teacher import Pretraining, TaughtOptions
@@ -16,9 +16,11 @@ from python_trainers.common.typed import describe, read_value
 
 BASELINE = "baseline"
 CROSS_ENTROPY = {"tf_kd": {"mode": "baseline"}, "kd": {"kl_weight": 0.0}}  # the same by options of a method
-DATA_AND_RUN = {field.name for field in (*fields(DataOptions), *fields(RunOptions))}
+DATA_AND_RUN = {
+    field.name for group in (DataOptions, MachineOptions, RunOptions) for field in fields(group)
+}
 COMMON = {field.name for field in fields(TrainingOptions)} | DATA_AND_RUN
-NETWORKS = {"model", "teacher_model", "student_model", "teacher"}
+NOT_OF_A_JOB = DATA_AND_RUN | {"model", "teacher_model", "student_model", "teacher", "evaluate", "export", "log_with"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Job:
         """What has to be trained from labels first; of the baseline that is all."""
         if self.method is None:
             return Pretraining(self.pair.partition("/")[2], self.args.epochs, few=True)
-        return self.method.pretraining(self.args)
+        return self.args.pretraining()
 
     def published(self) -> Preset | None:
         """The published setting whose figure may stand beside this job's."""
@@ -61,7 +63,7 @@ def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
         require(not options, f"job {text!r}: {BASELINE} has no options of its own")
         return Job(text, pair, None, TaughtOptions(**shared))
     modules = {method: importlib.import_module(f"python_trainers.{method}") for method in methods()}
-    comparable = {method: module for method, module in modules.items() if hasattr(module, "pretraining")}
+    comparable = {method: module for method, module in modules.items() if issubclass(module.Args, StudentOptions)}
     try:
         if name not in comparable:
             raise unknown("method", name, [BASELINE, *comparable])
@@ -69,7 +71,7 @@ def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
         args = method.Args(**shared).on_pair(*pair.split("/"), teacher_epochs)
         for part in filter(None, options.split(",")):
             args = with_option(args, part)
-        method.check(args)
+        args.check()
     except TrainerError as error:
         raise TrainerError(f"job {text!r}: {error}") from error
     return Job(text, pair, method, args)
@@ -81,7 +83,7 @@ def with_option(args: StudentOptions, part: str) -> StudentOptions:
     hints = {
         field.replace("_", "-"): hint
         for field, hint in get_type_hints(type(args)).items()
-        if field not in DATA_AND_RUN | NETWORKS
+        if field not in NOT_OF_A_JOB
     }
     switches = {prefix + key: key for key, hint in hints.items() if hint is bool for prefix in ("", "no-")}
     if name in switches:

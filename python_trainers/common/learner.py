@@ -3,34 +3,26 @@
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from python_trainers.common.data import Images
-from python_trainers.common.metrics import accuracy
-from python_trainers.common.models.network import Network
+from python_trainers.common.hooks import Hook
+from python_trainers.common.task import Task
 
 
-class Learner(nn.Module):
+class Learner(Hook, nn.Module):
     """A network with a module that learns beside it and is thrown away after training.
 
-    In training mode ``forward`` is :meth:`learn`, whose arguments and results are the method's: all that a
-    loss differentiates passes through it, as data-parallel training needs. In evaluation mode it is the
-    network: images [N, channels, height, width] in, logits [N, classes] out.
+    All that a loss differentiates passes through :meth:`forward`, as data-parallel training needs; its
+    arguments and results are the method's. The network is tested and saved without the learner.
     """
 
-    def __init__(self, network: Network, beside: nn.Module) -> None:
+    def __init__(self, network: nn.Module, beside: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.beside = beside
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple:
-        return self.learn(*inputs) if self.training else self.network(*inputs)
-
-    def learn(self, *inputs: Tensor) -> Tensor | tuple:
         """What the objective needs of a batch."""
         raise NotImplementedError
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of an epoch; ``epoch`` counts from 1."""
-
-    def measure(self, images: Images, accelerator: Accelerator) -> dict[str, float]:
-        """Figures on test images after each epoch: ``test_accuracy``, that of the network, and others."""
-        return {"test_accuracy": accuracy(self, images, accelerator)}
+    def measure(self, task: Task, accelerator: Accelerator) -> dict[str, float]:
+        """Figures after each epoch."""
+        return task.measure(self.network, accelerator)

@@ -23,6 +23,10 @@ class Means:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
+    def local(self, name: str) -> float:
+        """Mean of one figure over this process's batches so far; waits for the device."""
+        return self._sums[name].item() / self._count
+
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all batches and processes."""
         return {
@@ -49,9 +53,39 @@ def means_over(
 
 def accuracy(model: nn.Module, images: Images, accelerator: Accelerator, batch_size: int = 1024) -> float:
     """Share of ``images`` whose largest logit is the label, in [0, 1]."""
+
+    def figures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"correct": logits.argmax(-1) == labels}
+
+    return logit_means(model, images, figures, accelerator, batch_size)["correct"].item()
+
+
+def top_accuracies(
+    model: nn.Module, images: Images, accelerator: Accelerator, batch_size: int = 1024
+) -> dict[str, float]:
+    """``top1`` and ``top5``: the shares of ``images`` whose label is among so many largest logits, in [0, 1]."""
+
+    def figures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        order = logits.topk(min(5, logits.shape[-1])).indices
+        return {"top1": logits.argmax(-1) == labels, "top5": (order == labels.unsqueeze(1)).any(1)}
+
+    means = logit_means(model, images, figures, accelerator, batch_size)
+    return {name: mean.item() for name, mean in means.items()}
+
+
+def logit_means(
+    model: nn.Module,
+    images: Images,
+    figures: Callable[[Tensor, Tensor], dict[str, Tensor]],  # of logits and labels: name -> [N]
+    accelerator: Accelerator,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Mean over ``images`` of figures of the model's logits, in evaluation mode."""
     model.eval()
 
-    def figures(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"correct": model(pixels).argmax(-1) == labels}
+    def of_pixels(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with accelerator.autocast():
+            logits = model(pixels)
+        return figures(logits, labels)
 
-    return means_over(images, figures, accelerator, batch_size)["correct"].item()
+    return means_over(images, of_pixels, accelerator, batch_size)

@@ -20,13 +20,10 @@ import kdkernels
 import torch
 from accelerate import Accelerator, __version__ as accelerate_version
 from torch import nn
-from tqdm import tqdm
 
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from python_trainers.common.data import Dataset
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.files import write_atomically, write_json
-from python_trainers.common.models import build_network
 from python_trainers.common.seeding import random_states, restore_random_states
 
 
@@ -36,10 +33,8 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        network: str,  # name of the tracked model in NETWORKS: the checkpoint can be loaded on its own
-        configuration: dict[
-            str, Any
-        ],  # whatever else changes the result; a checkpoint made otherwise is refused
+        network: str,  # name of the tracked model: what it takes to load the checkpoint on its own
+        configuration: dict[str, Any],  # whatever else changes the result; a run made otherwise is refused
         *,
         epochs: int,
         accelerator: Accelerator,
@@ -49,7 +44,7 @@ class Run:
         self.epochs = epochs
         self.history: list[dict[str, float]] = []  # one entry per finished epoch
         self.network = network
-        self._configuration = {
+        self.configuration = {
             "network": network,
             "epochs": epochs,
             **configuration,
@@ -59,8 +54,18 @@ class Run:
         self._saved: dict[str, Any] | None = None
         if checkpoint_path(folder).exists():
             self._saved = load_checkpoint(checkpoint_path(folder))
-            require_same(folder, self._saved["configuration"], self._configuration)
+            require_same(folder, self._saved["configuration"], self.configuration)
             self.history = self._saved["history"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are trained and the summary, the last thing a run writes, is there."""
+        return self._saved is not None and is_finished(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Of a finished run."""
+        return read_summary(self.folder)
 
     def track(self, **objects: Any) -> None:
         """Name what the checkpoint holds (model, optimizer: anything with a state_dict) and restore it."""
@@ -72,40 +77,27 @@ class Run:
             self._tracked["scaler"] = self.accelerator.scaler
         if self._saved is None:
             return
-        try:
-            for name, value in self._tracked.items():
-                value.load_state_dict(self._saved["tracked"][name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise TrainerError(
-                f"checkpoint {checkpoint_path(self.folder)} does not fit ({error}); give another --out"
-            ) from error
+        self.restore(**self._tracked)
         restore_random_states(self._saved["random_states"], self.accelerator)
         self._write_metrics()
 
-    def remaining_epochs(self, images_per_epoch: int) -> Iterator[int]:
-        """Numbers of the epochs still to train, from 1, under a progress bar that counts images."""
+    def restore(self, **objects: Any) -> None:
+        """Give ``objects`` the states that the checkpoint holds under their names."""
+        try:
+            for name, value in objects.items():
+                value.load_state_dict(self._saved["tracked"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainerError(
+                f"checkpoint {checkpoint_path(self.folder)} does not fit ({reason}); give another --out"
+            ) from error
+
+    def remaining_epochs(self) -> Iterator[int]:
+        """Numbers of the epochs still to train, from 1."""
         done = len(self.history)
-        if done == self.epochs:
-            self.accelerator.print(
-                f"{self.folder} is finished ({done} epochs); to train again, give another --out"
-            )
-            return
-        if done:
+        if 0 < done < self.epochs:
             self.accelerator.print(f"{self.folder} continues after epoch {done} of {self.epochs}")
-        with tqdm(
-            desc=str(self.folder),
-            total=self.epochs * images_per_epoch,
-            initial=done * images_per_epoch,
-            unit="image",
-            unit_scale=True,
-            disable=None if self.accelerator.is_main_process else True,  # None: unless stderr is a terminal
-        ) as bar:
-            for epoch in range(done + 1, self.epochs + 1):
-                yield epoch
-                bar.set_postfix(
-                    {name: f"{value:.4g}" for name, value in self.history[-1].items()}, refresh=False
-                )
-                bar.update(images_per_epoch)
+        return iter(range(done + 1, self.epochs + 1))
 
     def end_epoch(self, epoch: int, **figures: float) -> None:
         """Record an epoch's figures and save the run."""
@@ -122,7 +114,7 @@ class Run:
             checkpoint_path(self.folder),
             {
                 "network": self.network,
-                "configuration": self._configuration,
+                "configuration": self.configuration,
                 "epochs": self.epochs,
                 "history": self.history,
                 "tracked": {name: value.state_dict() for name, value in self._tracked.items()},
@@ -134,8 +126,8 @@ class Run:
     def finish(self, **figures: Any) -> dict[str, Any]:
         """Write summary.json and return it."""
         summary = {
-            "figures": {**self.history[-1], **figures},
-            "configuration": self._configuration,
+            "figures": {**kept_entry(self.history), **figures},
+            "configuration": self.configuration,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -176,33 +168,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
-def load_trained(path: Path, network_name: str, dataset: Dataset) -> tuple[nn.Module, float]:
-    """The network of a finished run, from its folder or its checkpoint file, and its test accuracy in [0, 1].
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What a finished run wrote."""
+    return json.loads((folder / "summary.json").read_text())
 
-    It must be a ``network_name`` trained on the same data set and number of classes.
-    """
-    state = load_checkpoint(checkpoint_path(path) if path.is_dir() else path)
-    weights, trained_on = state["tracked"]["model"], state["configuration"]["dataset"]
-    require(
-        state["network"] == network_name,
-        f"{path} holds a {state['network']}, this run needs a {network_name}: "
-        "name its network or another path",
-    )
-    require(trained_on == dataset.name, f"{path} was trained on {trained_on}, this run needs {dataset.name}")
-    classes = len(weights["head.weight"])
-    require(
-        classes == dataset.classes, f"{path} tells {classes} classes apart, this run needs {dataset.classes}"
-    )
-    done, epochs = len(state["history"]), state["epochs"]
-    require(
-        done == epochs,
-        f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first",
-    )
-    network = build_network(network_name, dataset.image_shape, dataset.classes)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise TrainerError(
-            f"{path} was trained on images of another shape, this run has {dataset.image_shape}"
-        ) from error
-    return network, state["history"][-1]["test_accuracy"]
+
+def kept_entry(history: list[dict[str, float]]) -> dict[str, float]:
+    """The figures of the epoch whose weights a finished run kept: the last, or the best."""
+    last = history[-1]
+    return history[int(last.get("kept_epoch", last["epoch"])) - 1]

@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 
-def make_reproducible(seed: int, cpu_threads: int | None = None) -> None:
-    """Seed every generator, ask torch for deterministic kernels and set the CPU threads (None: as they are).
+def make_reproducible(seed: int, cpu_threads: int | None = None, *, deterministic: bool = True) -> None:
+    """Seed every generator, ask torch for deterministic kernels unless told otherwise, and set the CPU threads (None: as they are).
 
     Sums on the CPU are split between threads: another number of threads gives other last digits.
     """
     if cpu_threads is not None:
         torch.set_num_threads(cpu_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a debugging aid that costs one write per tensor
     )

@@ -8,7 +8,7 @@ A branch is a :class:`Network` whose images are the trunk's map. One student is 
 case: it is tested, saved and deployed as any other. :class:`Peers` holds the others, and nothing of that one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from python_trainers.common.errors import require
-from python_trainers.common.models import build_network
-from python_trainers.common.models.network import Classifier, GlobalAveragePool, ImageShape, Network
+from python_trainers.common.models.network import Classifier, GlobalAveragePool, Network
 
 Structure = Literal["branch", "network"]
 
@@ -63,38 +62,36 @@ class Peers(nn.Module):
 
 
 def build_peers(
-    name: str,
-    image_shape: ImageShape,
-    classes: int,
+    build: Callable[[], Classifier],  # a freshly initialised network of the kind they learn beside
     *,
     others: int,
     structure: Structure,
     fork_scale: float = 1.0,
 ) -> Peers:
-    """``others`` freshly initialised students to learn beside a network of that name.
+    """``others`` freshly initialised students to learn beside a network that ``build`` has made.
 
-    Each draws weights of its own from torch's global generator. Raises ``TrainerError`` as ``build_network``
-    does, and for branches of a network that has no two stages.
+    Each draws weights of its own from torch's global generator. Raises ``TrainerError`` for branches of a
+    network that has no two stages.
     """
     require(others >= 1, f"others must be >= 1, got {others}")
-    build = {"branch": build_branch, "network": build_network}[structure]
-    students = [build(name, image_shape, classes) for _ in range(others)]
+    students = [build() for _ in range(others)]
+    if structure == "branch":
+        students = [branch_of(student) for student in students]
     return Peers(students, structure, fork_scale=fork_scale)
 
 
-def build_branch(name: str, image_shape: ImageShape, classes: int) -> Network:
-    """Last stage, pool and head of a freshly initialised network; takes the map of the stage before."""
-    network = build_network(name, image_shape, classes)
+def branch_of(network: Classifier) -> Network:
+    """Last stage, pool and head of ``network``; takes the map of the stage before."""
+    name = type(network).__name__
     require(
         isinstance(network, Network),
-        f"network {name!r} is not made of stages that branches could share: take another network or students "
-        "with networks of their own",
+        f"branches share the stages of our own networks, {name} is another's: give students networks of their own",
     )
     stages = len(network.stage_modules)
     require(
         stages >= 2,
-        f"network {name!r} has {stages} stage, branches share all but the last of two or more; take another "
-        "network or students with networks of their own",
+        f"{name} has {stages} stage, branches share all but the last of two or more; take another network or "
+        "students with networks of their own",
     )
     return Network(
         stem=nn.Identity(),

@@ -1,0 +1,279 @@
+"""One call of a trainer: options and objects checked and resolved, stages run, figures written.
+
+A method asks for what its paper has, in order: the teacher, then the student under an objective.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+
+from python_trainers.common.best import KeepBest
+from python_trainers.common.checkpoint import is_weights_file
+from python_trainers.common.data import Augmentation, Batches, Images
+from python_trainers.common.ema import MovingAverage
+from python_trainers.common.errors import require
+from python_trainers.common.files import require_writable
+from python_trainers.common.hooks import Hook
+from python_trainers.common.learner import Learner
+from python_trainers.common.loop import Objective, learn_from_labels, train
+from python_trainers.common.models.weights import export_weights
+from python_trainers.common.options import StudentOptions, data_configuration, own_options
+from python_trainers.common.plots import learning_curves
+from python_trainers.common.progress import announce
+from python_trainers.common.recipe import recipe_configuration
+from python_trainers.common.resolve import Given, inner, load_trained, resolve_dataset, resolve_network, tapped
+from python_trainers.common.run import Run, is_finished
+from python_trainers.common.seeding import make_reproducible
+from python_trainers.common.stages import stage
+from python_trainers.common.task import Classification
+from python_trainers.common.teacher import Pretraining, Teacher, TeacherOptions
+from python_trainers.common.trackers import Tracking, require_tracker
+
+# What accelerate's launcher sets where it is asked for ways to train that these loops do not have.
+FOREIGN_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+class Objects(TypedDict, total=False):
+    """What may be given to a trainer instead of a name; docs/trainers.md, "Your own network and data"."""
+
+    dataset: Any  # (train, test): Datasets of (image, label), or DataLoaders of such batches
+    student: Given  # a module that maps images to logits, or a function that returns one
+    teacher: Given  # the same, trained; it is frozen
+    augmentation: Callable  # image [C, H, W] -> image, for training images
+    accelerator: Accelerator
+
+
+class Trained(NamedTuple):
+    """A stage that ended."""
+
+    network: nn.Module
+    summary: dict[str, Any]
+    history: list[dict[str, float]]  # figures of each epoch
+
+
+class Experiment:
+    """What all stages of a run have in common."""
+
+    def __init__(
+        self,
+        method: str,
+        args: StudentOptions,
+        *,
+        dataset: Any = None,
+        student: Given | None = None,
+        teacher: Given | None = None,
+        augmentation: Callable | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """``method`` names the folder; objects stand for names in ``args``, see :class:`Objects`."""
+        args.check()
+        self.folder = args.folder(method)
+        require_writable(self.folder)
+        self.accelerator = accelerator or start_accelerator(args, self.folder)
+        if args.grad_accum_steps == 1 and self.accelerator.gradient_accumulation_steps > 1:  # the launcher's
+            args = replace(args, grad_accum_steps=self.accelerator.gradient_accumulation_steps)
+            args.check()
+        self.args = args = (args.smoked() if args.smoke else args).completed()
+        self.dataset, self.images = resolve_dataset(
+            args, seed=args.seed, dataset=dataset, augmentation=augmentation
+        )
+        self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
+        self.student = resolve_network(args.trained_model, student, self.dataset)
+        self._given_teacher = teacher
+
+    def augment(self, kind: type[Augmentation]) -> None:
+        """Augment training images from now on by another ``kind``, with the values of the data set's own."""
+        own = asdict(self.dataset.augmentation)
+        self.dataset = replace(self.dataset, augmentation=kind(**own))
+
+    def build_student(self) -> nn.Module:
+        """A new student, whose features can be read."""
+        return tapped(self.student.build(), self.dataset)
+
+    def complete(self, **values: Any) -> Any:
+        """The options with those filled in whose default depends on the data."""
+        self.args = replace(self.args, **values)
+        return self.args
+
+    def teacher(self, folder: str = "teacher", plan: Pretraining | None = None) -> Teacher:
+        """The teacher that is given, else the one that ``--teacher`` names, else the one in ``folder`` below OUT.
+
+        It is trained from labels where it is not trained yet: by ``plan``, else as the method's options say.
+        """
+        args, plan = self.args, plan or self.args.pretraining()
+        path = args.teacher or self.folder / folder
+        given = self._given_teacher
+        if given is None and plan.network == args.trained_model:
+            network = self.student
+            network.require_again("teacher and student are two networks of one architecture")
+        else:
+            network = resolve_network(plan.network, given, self.dataset)
+        if given is not None and args.teacher is None:
+            return self._frozen(network.build(), None)
+        if args.teacher is not None and (is_weights_file(path) or is_finished(path)):
+            return self._frozen(*load_trained(path, network, self.dataset))
+        require(given is None, f"--teacher {path} holds no finished run whose weights the given module could take")
+        recipe = args.recipe_of(plan)
+        images = self.images if plan.few else self.dataset.train
+        configuration = {**data_configuration(recipe, self.dataset.name), **recipe_configuration(recipe)}
+        run = self.run(path, network.name, {**configuration, "seed": args.seed}, epochs=plan.epochs)
+        module, summary, _ = self.fit(run, recipe, images, learn_from_labels, network.build, seed=args.seed)
+        return self._frozen(module, summary["figures"]["test_accuracy"])
+
+    def _frozen(self, network: nn.Module, test_accuracy: float | None) -> Teacher:
+        if test_accuracy is None:
+            network.to(self.accelerator.device)
+            test_accuracy = self.task.measure(network, self.accelerator)["test_accuracy"]
+        return Teacher(network, test_accuracy, self.accelerator)
+
+    def train_student(
+        self,
+        objective: Objective,
+        *,
+        losses: Mapping[str, str],  # to plot: name in metrics.jsonl -> label
+        teacher: Teacher | None = None,
+        learner: Callable[[nn.Module], Learner] | None = None,  # the network and what learns beside it
+        folder: Path | None = None,  # None: OUT
+        seed: int | None = None,  # of the first weights and of the batches; None: --seed
+        identity: Mapping[str, Any] = {},  # what changes the result, beside data, recipe and the method's options
+        figures: Callable[[nn.Module], dict[str, float]] | None = None,  # of the final network, for the summary
+        accuracies: Mapping[str, str] = {"test_accuracy": "student"},  # to plot, as the losses
+    ) -> Trained:
+        """Train the student, or what is left of it; returns it, its summary and its figures."""
+        args, folder = self.args, folder or self.folder
+        seed = args.seed if seed is None else seed
+        of_teacher = teacher.figures if teacher else {}
+        configuration = {
+            **data_configuration(args, self.dataset.name),
+            **recipe_configuration(args),
+            **own_options(args, TeacherOptions),
+            **identity,
+            "seed": seed,
+            "teacher": of_teacher.get("teacher_fingerprint"),
+        }
+        run = self.run(folder, self.student.name, configuration, epochs=args.epochs)
+        trained = self.fit(
+            run,
+            args,
+            self.images,
+            objective,
+            self.student.build,
+            seed=seed,
+            learner=learner,
+            figures=lambda network: {**of_teacher, **(figures(network) if figures else {})},
+        )
+        if self.accelerator.is_main_process:
+            learning_curves(
+                folder / "curves.png",
+                trained.history,
+                title=f"{self.student.name} on {len(self.images)} images of {self.dataset.name}, seed {args.seed}",
+                losses=losses,
+                accuracies=accuracies,
+                teacher_accuracy=of_teacher.get("teacher_accuracy"),
+            )
+            if args.export is not None and folder == self.folder:
+                shape, classes = self.dataset.image_shape, self.dataset.classes
+                weights = inner(trained.network)
+                export_weights(weights, args.export, name=self.student.name, image_shape=shape, classes=classes)
+        self.accelerator.print(f"{folder}: test accuracy {trained.summary['figures']['test_accuracy']:.4f}")
+        return trained
+
+    def run(self, folder: Path, network: str, configuration: dict[str, Any], *, epochs: int) -> Run:
+        """The run in ``folder``."""
+        return Run(folder, network, configuration, epochs=epochs, accelerator=self.accelerator)
+
+    def fit(
+        self,
+        run: Run,
+        recipe: StudentOptions,
+        images: Images,  # to learn from
+        objective: Objective,
+        build: Callable[[], nn.Module],
+        *,
+        seed: int,
+        learner: Callable[[nn.Module], Learner] | None = None,  # None: the network alone learns
+        figures: Callable[[nn.Module], dict[str, Any]] = lambda network: {},
+    ) -> Trained:
+        """A stage: a network that learns to classify; returns it, the summary and the figures of its run."""
+        # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
+        make_reproducible(seed, self.dataset.cpu_threads, deterministic=recipe.deterministic)
+        network = build()
+        model, tracked = network, {"model": inner(network)}
+        measure = partial(self.task.measure, network, self.accelerator)
+        hooks: list[Hook] = []
+        if learner is not None:
+            model = learner(tapped(network, self.dataset))
+            tracked["beside"] = model.beside
+            measure = partial(model.measure, self.task, self.accelerator)
+            hooks.append(model)
+        if recipe.model_ema_decay > 0:
+            hooks.append(MovingAverage(network, recipe.model_ema_decay, self.task, self.accelerator))
+        if recipe.keep == "best":
+            hooks.append(KeepBest(inner(network), self.task.selection, run.epochs))
+        if run.folder == self.folder and self.accelerator.log_with:
+            hooks.append(Tracking(self.accelerator, run.configuration))
+
+        def learn() -> dict[str, Any]:
+            self.learn(run, recipe, images, objective, model, tracked, seed=seed, hooks=hooks, measure=measure)
+            return {"train_images": len(images), "test_images": len(self.dataset.test), **figures(network)}
+
+        return Trained(network, stage(run, tracked, learn), run.history)
+
+    def learn(
+        self,
+        run: Run,
+        recipe: StudentOptions,
+        images: Images,
+        objective: Objective,
+        model: nn.Module,
+        tracked: Mapping[str, nn.Module],
+        *,
+        seed: int,  # of the batches
+        hooks: Sequence[Hook] = (),
+        measure: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Train ``model`` on batches of ``images``: what is left of ``run``."""
+        source = Batches(
+            images,
+            batch_size=recipe.batch_size,
+            images_per_epoch=len(self.dataset.train) if recipe.epoch_of == "split" else len(images),
+            background=self.dataset.background,
+            augmentation=replace(self.dataset.augmentation, rotation=recipe.rotation),
+            seed=seed,
+            accelerator=self.accelerator,
+        )
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if recipe.compile:
+            model.compile()
+        announce(run, model, images=len(images), steps=len(source) // recipe.grad_accum_steps)
+        train(run, recipe, source, model, objective, tracked=tracked, hooks=hooks, measure=measure)
+
+
+def start_accelerator(args: StudentOptions, folder: Path) -> Accelerator:
+    """Devices, processes and precision as accelerate's launcher, or the machine, has them."""
+    for variable, way in FOREIGN_WAYS.items():
+        require(
+            os.environ.get(variable, "false").lower() != "true",
+            f"these trainers do not train with {way}; launch them with --multi_gpu alone",
+        )
+    if args.log_with is not None:
+        require_tracker(args.log_with)
+    # Statistics of normalization are shared once an epoch, memory banks are equal in all processes.
+    own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(log_with=args.log_with, project_dir=folder, kwargs_handlers=[own_buffers])

@@ -1,0 +1,150 @@
+"""Names become objects here and nowhere else; objects may be given instead of names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from python_trainers.common.checkpoint import checkpoint_path, is_run, load_checkpoint
+from python_trainers.common.data import (
+    Dataset,
+    Images,
+    corrupt_labels,
+    few_images,
+    given_dataset,
+    hold_out,
+    image_count,
+    load_dataset,
+    long_tailed,
+)
+from python_trainers.common.errors import require
+from python_trainers.common.models import build_network
+from python_trainers.common.models.tapped import Tapped, check_logits
+from python_trainers.common.models.weights import load_weights
+from python_trainers.common.options import DataOptions
+from python_trainers.common.run import kept_entry
+
+Given = nn.Module | Callable[[], nn.Module]  # a network, or what makes one
+
+
+def resolve_dataset(
+    options: DataOptions, *, seed: int, dataset: Any = None, augmentation: Callable | None = None
+) -> tuple[Dataset, Images]:
+    """The data set after ``--validation``, ``--imbalance`` and ``--noisy-labels``, and the images to learn from.
+
+    In this order: images are held out, the tail is cut, labels are corrupted, few images are taken of what is
+    left. ``dataset`` stands for the one that ``options`` name: (train, test), see ``given_dataset``.
+    """
+    require(
+        options.train_images is None or options.train_fraction is None,
+        f"give --train-images or --train-fraction, not both, got {options.train_images} and "
+        f"{options.train_fraction}",
+    )
+    if dataset is None:
+        dataset = load_dataset(options.dataset, options.data_root, download=options.download)
+    else:
+        dataset = given_dataset(dataset)
+    if augmentation is not None:
+        dataset = replace(dataset, augmentation=augmentation)
+    if options.validation != 0:
+        dataset = hold_out(dataset, options.validation)
+    train, classes = dataset.train, dataset.classes
+    if options.imbalance != 1:
+        train = train.subset(long_tailed(train.labels, options.imbalance, classes=classes, seed=seed))
+    if options.noisy_labels != 0:
+        wrong = corrupt_labels(train.labels, options.noisy_labels, classes=classes, seed=seed)
+        train = replace(train, labels=wrong, clean_labels=train.labels)
+    dataset = replace(dataset, train=train)
+    count = options.train_images
+    if options.train_fraction is not None:
+        count = image_count(dataset, options.train_fraction)
+    return dataset, few_images(dataset, count, seed=seed)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A network that a run can build: by its name, or the user's own."""
+
+    name: str  # what a checkpoint calls it
+    build: Callable[[], nn.Module]
+    again: bool = True  # whether each call builds one with weights of its own
+
+    def require_again(self, why: str) -> None:
+        """Refuse a single module where several are needed."""
+        require(self.again, f"{why}: give a function that returns a new {self.name}, not the module itself")
+
+
+def resolve_network(name: str, given: Given | None, dataset: Dataset) -> Blueprint:
+    """The network called ``name``, or the one that is ``given`` instead."""
+    if given is None:
+        return Blueprint(name, lambda: build_network(name, dataset.image_shape, dataset.classes))
+    if isinstance(given, nn.Module):
+        own_name = describe(given, dataset)
+        return Blueprint(own_name, lambda: given, again=False)
+    require(
+        callable(given), f"a network must be a module or a function that returns one, got {type(given).__name__}"
+    )
+    with torch.random.fork_rng(devices=[]):
+        first = given()
+    require(
+        isinstance(first, nn.Module),
+        f"a function given for a network must return a torch.nn.Module, got {type(first).__name__}",
+    )
+    return Blueprint(describe(first, dataset), given)
+
+
+def describe(module: nn.Module, dataset: Dataset) -> str:
+    """The name of a user's own network, which must be a classifier of the images of ``dataset``."""
+    inner = module.module if isinstance(module, Tapped) else module
+    name = type(inner).__qualname__
+    check_logits(module, dataset.image_shape, dataset.classes, name)
+    return f"{name} of {sum(weight.numel() for weight in inner.parameters()):,} weights"
+
+
+def inner(network: nn.Module) -> nn.Module:
+    """The module whose state is saved: the user's own, not what was put around it."""
+    return network.module if isinstance(network, Tapped) else network
+
+
+def tapped(network: nn.Module, dataset: Dataset) -> nn.Module:
+    """``network`` with ``with_features`` and ``num_features``: itself if it has both."""
+    if hasattr(network, "with_features") and hasattr(network, "num_features"):
+        return network
+    return Tapped(network)
+
+
+def network_of_run(path: Path) -> str | None:
+    """The name of the network that the run at ``path`` trained; None: no run, but bare weights."""
+    file = checkpoint_path(path) if path.is_dir() else path
+    return load_checkpoint(file)["network"] if is_run(file) else None
+
+
+def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[nn.Module, float | None]:
+    """``network`` with the weights of a finished run or of a file of bare weights.
+
+    Also the run's test accuracy in [0, 1], None for a file. A run must be of the same network, data set and
+    number of classes.
+    """
+    file = checkpoint_path(path) if path.is_dir() else path
+    if not is_run(file):
+        module = network.build()
+        load_weights(inner(module), file)
+        return module, None
+    state = load_checkpoint(file)
+    trained_on = state["configuration"]["dataset"]
+    require(
+        state["network"] == network.name,
+        f"{path} holds a {state['network']}, this run needs a {network.name}: name its network or another path",
+    )
+    require(trained_on == dataset.name, f"{path} was trained on {trained_on}, this run needs {dataset.name}")
+    done, epochs = len(state["history"]), state["epochs"]
+    require(
+        done == epochs,
+        f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first",
+    )
+    module = network.build()
+    load_weights(inner(module), file)
+    return module, kept_entry(state["history"])["test_accuracy"]
