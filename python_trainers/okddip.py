@@ -47,7 +47,7 @@ With two students and a leader the one peer attends to itself alone.
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,7 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     experiment.student.require_again("students are several networks of one architecture")
     trained = experiment.train_student(
         learn_together,
-        learner=partial(method, experiment=experiment),
+        learner=partial(method, args=args, build=experiment.build_student),
         losses=losses,
         accuracies={
             "test_accuracy": "leader" if with_leader else "student that is kept",
@@ -156,10 +156,9 @@ class Students(Learner):
 
     losses: dict[str, str] = {}  # to plot: name of a part -> label
 
-    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
-        args = experiment.args
+    def __init__(self, network: nn.Module, *, args: Args, build: Callable[[], nn.Module]) -> None:
         peers = build_peers(
-            experiment.build_student,
+            build,
             others=args.students - 1,
             structure=args.structure,
             fork_scale=1 / args.students if args.method == "cl_ilr" else 1.0,
@@ -225,10 +224,10 @@ class DiversePeers(Students):
 
     losses = {"ce_peers": "cross entropy, peers", "kl_peers": "$T^2$ KL, peers"}
 
-    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
-        super().__init__(network, experiment=experiment)
+    def __init__(self, network: nn.Module, *, args: Args, build: Callable[[], nn.Module]) -> None:
+        super().__init__(network, args=args, build=build)
         width = network.num_features
-        require(width >= 8, f"okddip attends to an eighth of the features, {experiment.student.name} has {width}")
+        require(width >= 8, f"okddip attends to an eighth of the features, {args.student_model} has {width}")
         for name in ("query", "key"):  # W_L, W_E
             self.beside[name] = nn.Linear(width, width // 8, bias=False)
 
@@ -289,8 +288,8 @@ class GatedEnsemble(Students):
         "kl": "$T^2$ KL",
     }
 
-    def __init__(self, network: nn.Module, *, experiment: Experiment) -> None:
-        super().__init__(network, experiment=experiment)
+    def __init__(self, network: nn.Module, *, args: Args, build: Callable[[], nn.Module]) -> None:
+        super().__init__(network, args=args, build=build)
         self.beside["gate"] = Gate(network.stage_channels[-2], self.args.students)
 
     def loss(

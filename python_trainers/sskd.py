@@ -39,7 +39,7 @@ Deviations from the paper:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kdkernels as kd
@@ -119,7 +119,7 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     experiment = Experiment("sskd", args, **objects)
     check_square(experiment.dataset)
     teacher = experiment.teacher()
-    experiment.augment(FourRotations)
+    experiment.augment(FourRotations.of(experiment.dataset.augmentation))
     head = obtain_head(teacher, experiment)
     return experiment.train_student(
         learn_from(teacher, head, args, experiment.accelerator),

@@ -142,7 +142,7 @@ def test_foreign_checkpoint(student, tmp_path, capsys):
     foreign = tmp_path / "foreign.pt"
     torch.save({"weight": torch.zeros(3)}, foreign)
     assert kd.main(["--teacher", str(foreign), "--out", str(tmp_path / "out")]) == 1
-    assert f"checkpoint {foreign} was not written by these trainers" in capsys.readouterr().err
+    assert f"weights {foreign} do not fit the SmallResNet here; missing there: stem.0.weight" in capsys.readouterr().err
 
 
 def test_changed_configuration_names_both_values(student, capsys):

@@ -1,6 +1,7 @@
 """Online distillation: losses, ramp and figures of all students at once, and the one network that is kept."""
 
 import json
+from functools import partial
 import math
 
 import pytest
@@ -14,7 +15,8 @@ from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint
 from python_trainers.common.data import Images, load_dataset
 from python_trainers.common.metrics import accuracy
 from python_trainers.common.models import build_network
-from python_trainers.common.run import load_trained
+from python_trainers.common.resolve import load_trained, resolve_network
+from python_trainers.common.task import Classification
 
 pytestmark = pytest.mark.trainers
 IMAGES, CLASSES, STUDENTS = 6, 10, 4
@@ -60,7 +62,7 @@ def test_kept_student_is_a_network_like_any_other(smoke, tmp_path):
     heads = [name for name in tracked["beside"] if name.endswith("head.weight")]
     assert len(heads) == STUDENTS - 1
 
-    network, logged = load_trained(smoke, "small_convnet", DATASET)
+    network, logged = load_trained(smoke, resolve_network("small_convnet", None, DATASET), DATASET)
     assert accuracy(network, DATASET.test, Accelerator()) == logged == entries(smoke)[-1]["test_accuracy"]
     options = ["--smoke", *FEW, "--teacher-model", "small_convnet", "--teacher", str(smoke)]
     assert kd.main([*options, "--out", str(tmp_path)]) == 0
@@ -80,8 +82,8 @@ def test_students_start_differently_and_the_kept_one_as_if_it_were_alone():
 def build_students(args):
     """All students of ``args`` on digits, in float64."""
     args = args.completed()
-    network = build_network(args.student_model, (1, 8, 8), CLASSES)
-    return okddip.METHODS[args.method](network, args=args, dataset=DATASET).double()
+    build = partial(build_network, args.student_model, (1, 8, 8), CLASSES)
+    return okddip.METHODS[args.method](build(), args=args, build=build).double()
 
 
 def batch():
@@ -275,9 +277,9 @@ def test_figures_in_half_precision(monkeypatch):
     students = build_students(okddip.Args()).float()
     images = Images(torch.randn(64, 1, 8, 8), torch.randint(CLASSES, (64,)), standard=None)
     accelerator = Accelerator()
-    expected = students.measure(images, accelerator)
+    expected = students.measure(Classification({"test": images}), accelerator)
     monkeypatch.setattr(accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    found = students.measure(images, accelerator)
+    found = students.measure(Classification({"test": images}), accelerator)
     assert found != expected and found.keys() == expected.keys()
     for name in ("diversity", "attention_1_2"):  # rounded in a chain of four layers
         assert found[name] == pytest.approx(expected[name], rel=4 * torch.finfo(torch.bfloat16).eps)
@@ -327,9 +329,9 @@ def test_jobs_of_a_comparison(smoke, tmp_path):
         (["--kl-weight", "nan"], "--kl-weight must be >= 0 and finite, got nan"),
         (["--rampup-epochs", "-1"], "--rampup-epochs must be >= 0, got -1"),
         (["--student-model", "small_mpl"], "unknown network 'small_mpl'"),
-        (["--student-model", "small_mlp"], "network 'small_mlp' has 1 stage, branches share all but the last"),
-        (["--student-model", "small_mlp", "--method", "one"], "network 'small_mlp' has 1 stage"),
-        (["--batch-size", "2000"], "--batch-size must be 1 to 1000 and a multiple of 1 processes, got 2000"),
+        (["--student-model", "small_mlp"], "SmallMLP has 1 stage, branches share all but the last"),
+        (["--student-model", "small_mlp", "--method", "one"], "SmallMLP has 1 stage"),
+        (["--batch-size", "2000"], "--batch-size must be 1 to 1000, the images of an epoch, and a multiple of 1"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, tmp_path, capsys):

@@ -12,7 +12,7 @@ from trainer_runs import ROOT, torch_settings  # noqa: F401
 from python_trainers import born_again, crd, ka_dtd, kd, okddip, sskd
 from python_trainers.common.data import load_dataset
 from python_trainers.common.metrics import accuracy
-from python_trainers.common.run import load_trained
+from python_trainers.common.resolve import load_trained, resolve_network
 
 pytestmark = pytest.mark.trainers
 # Networks without batch normalisation: on CPUs its statistics are each process's own.
@@ -76,5 +76,5 @@ def test_two_processes_equal_one(trainer, two, tmp_path):
 def test_figures_are_those_of_the_network_that_is_kept(two):
     """With batch normalisation, whose statistics are each process's own until they are tested and saved."""
     dataset = load_dataset("digits", data_root=None)
-    network, logged = load_trained(two / "normalised", "small_resnet", dataset)
+    network, logged = load_trained(two / "normalised", resolve_network("small_resnet", None, dataset), dataset)
     assert accuracy(network, dataset.test, Accelerator()) == logged

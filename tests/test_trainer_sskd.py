@@ -261,6 +261,7 @@ def test_student_can_teach_and_a_head_cannot(smoke, tmp_path, capsys):
     options = ["--smoke", "--train-images", "50", "--teacher-model", "small_convnet"]
     assert sskd.main([*options, "--teacher", str(smoke), "--out", str(tmp_path / "next")]) == 0
     (head,) = heads(smoke)
+    capsys.readouterr()
     assert sskd.main(["--smoke", *SMALL, "--teacher", str(head), "--out", str(tmp_path / "head")]) == 1
     error = capsys.readouterr().err.strip()
     assert "holds a projection head of small_mlp, this run needs a small_mlp" in error and "\n" not in error
@@ -288,7 +289,7 @@ def test_images_that_are_not_square_are_refused(tmp_path, capsys):
         (["--head-epochs", "0"], "--head-epochs must be >= 1, got 0"),
         (["--head-milestones", "45", "30"], "--head-milestones must be rising epochs >= 1, got 45 30"),
         (["--head-learning-rate", "0"], "--head-learning-rate must be > 0 and finite, got 0.0"),
-        (["--batch-size", "2000"], "--batch-size must be 1 to 1000 and a multiple of 1 processes, got 2000"),
+        (["--batch-size", "2000"], "--batch-size must be 1 to 1000, the images of an epoch, and a multiple of 1"),
         (["--preset", "arxive"], "there is: arxiv, "),
     ],
 )

@@ -5,7 +5,7 @@ A method asks for what its paper has, in order: the teacher, then the student un
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -16,7 +16,7 @@ from torch import nn
 
 from python_trainers.common.best import KeepBest
 from python_trainers.common.checkpoint import is_weights_file
-from python_trainers.common.data import Augmentation, Batches, Images
+from python_trainers.common.data import Augmentation, Images, source_of
 from python_trainers.common.ema import MovingAverage
 from python_trainers.common.errors import require
 from python_trainers.common.files import require_writable
@@ -93,10 +93,9 @@ class Experiment:
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher
 
-    def augment(self, kind: type[Augmentation]) -> None:
-        """Augment training images from now on by another ``kind``, with the values of the data set's own."""
-        own = asdict(self.dataset.augmentation)
-        self.dataset = replace(self.dataset, augmentation=kind(**own))
+    def augment(self, augmentation: Augmentation) -> None:
+        """Change training images from now on by another ``augmentation``."""
+        self.dataset = replace(self.dataset, augmentation=augmentation)
 
     def build_student(self) -> nn.Module:
         """A new student, whose features can be read."""
@@ -245,14 +244,18 @@ class Experiment:
         measure: Callable[[], dict[str, float]] = dict,
     ) -> None:
         """Train ``model`` on batches of ``images``: what is left of ``run``."""
-        source = Batches(
+        shown = len(self.dataset.train) if recipe.epoch_of == "split" else len(images)
+        self._check_batch(recipe, shown)
+        source = source_of(
             images,
-            batch_size=recipe.batch_size,
-            images_per_epoch=len(self.dataset.train) if recipe.epoch_of == "split" else len(images),
+            batch_size=recipe.batch_size // recipe.grad_accum_steps,
+            images_per_epoch=shown // recipe.batch_size * recipe.batch_size,
             background=self.dataset.background,
             augmentation=replace(self.dataset.augmentation, rotation=recipe.rotation),
             seed=seed,
             accelerator=self.accelerator,
+            workers=recipe.workers,
+            channels_last=recipe.channels_last,
         )
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             # The statistics of the whole batch, as one process would take them. torch has this on GPUs alone.
@@ -263,6 +266,17 @@ class Experiment:
             model.compile()
         announce(run, model, images=len(images), steps=len(source) // recipe.grad_accum_steps)
         train(run, recipe, source, model, objective, tracked=tracked, hooks=hooks, measure=measure)
+
+
+    def _check_batch(self, recipe: StudentOptions, shown: int) -> None:
+        """Refuse a batch that an epoch of ``shown`` images does not fill, or that cannot be dealt out."""
+        shares = self.accelerator.num_processes * recipe.grad_accum_steps
+        require(
+            recipe.batch_size <= shown and recipe.batch_size % shares == 0,
+            f"--batch-size must be 1 to {shown}, the images of an epoch, and a multiple of "
+            f"{self.accelerator.num_processes} processes x {recipe.grad_accum_steps} accumulated parts, got "
+            f"{recipe.batch_size}",
+        )
 
 
 def start_accelerator(args: StudentOptions, folder: Path) -> Accelerator:

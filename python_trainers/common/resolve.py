@@ -12,6 +12,7 @@ from python_trainers.common.checkpoint import checkpoint_path, is_run, load_chec
 from python_trainers.common.data import (
     Dataset,
     Images,
+    augmented_by,
     corrupt_labels,
     few_images,
     given_dataset,
@@ -46,11 +47,10 @@ def resolve_dataset(
     if dataset is None:
         dataset = load_dataset(options.dataset, options.data_root, download=options.download)
     else:
-        dataset = given_dataset(dataset)
+        dataset = given_dataset(dataset, workers=options.workers)
     if augmentation is not None:
-        dataset = replace(dataset, augmentation=augmentation)
-    if options.validation != 0:
-        dataset = hold_out(dataset, options.validation)
+        dataset = replace(dataset, augmentation=augmented_by(augmentation))
+    dataset = hold_out(dataset, options.validation)
     train, classes = dataset.train, dataset.classes
     if options.imbalance != 1:
         train = train.subset(long_tailed(train.labels, options.imbalance, classes=classes, seed=seed))
