@@ -100,6 +100,10 @@ class Args(StudentOptions):
             self.method not in ("cl_ilr", "one") or self.structure != "network",
             f"--method {self.method} needs the trunk that branches share; leave --structure network out",
         )
+        require(
+            self.method != "one" or self.batch_size >= 2,
+            f"--method one normalizes its gate over a batch: --batch-size must be >= 2, got {self.batch_size}",
+        )
         require_positive(self, "temperature")
         require_not_negative(self, "kl_weight")
         if self.rampup_epochs is not None:
@@ -133,7 +137,7 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     experiment.student.require_again("students are several networks of one architecture")
     trained = experiment.train_student(
         learn_together,
-        learner=partial(method, args=args, build=experiment.build_student),
+        learner=partial(method, args=args, build=experiment.student.build),
         losses=losses,
         accuracies={
             "test_accuracy": "leader" if with_leader else "student that is kept",

@@ -66,7 +66,6 @@ from python_trainers.common.learner import Learner
 from python_trainers.common.loop import Loss, Objective
 from python_trainers.common.options import SMOKE_EPOCHS, data_configuration, refuse_accumulation
 from python_trainers.common.recipe import recipe_configuration
-from python_trainers.common.resolve import tapped
 from python_trainers.common.seeding import make_reproducible
 from python_trainers.common.stages import numbered_folder, stage
 from python_trainers.common.teacher import Teacher, TeacherOptions

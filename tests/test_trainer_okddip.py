@@ -236,7 +236,7 @@ def test_figures_are_those_of_the_students_one_by_one(leader):
     labels = torch.randint(CLASSES, (1500,), generator=generator)
     runs = []
     students.network.stage_modules[0].register_forward_hook(lambda *_: runs.append(1))
-    found = students.measure(Images(pixels, labels, standard=None), Accelerator())
+    found = students.measure(Classification({"test": Images(pixels, labels)}), Accelerator())
     assert len(runs) == 2 and not students.training
 
     with torch.no_grad():

@@ -23,12 +23,13 @@ from python_trainers.common.files import require_writable
 from python_trainers.common.hooks import Hook
 from python_trainers.common.learner import Learner
 from python_trainers.common.loop import Objective, learn_from_labels, train
+from python_trainers.common.models.trial import check_training
 from python_trainers.common.models.weights import export_weights
 from python_trainers.common.options import StudentOptions, data_configuration, own_options
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.progress import announce
 from python_trainers.common.recipe import recipe_configuration
-from python_trainers.common.resolve import Given, inner, load_trained, resolve_dataset, resolve_network, tapped
+from python_trainers.common.resolve import Blueprint, Given, bare, load_trained, resolve_dataset, resolve_network
 from python_trainers.common.run import Run, is_finished
 from python_trainers.common.seeding import make_reproducible
 from python_trainers.common.stages import stage
@@ -92,14 +93,11 @@ class Experiment:
         self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher
+        self._check_batches(args, self.images, self.student)
 
     def augment(self, augmentation: Augmentation) -> None:
         """Change training images from now on by another ``augmentation``."""
         self.dataset = replace(self.dataset, augmentation=augmentation)
-
-    def build_student(self) -> nn.Module:
-        """A new student, whose features can be read."""
-        return tapped(self.student.build(), self.dataset)
 
     def complete(self, **values: Any) -> Any:
         """The options with those filled in whose default depends on the data."""
@@ -118,7 +116,7 @@ class Experiment:
             network = self.student
             network.require_again("teacher and student are two networks of one architecture")
         else:
-            network = resolve_network(plan.network, given, self.dataset)
+            network = resolve_network(plan.network, given, self.dataset, "teacher")
         if given is not None and args.teacher is None:
             return self._frozen(network.build(), None)
         if args.teacher is not None and (is_weights_file(path) or is_finished(path)):
@@ -127,6 +125,7 @@ class Experiment:
         recipe = args.recipe_of(plan)
         images = self.images if plan.few else self.dataset.train
         configuration = {**data_configuration(recipe, self.dataset.name), **recipe_configuration(recipe)}
+        self._check_batches(recipe, images, network)
         run = self.run(path, network.name, {**configuration, "seed": args.seed}, epochs=plan.epochs)
         module, summary, _ = self.fit(run, recipe, images, learn_from_labels, network.build, seed=args.seed)
         return self._frozen(module, summary["figures"]["test_accuracy"])
@@ -184,7 +183,7 @@ class Experiment:
             )
             if args.export is not None and folder == self.folder:
                 shape, classes = self.dataset.image_shape, self.dataset.classes
-                weights = inner(trained.network)
+                weights = bare(trained.network)
                 export_weights(weights, args.export, name=self.student.name, image_shape=shape, classes=classes)
         self.accelerator.print(f"{folder}: test accuracy {trained.summary['figures']['test_accuracy']:.4f}")
         return trained
@@ -209,22 +208,21 @@ class Experiment:
         # Seeded here, so that a student does not depend on whether its teacher was trained now or loaded.
         make_reproducible(seed, self.dataset.cpu_threads, deterministic=recipe.deterministic)
         network = build()
-        model, tracked = network, {"model": inner(network)}
+        model, tracked = network, {"model": bare(network)}
         measure = partial(self.task.measure, network, self.accelerator)
-        hooks: list[Hook] = []
         if learner is not None:
-            model = learner(tapped(network, self.dataset))
+            model = learner(network)
             tracked["beside"] = model.beside
             measure = partial(model.measure, self.task, self.accelerator)
-            hooks.append(model)
-        if recipe.model_ema_decay > 0:
-            hooks.append(MovingAverage(network, recipe.model_ema_decay, self.task, self.accelerator))
-        if recipe.keep == "best":
-            hooks.append(KeepBest(inner(network), self.task.selection, run.epochs))
-        if run.folder == self.folder and self.accelerator.log_with:
-            hooks.append(Tracking(self.accelerator, run.configuration))
 
         def learn() -> dict[str, Any]:
+            hooks: list[Hook] = [model] if learner is not None else []
+            if recipe.model_ema_decay > 0:
+                hooks.append(MovingAverage(network, recipe.model_ema_decay, self.task, self.accelerator))
+            if recipe.keep == "best":
+                hooks.append(KeepBest(bare(network), self.task.selection, run.epochs))
+            if run.folder == self.folder and self.accelerator.log_with:
+                hooks.append(Tracking(self.accelerator, run.configuration))
             self.learn(run, recipe, images, objective, model, tracked, seed=seed, hooks=hooks, measure=measure)
             return {"train_images": len(images), "test_images": len(self.dataset.test), **figures(network)}
 
@@ -244,12 +242,10 @@ class Experiment:
         measure: Callable[[], dict[str, float]] = dict,
     ) -> None:
         """Train ``model`` on batches of ``images``: what is left of ``run``."""
-        shown = len(self.dataset.train) if recipe.epoch_of == "split" else len(images)
-        self._check_batch(recipe, shown)
         source = source_of(
             images,
             batch_size=recipe.batch_size // recipe.grad_accum_steps,
-            images_per_epoch=shown // recipe.batch_size * recipe.batch_size,
+            images_per_epoch=self._shown(recipe, images) // recipe.batch_size * recipe.batch_size,
             background=self.dataset.background,
             augmentation=replace(self.dataset.augmentation, rotation=recipe.rotation),
             seed=seed,
@@ -267,16 +263,24 @@ class Experiment:
         announce(run, model, images=len(images), steps=len(source) // recipe.grad_accum_steps)
         train(run, recipe, source, model, objective, tracked=tracked, hooks=hooks, measure=measure)
 
+    def _shown(self, recipe: StudentOptions, images: Images) -> int:
+        """How many images an epoch shows."""
+        return len(self.dataset.train) if recipe.epoch_of == "split" else len(images)
 
-    def _check_batch(self, recipe: StudentOptions, shown: int) -> None:
-        """Refuse a batch that an epoch of ``shown`` images does not fill, or that cannot be dealt out."""
-        shares = self.accelerator.num_processes * recipe.grad_accum_steps
+    def _check_batches(self, recipe: StudentOptions, images: Images, network: Blueprint) -> None:
+        """Refuse batches that an epoch does not fill, that cannot be dealt out, or on which ``network`` fails."""
+        shown, parts = self._shown(recipe, images), recipe.grad_accum_steps
+        shares = self.accelerator.num_processes * parts
         require(
             recipe.batch_size <= shown and recipe.batch_size % shares == 0,
             f"--batch-size must be 1 to {shown}, the images of an epoch, and a multiple of "
-            f"{self.accelerator.num_processes} processes x {recipe.grad_accum_steps} accumulated parts, got "
-            f"{recipe.batch_size}",
+            f"{self.accelerator.num_processes} processes x {parts} accumulated parts, got {recipe.batch_size}",
         )
+        rows = recipe.batch_size // shares
+        if rows == 1 or not network.named:
+            with torch.random.fork_rng(devices=[]):
+                trial = network.build()
+            check_training(trial, self.dataset.image_shape, self.dataset.classes, rows, network.name)
 
 
 def start_accelerator(args: StudentOptions, folder: Path) -> Accelerator:

@@ -22,3 +22,6 @@ class Hook:
     def end_epoch(self, epoch: int, figures: dict[str, float]) -> dict[str, float]:
         """After an epoch was measured, before it is saved; returns further figures."""
         return {}
+
+    def close(self) -> None:
+        """After the last epoch."""

@@ -9,13 +9,14 @@ An epoch is what the source says it is: all images once, a task of a stream, a n
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from python_trainers.common.data.sources import Source
 from python_trainers.common.gather import share_statistics
 from python_trainers.common.hooks import Hook
 from python_trainers.common.metrics import Means
@@ -25,20 +26,6 @@ from python_trainers.common.run import Run
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # to minimize; its parts
 Objective = Callable[[nn.Module, Any], Loss]
-
-
-class Source(Protocol):
-    """Where batches come from; its state decides all batches to come."""
-
-    def __len__(self) -> int:
-        """Batches of an epoch; with accumulation, parts of batches."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def learn_from_labels(model: nn.Module, batch: Any) -> Loss:
@@ -100,6 +87,8 @@ def train(
                 figures |= hook.end_epoch(epoch, figures)
             run.end_epoch(epoch, **figures)
             progress.epoch(run.history[-1], shown=("loss", *list(measured)[:1]))
+    for hook in hooks:
+        hook.close()
 
 
 @contextmanager

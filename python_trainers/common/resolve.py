@@ -23,7 +23,8 @@ from python_trainers.common.data import (
 )
 from python_trainers.common.errors import require
 from python_trainers.common.models import build_network
-from python_trainers.common.models.tapped import Tapped, check_logits
+from python_trainers.common.models.network import Classifier
+from python_trainers.common.models.tapped import Tapped, as_classifier
 from python_trainers.common.models.weights import load_weights
 from python_trainers.common.options import DataOptions
 from python_trainers.common.run import kept_entry
@@ -69,51 +70,44 @@ class Blueprint:
     """A network that a run can build: by its name, or the user's own."""
 
     name: str  # what a checkpoint calls it
-    build: Callable[[], nn.Module]
+    build: Callable[[], Classifier]
     again: bool = True  # whether each call builds one with weights of its own
+    named: bool = True  # one of build_network's; False: the user's own
 
     def require_again(self, why: str) -> None:
         """Refuse a single module where several are needed."""
         require(self.again, f"{why}: give a function that returns a new {self.name}, not the module itself")
 
 
-def resolve_network(name: str, given: Given | None, dataset: Dataset) -> Blueprint:
-    """The network called ``name``, or the one that is ``given`` instead."""
+def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str = "student") -> Blueprint:
+    """The network called ``name``, or the one that is ``given`` instead to be the ``who`` of a run."""
     if given is None:
         return Blueprint(name, lambda: build_network(name, dataset.image_shape, dataset.classes))
-    if isinstance(given, nn.Module):
-        own_name = describe(given, dataset)
-        return Blueprint(own_name, lambda: given, again=False)
-    require(
-        callable(given), f"a network must be a module or a function that returns one, got {type(given).__name__}"
-    )
+
+    def classifier(module: Any) -> Classifier:
+        require(
+            isinstance(module, nn.Module),
+            f"the {who} must be a torch.nn.Module or a function that returns one, got {type(module).__name__}",
+        )
+        return as_classifier(module, dataset.image_shape, dataset.classes, who)
+
+    if isinstance(given, nn.Module) or not callable(given):
+        own = classifier(given)
+        return Blueprint(describe(own), lambda: own, again=False, named=False)
     with torch.random.fork_rng(devices=[]):
-        first = given()
-    require(
-        isinstance(first, nn.Module),
-        f"a function given for a network must return a torch.nn.Module, got {type(first).__name__}",
-    )
-    return Blueprint(describe(first, dataset), given)
+        name = describe(classifier(given()))
+    return Blueprint(name, lambda: classifier(given()), named=False)
 
 
-def describe(module: nn.Module, dataset: Dataset) -> str:
-    """The name of a user's own network, which must be a classifier of the images of ``dataset``."""
-    inner = module.module if isinstance(module, Tapped) else module
-    name = type(inner).__qualname__
-    check_logits(module, dataset.image_shape, dataset.classes, name)
-    return f"{name} of {sum(weight.numel() for weight in inner.parameters()):,} weights"
+def describe(network: Classifier) -> str:
+    """What a checkpoint calls a network of the user's own."""
+    module = bare(network)
+    return f"{type(module).__qualname__} of {sum(weight.numel() for weight in module.parameters()):,} weights"
 
 
-def inner(network: nn.Module) -> nn.Module:
+def bare(network: Classifier) -> nn.Module:
     """The module whose state is saved: the user's own, not what was put around it."""
     return network.module if isinstance(network, Tapped) else network
-
-
-def tapped(network: nn.Module, dataset: Dataset) -> nn.Module:
-    """``network`` with ``with_features`` and ``num_features``: itself if it has both."""
-    if hasattr(network, "with_features") and hasattr(network, "num_features"):
-        return network
-    return Tapped(network)
 
 
 def network_of_run(path: Path) -> str | None:
@@ -122,7 +116,7 @@ def network_of_run(path: Path) -> str | None:
     return load_checkpoint(file)["network"] if is_run(file) else None
 
 
-def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[nn.Module, float | None]:
+def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[Classifier, float | None]:
     """``network`` with the weights of a finished run or of a file of bare weights.
 
     Also the run's test accuracy in [0, 1], None for a file. A run must be of the same network, data set and
@@ -131,7 +125,7 @@ def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[nn.M
     file = checkpoint_path(path) if path.is_dir() else path
     if not is_run(file):
         module = network.build()
-        load_weights(inner(module), file)
+        load_weights(bare(module), file)
         return module, None
     state = load_checkpoint(file)
     trained_on = state["configuration"]["dataset"]
@@ -146,5 +140,5 @@ def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[nn.M
         f"{path} stopped after epoch {done} of {epochs}; continue it with its own command first",
     )
     module = network.build()
-    load_weights(inner(module), file)
+    load_weights(bare(module), file)
     return module, kept_entry(state["history"])["test_accuracy"]

@@ -34,5 +34,5 @@ class Tracking(Hook):
         return {}
 
     def close(self) -> None:
-        """Nothing more comes."""
-        self._accelerator.end_training()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
