@@ -23,7 +23,8 @@ Deviations from the paper:
 3. Temperatures are clamped at --t-min; the paper does not say what happens to one that is not positive.
 4. Under ps, flsw compares the student with the exchanged logits, those it learns from.
 5. The means are over the batch of all processes.
-6. --teacher-errors is ours: it shows what the repair is for, where the teacher errs too seldom to tell.
+6. --lsr-scale is ours. By default, as in the formula, rows replaced by lsr weigh T_i^2 times a cross entropy.
+7. --teacher-errors is ours: it shows what the repair is for, where the teacher errs too seldom to tell.
 """
 
 import sys
@@ -59,14 +60,15 @@ class Args(TeacherOptions):
     gamma: float = 1.0  # flsw: exponent of w
     normalize: Literal["l1"] | None = None  # l1: w over its sum in the batch; then beta is 10 or more
     t_min: float = 1.0  # least temperature of an image
-    smoothing: float = 0.1  # of lsr, whose rows are multiplied by T_i^2, too
+    smoothing: float = 0.1  # of lsr
+    lsr_scale: float = 1.0  # of the rows that lsr replaces: T_i^2 multiplies them, too, but nothing softens them
     ce_weight: float = 0.0  # of the cross entropy with the labels; the repaired target holds them already
     teacher_errors: float = 0.0  # share of training images for which the teacher is made to err
 
     def check(self) -> None:
         super().check()
         require_positive(self, "temperature", "t_min")
-        require_not_negative(self, "gamma", "ce_weight")
+        require_not_negative(self, "gamma", "ce_weight", "lsr_scale")
         if self.beta is not None:
             require_not_negative(self, "beta")
         require_share(self, "smoothing", "teacher_errors")
@@ -101,6 +103,9 @@ def learn_from(teacher: Teacher, args: Args, accelerator: Accelerator) -> Object
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         taught = mislead(teacher(batch.pixels), batch.index, args.teacher_errors, args.seed)
+        row_weight = None
+        if args.adjust == "lsr":
+            row_weight = torch.where(taught.argmax(-1) == batch.labels, 1.0, args.lsr_scale)
         loss, parts = kd.dynamic_temperature_kl(
             model(batch.pixels),
             taught,
@@ -114,6 +119,7 @@ def learn_from(teacher: Teacher, args: Args, accelerator: Accelerator) -> Object
             normalize=args.normalize,
             t_min=args.t_min,
             ce_weight=args.ce_weight,
+            row_weight=row_weight,
             return_parts=True,
             group=group,
         )

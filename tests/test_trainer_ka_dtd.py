@@ -89,6 +89,22 @@ def test_options_reach_the_loss(batch):
         torch.testing.assert_close(loss_of(batch, taught, temperature_mode=mode, **options)[0], expected)
 
 
+def test_scale_of_the_replaced_rows(batch):
+    """loss(scale) = kept rows + scale * replaced rows; of those that ps changes there is no such scale."""
+    taught = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    taught[: ROWS // 2].scatter_(1, batch.labels[: ROWS // 2, None], 20.0)
+    right = taught.argmax(1) == batch.labels
+    assert right.sum() == ROWS // 2
+    rows = kd.dynamic_temperature_kl(
+        batch.pixels, taught, batch.labels, beta=1.0, adjust="lsr", reduction="none"
+    )
+    for scale in (0.0, 0.25, 1.0):
+        loss, parts = loss_of(batch, taught, adjust="lsr", lsr_scale=scale)
+        torch.testing.assert_close(loss, (rows[right].sum() + scale * rows[~right].sum()) / ROWS)
+        torch.testing.assert_close(parts["kl"], loss)
+    assert loss_of(batch, taught, lsr_scale=0.0)[0] == loss_of(batch, taught)[0]
+
+
 def test_errors_of_the_teacher_are_a_share_the_same_every_time_and_follow_from_the_seed():
     logits = torch.randn(20_000, CLASSES, generator=torch.Generator().manual_seed(2))
     index = torch.arange(len(logits))
@@ -141,6 +157,7 @@ def test_adjustment_repairs_an_erring_teacher(batch):
         (["--gamma", "nan"], "--gamma must be >= 0 and finite, got nan"),
         (["--smoothing", "-0.1"], "--smoothing must be between 0 and 1, got -0.1"),
         (["--ce-weight", "-1"], "--ce-weight must be >= 0 and finite, got -1.0"),
+        (["--lsr-scale", "-1"], "--lsr-scale must be >= 0 and finite, got -1.0"),
         (["--preset", "cifar100-ka-wrn"], "unknown --preset 'cifar100-ka-wrn'"),
     ],
 )
