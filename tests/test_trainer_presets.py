@@ -136,6 +136,10 @@ def test_each_figure_stands_beside_a_run_of_its_preset(method):
         {"download": True},
         {"teacher": Path("out/teacher")},  # its accuracy is in the table
         {"train_fraction": 1.0},
+        {"epoch_of": "images"},  # all of them
+        {"workers": 0},
+        {"compile": True},
+        {"log_with": "tensorboard"},
         {"teacher_weight_decay": 5e-4},  # as the student's
     ],
     ids=lambda options: next(iter(options)),
@@ -167,6 +171,10 @@ def test_what_changes_no_figure_may_differ(same):
         {"imbalance": 10.0},
         {"noisy_labels": 0.4},
         {"smoke": True},
+        {"validation": 0.1},
+        {"optimizer": "adamw"},
+        {"model_ema_decay": 0.999},
+        {"grad_accum_steps": 2},
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )

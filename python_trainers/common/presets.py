@@ -6,15 +6,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from python_trainers.common.checks import option, unknown
+from python_trainers.common.options import MachineOptions
 from python_trainers.common.teacher import TeacherOptions
 
 Options = TypeVar("Options")
 
-# Options that change no figure but for its spread and rounding: places, the seed, the use of the machine. Of a
-# --teacher the table shows the accuracy.
+# Options that change no figure but for its spread and rounding: places, the seed, the use of the machine, and for
+# all images, --epoch-of. Of a --teacher the table shows the accuracy.
 INDIFFERENT = {
-    *("out", "seed", "data_root", "download", "teacher", "export", "log_with"),
-    *("workers", "eval_batch_size", "compile", "channels_last", "deterministic"),
+    *("out", "seed", "data_root", "download", "teacher", "export", "log_with", "epoch_of"),
+    *(field.name for field in fields(MachineOptions)),
 }
 OF_TEACHER = {field.name for field in fields(TeacherOptions) if field.name.startswith("teacher_")}
 
