@@ -15,17 +15,19 @@ Per seed, six students see the same 50 images under one-pixel shifts for the sam
                   turned by 90, 180 and 270 degrees (sskd); a step is 16 images four times, not 64
 
 All but the born-again one start from the same weights, and all but the last get the same batches; they differ
-in the loss alone. "Three together" are no student but the mean probabilities of the undistilled one and of
+in the loss and in the learning rate, which is the best of a small sweep, the same for each kind
+(docs/results). "Three together" are no student but the mean probabilities of the undistilled one and of
 generations 1 and 2. No student sees any other image, labelled or not; no network trains on the 797 test
-images. All options but the number of images, of generations and of images per step are the methods' defaults.
+images. All other options but the number of images, of generations and of images per step are the methods'
+defaults.
 
-A second table has three of them on all 1,000 images, 40 % of which have a wrong label; same teacher.
+A second table has three of them on all 1,000 images, 40 % of which have a wrong label; same teacher, each at
+its best rate there.
 """
 
-import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,9 @@ from matplotlib.figure import Figure
 from python_trainers import born_again, kd, okddip, sskd, tf_kd
 from python_trainers.common.checks import option
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import load_dataset
 from python_trainers.common.errors import require
-from python_trainers.common.experiment import Experiment
 from python_trainers.common.files import write_atomically, write_json
+from python_trainers.common.paired import percent
 from python_trainers.common.plots import (
     AMBER,
     BLACK,
@@ -51,13 +52,19 @@ from python_trainers.common.plots import (
     save_figure,
 )
 
-DISTILLED = kd.Args(train_images=50)
-BORN_AGAIN = born_again.Args(train_images=50, generations=2)
-TEACHER_FREE = tf_kd.Args(train_images=50, mode="reg")
-ONLINE = okddip.Args(train_images=50)
-# As many rows as the others in a step, and 62 steps an epoch, not 15.
-ROTATIONS = sskd.Args(train_images=50, batch_size=16, epochs=10)
+# Rates: docs/results/digits-50.md, okddip.md, sskd.md; the teacher's is that of kd.
+DISTILLED = kd.Args(train_images=50, learning_rate=0.01)
+KINDS = {
+    "undistilled": (kd, replace(DISTILLED, kl_weight=0.0, learning_rate=0.05)),
+    "distilled": (kd, DISTILLED),
+    "teacher-free": (tf_kd, tf_kd.Args(train_images=50, mode="reg", learning_rate=0.05)),
+    "online": (okddip, okddip.Args(train_images=50, learning_rate=0.02)),
+    "born again": (born_again, born_again.Args(train_images=50, generations=2, learning_rate=0.05)),
+    # As many rows as the others in a step, and 62 steps an epoch, not 15.
+    "rotations": (sskd, sskd.Args(train_images=50, batch_size=16, epochs=10, learning_rate=0.01)),
+}
 WRONG_LABELS = {"train_images": None, "noisy_labels": 0.4}
+RATES_UNDER_WRONG_LABELS = {"undistilled": 0.05, "distilled": 0.01, "rotations": 0.01}  # digits-noisy.md
 TOGETHER = "three together"
 COLOURS = {
     "undistilled": ORANGE,
@@ -91,22 +98,20 @@ def demonstrate(args: Args) -> dict[str, Any]:
     for name in ("seeds", "noisy_seeds"):
         seeds = getattr(args, name)
         require(seeds >= 2, f"{option(name)} must be >= 2, for there to be a spread, got {seeds}")
-    teacher, dataset = args.out / "teacher", load_dataset(DISTILLED.dataset, data_root=None)
-    Experiment("demo", replace(DISTILLED, out=args.out, teacher=teacher)).teacher()
-    figures = [train_students(args.out, teacher, seed) for seed in range(args.seeds)]
+    teacher = args.out / "teacher"  # trained there by the first run that learns from it
+    few = [train_students(args.out, teacher, seed) for seed in range(args.seeds)]
     noisy = [train_on_wrong_labels(args.out, teacher, seed) for seed in range(args.noisy_seeds)]
 
+    first = few[0]["distilled"]
     summary = {
-        **compare(figures),
-        "wrong_labels": compare(noisy),
-        "teacher": 100 * figures[0]["distilled"]["teacher_accuracy"],
+        **compare(few),
+        "rate": {kind: options.learning_rate for kind, (_, options) in KINDS.items()},
+        "wrong_labels": {**compare(noisy), "rate": RATES_UNDER_WRONG_LABELS},
+        "teacher": 100 * first["teacher_accuracy"],
         "images": {
-            "student": DISTILLED.train_images,
-            "teacher": len(dataset.train),
-            "test": len(dataset.test),
-        },
-        "options": {
-            name: value for name, value in asdict(DISTILLED).items() if not isinstance(value, Path | None)
+            "student": first["train_images"],
+            "teacher": noisy[0]["distilled"]["train_images"],
+            "test": first["test_images"],
         },
     }
     text = table(summary)
@@ -117,81 +122,84 @@ def demonstrate(args: Args) -> dict[str, Any]:
     return summary
 
 
+def train(kind: str, folder: Path, **options: Any) -> dict[str, float]:
+    """Final figures of a student, trained in ``folder``."""
+    method, defaults = KINDS[kind]
+    return method.train(replace(defaults, out=folder, **options))["figures"]
+
+
 def train_students(out: Path, teacher: Path, seed: int) -> dict[str, dict[str, float]]:
     """Final figures of each student with ``seed``."""
     first = out / f"undistilled-{seed}"
-    undistilled = kd.train(replace(DISTILLED, seed=seed, kl_weight=0.0, out=first))
-    distilled = kd.train(replace(DISTILLED, seed=seed, teacher=teacher, out=out / f"distilled-{seed}"))
-    teacher_free = tf_kd.train(replace(TEACHER_FREE, seed=seed, out=out / f"teacher-free-{seed}"))
-    online = okddip.train(replace(ONLINE, seed=seed, out=out / f"online-{seed}"))
-    again = born_again.train(replace(BORN_AGAIN, seed=seed, teacher=first, out=out / f"born-again-{seed}"))
-    rotations = sskd.train(replace(ROTATIONS, seed=seed, teacher=teacher, out=out / f"rotations-{seed}"))
+    teachers = {"distilled": teacher, "born again": first, "rotations": teacher}
+    figures = {}
+    for kind in KINDS:
+        taught = {"teacher": teachers[kind]} if kind in teachers else {}
+        figures[kind] = train(kind, out / f"{kind.replace(' ', '-')}-{seed}", seed=seed, **taught)
+    again = figures["born again"]
     return {
-        "undistilled": undistilled["figures"],
-        "distilled": distilled["figures"],
-        "teacher-free": teacher_free["figures"],
-        "online": online["figures"],
-        "born again": {"test_accuracy": again["figures"]["generation_1"]},
-        "rotations": rotations["figures"],
-        TOGETHER: {"test_accuracy": again["figures"]["ensemble_3"]},
+        **figures,
+        "born again": {"test_accuracy": again["generation_1"]},
+        TOGETHER: {"test_accuracy": again["ensemble_3"]},
     }
 
 
 def train_on_wrong_labels(out: Path, teacher: Path, seed: int) -> dict[str, dict[str, float]]:
     """Final figures of the students that learn from all images, two in five under a wrong label."""
-    options = {**WRONG_LABELS, "seed": seed, "teacher": teacher}
-    runs = {
-        kind: method.train(replace(defaults, **options, **more, out=out / f"wrong-labels-{kind}-{seed}"))
-        for kind, method, defaults, more in (
-            ("undistilled", kd, DISTILLED, {"kl_weight": 0.0}),
-            ("distilled", kd, DISTILLED, {}),
-            ("rotations", sskd, ROTATIONS, {}),
+    return {
+        kind: train(
+            kind,
+            out / f"wrong-labels-{kind}-{seed}",
+            **WRONG_LABELS,
+            learning_rate=rate,
+            seed=seed,
+            teacher=teacher,
         )
+        for kind, rate in RATES_UNDER_WRONG_LABELS.items()
     }
-    return {kind: summary["figures"] for kind, summary in runs.items()}
 
 
 def compare(figures: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Percent per seed and kind; mean and spread (sample standard deviation) of each kind and of its gain."""
-    columns = {kind: [100 * seed[kind]["test_accuracy"] for seed in figures] for kind in figures[0]}
+    """Percent per seed and kind; mean and spread of each kind and of its gain over the undistilled one."""
+    columns = {kind: percent([seed[kind]["test_accuracy"] for seed in figures]) for kind in figures[0]}
     gains = {
-        kind: [ours - plain for ours, plain in zip(column, columns["undistilled"], strict=True)]
-        for kind, column in columns.items()
-        if kind != "undistilled"
+        kind: column.over(columns["undistilled"]) for kind, column in columns.items() if kind != "undistilled"
     }
     return {
-        "per_seed": columns,
-        "mean": {kind: statistics.mean(column) for kind, column in columns.items()},
-        "spread": {kind: statistics.stdev(column) for kind, column in columns.items()},
-        "gain": {kind: statistics.mean(gain) for kind, gain in gains.items()},
-        "spread_of_gain": {kind: statistics.stdev(gain) for kind, gain in gains.items()},
+        "per_seed": {kind: column.values for kind, column in columns.items()},
+        "mean": {kind: column.mean for kind, column in columns.items()},
+        "spread": {kind: column.spread for kind, column in columns.items()},
+        "gain": {kind: gain.mean for kind, gain in gains.items()},
+        "spread_of_gain": {kind: gain.spread for kind, gain in gains.items()},
     }
 
 
 def table(summary: dict[str, Any]) -> str:
     """Both comparisons as text."""
-    images, options = summary["images"], summary["options"]
+    images = summary["images"]
     return "\n".join(
         [
-            f"Test accuracy in %, {images['test']} test images of {options['dataset']}.",
-            f"Student {options['student_model']} on {images['student']} labelled images; teacher "
-            f"{options['teacher_model']} on {images['teacher']}: {summary['teacher']:.2f}.",
+            f"Test accuracy in %, {images['test']} test images of {DISTILLED.dataset}.",
+            f"Student {DISTILLED.student_model} on {images['student']} labelled images; teacher "
+            f"{DISTILLED.teacher_model} on {images['teacher']}: {summary['teacher']:.2f}.",
             "",
             *lines(summary),
             "",
-            f"The same on {images['teacher']} images, {WRONG_LABELS['noisy_labels']:.0%} of them under wrong labels.",
+            f"The same on {images['teacher']} images, {WRONG_LABELS['noisy_labels']:.0%} of them under wrong "
+            "labels.",
             "",
             *lines(summary["wrong_labels"]),
             "",
             "spread: sample standard deviation over the seeds",
             "gain: over the undistilled student of the same seed, mean ± spread",
+            "rate: of learning, the best of a sweep with other seeds and held-out images (docs/results)",
             "",
         ]
     )
 
 
 def lines(comparison: dict[str, Any]) -> list[str]:
-    """One comparison: a line per seed, then mean, spread and gain."""
+    """One comparison: a line per seed, then mean, spread, gain and rate."""
     columns = comparison["per_seed"]
     rows = [(str(seed), *row) for seed, row in enumerate(zip(*columns.values(), strict=True))]
     rows += [(name, *comparison[name].values()) for name in ("mean", "spread")]
@@ -201,6 +209,7 @@ def lines(comparison: dict[str, Any]) -> list[str]:
         f"{'seed':<8}" + "".join(f"{kind:>15}" for kind in columns),
         *(f"{label:<8}" + "".join(f"{value:15.2f}" for value in row) for label, *row in rows),
         f"{'gain':<23}" + "".join(f"{gain:>15}" for gain in gains),
+        f"{'rate':<8}" + "".join(f"{rate:>15g}" for rate in comparison["rate"].values()),
     ]
 
 

@@ -9,9 +9,10 @@ from trainer_process import interrupt
 from trainer_runs import assert_same_run, epochs_written, torch_settings  # noqa: F401
 
 from python_trainers import born_again, compare, kd, okddip, tf_kd
-from python_trainers.common import experiment
-from python_trainers.common.errors import TrainerError
+from python_trainers.common import experiment, tuning
+from python_trainers.common.errors import Diverged, TrainerError
 from python_trainers.common.jobs import build_job
+from python_trainers.common.paired import percent
 from python_trainers.common.run import Run
 
 pytestmark = pytest.mark.trainers
@@ -20,6 +21,11 @@ JOBS = ["baseline", "kd", "tf_kd:mode=self", "born_again:loss=cwtm,generations=1
 NETWORKS = ["--pairs", "small_mlp/small_convnet"]
 OPTIONS = [*NETWORKS, "--train-images", "50", "--seeds", "2", "--epochs", "2", "--teacher-epochs", "2"]
 SMOKE = ["--smoke", *NETWORKS, "--seeds", "1"]
+TUNED = [*SMOKE, "--train-images", "50", "--jobs", "baseline", "kd", "--tuning-seeds", "2"]
+BASELINE_AT = {
+    rate: f"from-labels/small_convnet-students-images-3-epochs-learning-rate-{rate}-seed-{{seed}}"
+    for rate in ("0.003", "0.1")
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +66,24 @@ def test_writes_one_table_with_mean_and_spread(finished):
         assert row["mean"] == pytest.approx((first + second) / 2)
         assert row["spread"] == pytest.approx(abs(first - second) / 2**0.5)
         assert row["seeds"] == 2 and row["published"] is None
+        assert row["rate"] == 0.01 and row["sweep"] is None
+    plain, taught = (found[job]["accuracies"] for job in ("baseline", "kd"))
+    gains = [b - a for a, b in zip(plain, taught, strict=True)]
+    assert found["baseline"]["gain"] is None and found["kd"]["gains"] == pytest.approx(gains)
     table = (finished / "table.md").read_text()
     assert table.count("not comparable") == len(JOBS)
-    assert f"| {found['kd']['mean']:.2f} | {found['kd']['spread']:.2f} | 2 |" in table
+    gain = f"{sum(gains) / 2:+.2f} ± {abs(gains[0] - gains[1]) / 2**0.5:.2f}"
+    assert f"| 0.01 | {found['kd']['mean']:.2f} | {found['kd']['spread']:.2f} | {gain} | 2 |" in table
+    assert "Rate: the same for all, tuned for none." in table
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_networks_trained_from_labels_are_shared(finished):
-    from_labels = sorted(path.name.rpartition("-")[0] for path in (finished / "from-labels").iterdir())
-    assert from_labels == ["small_convnet-seed-0", "small_convnet-seed-1", "small_mlp-seed-0"]
+    assert sorted(path.name for path in (finished / "from-labels").iterdir()) == [
+        "small_convnet-students-images-2-epochs-seed-0",
+        "small_convnet-students-images-2-epochs-seed-1",
+        "small_mlp-all-images-2-epochs-seed-0",
+    ]
     found = rows(finished)
     for job in JOBS[2:]:  # taught by the baseline of the same seed
         assert found[job]["teacher"] == pytest.approx(found["baseline"]["mean"])
@@ -128,6 +143,95 @@ def test_teachers_of_other_recipes_are_other_teachers(tmp_path, epochs_trained):
     (other,) = (tmp_path / "out" / "from-labels").iterdir()
     assert json.loads((other / "summary.json").read_text())["configuration"]["learning_rate"] == 0.05
     assert epochs_trained.count(teacher) == epochs_trained.count(other) == 3
+
+
+def test_gains_are_over_a_baseline_of_the_same_network(tmp_path):
+    jobs = ["baseline", "tf_kd:mode=re_kd", "tf_kd:mode=reg"]
+    assert compare.main([*SMOKE, "--jobs", *jobs, "--out", str(tmp_path)]) == 0
+    found = rows(tmp_path)
+    assert found["tf_kd:mode=re_kd"]["network"] == "small_mlp" and found["tf_kd:mode=re_kd"]["gain"] is None
+    assert found["tf_kd:mode=reg"]["gain"] is not None and found["tf_kd:mode=reg"]["spread_of_gain"] is None
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A comparison that looks for rates, one of which is far too large."""
+    out = tmp_path_factory.mktemp("tuned") / "compare"
+    assert compare.main([*TUNED, "--rates", "0.003", "0.1", "1e9", "--out", str(out)]) == 0
+    return out
+
+
+def test_each_job_has_the_rate_that_is_best_on_images_held_out(tuned):
+    found = rows(tuned)
+    for job, row in found.items():
+        runs = tuned / "tuning" / PAIR / job
+        for rate, accuracies in row["sweep"].items():
+            if rate == "1000000000.0":
+                assert accuracies is None
+                continue
+            of_seeds = [tuned / "tuning" / BASELINE_AT[rate].format(seed=seed) for seed in (1000, 1001)]
+            if job != "baseline":
+                of_seeds = [runs / f"rate-{rate}" / f"seed-{seed}" for seed in (1000, 1001)]
+            summaries = [json.loads((run / "summary.json").read_text()) for run in of_seeds]
+            for summary, accuracy in zip(summaries, accuracies, strict=True):
+                assert summary["configuration"]["validation"] == 0.2
+                assert 100 * summary["figures"]["validation_accuracy"] == accuracy
+        means = {float(rate): sum(values) for rate, values in row["sweep"].items() if values}
+        assert row["rate"] == max(means, key=means.get) == 0.1 and not row["rate_at_the_edge"]
+    table = (tuned / "table.md").read_text()
+    assert "| 0.1 | " in table and table.count("| diverged |") == 2
+    assert "with the seeds 1000 to 1001 and tested on the 20% of the training split" in table
+
+
+def test_tuned_jobs_are_runs_of_their_method_and_share_the_untuned_teacher(tuned, tmp_path):
+    (teacher,) = (tuned / "from-labels").glob("small_mlp-*")
+    assert json.loads((teacher / "summary.json").read_text())["configuration"]["learning_rate"] == 0.01
+    options = ["--smoke", "--train-images", "50", "--learning-rate", "0.1", "--out", str(tmp_path)]
+    assert kd.main([*options, "--teacher-model", "small_mlp", "--teacher", str(teacher)]) == 0
+    assert_same_run(tmp_path, tuned / PAIR / "kd" / "rate-0.1" / "seed-0")
+
+
+def test_rates_and_tuning_seeds_can_be_added(tuned, epochs_trained):
+    options = ["--rates", "0.003", "0.1", "0.2", "--tuning-seeds", "3", "--out", str(tuned)]
+    assert compare.main([*TUNED[:-2], *options]) == 0
+    tuning = {path for path in epochs_trained if tuned / "tuning" in path.parents}
+    assert len(tuning) == 2 * (3 + 2)  # three seeds at the new rate, the third seed at the others
+    assert {path.name.rpartition("-")[2] for path in tuning} == {"1000", "1001", "1002"}
+
+
+def test_teacher_that_is_named_is_trained_on_all_images_before_the_tuning(tmp_path):
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    options = [*SMOKE, "--rates", "0.01", "0.1", "--tuning-seeds", "1", "--teacher", str(teacher), "--jobs", "kd"]
+    assert compare.main([*options, "--out", str(out)]) == 0
+    assert json.loads((teacher / "summary.json").read_text())["figures"]["train_images"] == 1000
+    assert not list(out.rglob("from-labels"))
+
+
+def test_the_best_rate():
+    def found(**accuracies):
+        table = {float(rate): accuracy for rate, accuracy in accuracies.items()}
+        return tuning.sweep(list(table), [0, 1], lambda rate, seed: table[rate])
+
+    assert found(**{"0.1": 0.5, "0.2": 0.7, "0.05": 0.7, "1": 0.6}).best == 0.05  # the smallest of the best
+    assert found(**{"0.1": 0.5, "0.2": 0.7, "0.4": 0.6}).best_is_at_the_edge is False
+    for rate in ("0.1", "0.4"):
+        assert found(**{"0.1": 0.5, "0.2": 0.4, "0.4": 0.5, rate: 0.6}).best_is_at_the_edge is True
+
+
+def test_rates_that_all_diverge_are_refused():
+    def train(rate, seed):
+        raise Diverged("loss is nan")
+
+    with pytest.raises(TrainerError, match="training diverged at each of --rates 0.5 2"):
+        tuning.sweep([0.5, 2], [0], train)
+
+
+def test_paired_differences_vary_less_than_the_figures():
+    ours, baseline = percent([0.9, 0.8, 0.7]), percent([0.85, 0.76, 0.64])
+    assert (ours.mean, ours.spread) == pytest.approx((80, 10))
+    gain = ours.over(baseline)
+    assert gain.values == pytest.approx((5, 4, 6)) and gain.signed() == "+5.00 ± 1.00"
+    assert percent([0.5]).spread is None and percent([0.5]).over(percent([0.6])).signed() == "-10.00"
 
 
 def test_students_of_a_pair_share_the_teachers_head(tmp_path, epochs_trained):
@@ -237,6 +341,14 @@ def test_options_of_a_job_have_the_types_of_their_fields():
     ("options", "sentence"),
     [
         (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--rates", "0.1", "0"], "--learning-rate must be > 0 and finite, got 0.0"),
+        (["--rates", "0.1", "0.1"], "--rates must all be different, got 0.1 0.1"),
+        (["--rates", "0.1", "--tuning-seeds", "0"], "--tuning-seeds must be >= 1, got 0"),
+        (["--rates", "0.1", "--seeds", "1001"], "--seeds must be <= 1000 under --rates, whose seeds are above, got 1001"),
+        (
+            ["--rates", "0.1", "--jobs", "kd:learning-rate=0.1"],
+            "job 'kd:learning-rate=0.1' has a rate of its own, which --rates are there to find: leave one of them out",
+        ),
         (["--pairs", "small_resnet"], "--pairs must be TEACHER/STUDENT, got 'small_resnet'"),
         (["--pairs", "vgg/small_mlp"], "unknown network 'vgg'"),
         (["--jobs", "kd", "kd"], "--jobs must be one or more, all different, got kd kd"),

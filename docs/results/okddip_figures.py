@@ -8,6 +8,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from python_trainers.compare import readable
+
 
 def last(run: Path) -> dict[str, float]:
     """Figures of the last epoch."""
@@ -18,11 +20,9 @@ def with_spread(values: list[float], digits: int = 2, sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def row(ends: list[dict[str, float]], labels_alone: list[dict[str, float]]) -> list[str]:
-    """Of one job, by seed: `labels_alone` are the baselines of the same seeds."""
-    gains = [100 * (end["test_accuracy"] - plain["test_accuracy"]) for end, plain in zip(ends, labels_alone, strict=True)]
-    means = (100 * statistics.mean(end[name] for end in ends) for name in ("mean_accuracy", "ensemble_accuracy"))
-    cells = [with_spread(gains, sign="+"), *(f"{mean:.2f}" for mean in means)]
+def row(ends: list[dict[str, float]]) -> list[str]:
+    """Of one job, by seed."""
+    cells = [f"{100 * statistics.mean(end['mean_accuracy'] for end in ends):.2f}"]
     cells.append(with_spread([end["diversity"] for end in ends], digits=3))
     peers = [a for a in range(1, len(ends[0])) if f"attention_{a}_{a}" in ends[0]]
     if not peers:
@@ -36,11 +36,14 @@ def row(ends: list[dict[str, float]], labels_alone: list[dict[str, float]]) -> l
 
 def main() -> None:
     out = Path(sys.argv[1])
-    print("job | gain | mean_accuracy | ensemble_accuracy | diversity | attention_a_a | leader over its peers")
-    for job in sorted(out.glob("*/okddip*")):
-        seeds = sorted(job.glob("seed-*"))
-        labels_alone = [last(next(out.glob(f"from-labels/*-{run.name}-*"))) for run in seeds]
-        print(job.name, *row([last(run) for run in seeds], labels_alone), sep=" | ")
+    print("job | mean_accuracy | diversity | attention_a_a | leader over its peers")
+    for job in json.loads((out / "summary.json").read_text())["rows"]:
+        if not job["job"].startswith("okddip"):
+            continue
+        folder = out / readable(job["pair"]) / readable(job["job"])
+        if job["sweep"]:
+            folder /= f"rate-{job['rate']:g}"
+        print(job["job"], *row([last(run) for run in sorted(folder.glob("seed-*"))]), sep=" | ")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,23 @@ from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from python_trainers import kd
 from python_trainers.cli import methods
-from python_trainers.common.checks import unknown
+from python_trainers.common.checks import select, unknown
 from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.options import DataOptions, MachineOptions, RunOptions, StudentOptions
 from python_trainers.common.presets import Preset, published
 from python_trainers.common.recipe import TrainingOptions
-from python_trainers.common.teacher import Pretraining, TaughtOptions
+from python_trainers.common.teacher import Pretraining
 from python_trainers.common.typed import describe, read_value
 
 BASELINE = "baseline"
 CROSS_ENTROPY = {"tf_kd": {"mode": "baseline"}, "kd": {"kl_weight": 0.0}}  # the same by options of a method
-DATA_AND_RUN = {
-    field.name for group in (DataOptions, MachineOptions, RunOptions) for field in fields(group)
-}
-COMMON = {field.name for field in fields(TrainingOptions)} | DATA_AND_RUN
-NOT_OF_A_JOB = DATA_AND_RUN | {"model", "teacher_model", "student_model", "teacher", "evaluate", "export", "log_with"}
+RECIPE = {field.name for field in fields(TrainingOptions)}
+FIXED = {field.name for group in (DataOptions, MachineOptions, RunOptions) for field in fields(group)}
+COMMON = RECIPE | FIXED  # options of the comparison
+# Options that a job does not have: networks are the pair's, the rest is of a single run.
+NO_JOBS = FIXED | {"model", "teacher_model", "student_model", "teacher", "evaluate", "export", "log_with"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Job:
 
     text: str  # as it was typed
     pair: str  # TEACHER/STUDENT
-    method: ModuleType | None  # None: the baseline
+    method: ModuleType | None  # None: the baseline, whose options are those of kd without a teacher
     args: StudentOptions  # but for seed, folder and teacher
 
     def having(self, **options: Any) -> "Job":
@@ -46,7 +47,7 @@ class Job:
         """The published setting whose figure may stand beside this job's."""
         if self.method is not None:
             return published(self.method.PRESETS, self.args)
-        shared = {field.name: getattr(self.args, field.name) for field in fields(self.args)}
+        shared = select(self.args, *COMMON)
         for name, alone in CROSS_ENTROPY.items():
             method = importlib.import_module(f"python_trainers.{name}")
             same = replace(method.Args(**{**shared, **alone}), student_model=self.pair.partition("/")[2])
@@ -58,16 +59,15 @@ class Job:
 def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
     """The job that ``text`` describes on the networks of ``pair``, with the recipe and data of ``common``."""
     name, _, options = text.partition(":")
-    shared = {key: getattr(common, key) for key in COMMON}
+    shared = select(common, *COMMON)
     if name == BASELINE:
         require(not options, f"job {text!r}: {BASELINE} has no options of its own")
-        return Job(text, pair, None, TaughtOptions(**shared))
-    modules = {method: importlib.import_module(f"python_trainers.{method}") for method in methods()}
-    comparable = {method: module for method, module in modules.items() if issubclass(module.Args, StudentOptions)}
+        args = kd.Args(**shared, kl_weight=0.0).on_pair(*pair.split("/"), teacher_epochs)
+        return Job(text, pair, None, args)
     try:
-        if name not in comparable:
-            raise unknown("method", name, [BASELINE, *comparable])
-        method = comparable[name]
+        if name not in methods():
+            raise unknown("method", name, [BASELINE, *methods()])
+        method = importlib.import_module(f"python_trainers.{name}")
         args = method.Args(**shared).on_pair(*pair.split("/"), teacher_epochs)
         for part in filter(None, options.split(",")):
             args = with_option(args, part)
@@ -83,7 +83,7 @@ def with_option(args: StudentOptions, part: str) -> StudentOptions:
     hints = {
         field.replace("_", "-"): hint
         for field, hint in get_type_hints(type(args)).items()
-        if field not in NOT_OF_A_JOB
+        if field not in NO_JOBS
     }
     switches = {prefix + key: key for key, hint in hints.items() if hint is bool for prefix in ("", "no-")}
     if name in switches:

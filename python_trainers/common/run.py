@@ -22,7 +22,7 @@ from accelerate import Accelerator, __version__ as accelerate_version
 from torch import nn
 
 from python_trainers.common.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from python_trainers.common.errors import TrainerError, require
+from python_trainers.common.errors import Diverged, TrainerError, require
 from python_trainers.common.files import write_atomically, write_json
 from python_trainers.common.seeding import random_states, restore_random_states
 
@@ -102,10 +102,8 @@ class Run:
     def end_epoch(self, epoch: int, **figures: float) -> None:
         """Record an epoch's figures and save the run."""
         for name, value in figures.items():
-            require(
-                math.isfinite(value),
-                f"{self.folder}: {name} is {value} in epoch {epoch}; lower --learning-rate",
-            )
+            if not math.isfinite(value):
+                raise Diverged(f"{self.folder}: {name} is {value} in epoch {epoch}; lower --learning-rate")
         self.history.append({"epoch": epoch, **figures})
         states = random_states(self.accelerator)
         if not self.accelerator.is_main_process:
