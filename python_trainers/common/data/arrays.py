@@ -9,7 +9,7 @@ from torch import Tensor
 
 from python_trainers.common.data.augmentation import standard_augmentation
 from python_trainers.common.data.checks import count_classes, listing
-from python_trainers.common.data.images import Dataset, Images, Standard, fingerprint
+from python_trainers.common.data.images import Dataset, Images, Standard, content_name
 from python_trainers.common.errors import TrainerError, require
 
 LAYOUTS = "[N, 1 or 3, height, width], [N, height, width, 1 or 3] or, grey, [N, height, width]"
@@ -42,7 +42,7 @@ def npz(path: Path) -> Dataset:
     standard = Standard.of(train.pixels)
     train, test = (Images(part.pixels, part.labels, standard) for part in (train, test))
     return Dataset(
-        name=f"npz {fingerprint(train, test)}",
+        name=f"npz {content_name(train, test)}",
         train=train,
         test=test,
         classes=classes,

@@ -9,7 +9,7 @@ from PIL import Image
 from python_trainers.common.data.augmentation import Augmentation, standard_augmentation
 from python_trainers.common.data.checks import contents, require_same_classes
 from python_trainers.common.data.image_files import ImageFiles, unreadable
-from python_trainers.common.data.images import Dataset, Images, Standard, fingerprint
+from python_trainers.common.data.images import Dataset, Images, Standard, content_name
 from python_trainers.common.errors import require
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -45,7 +45,7 @@ def image_folder(root: Path) -> Dataset:
     standard = Standard.of(pixels["train"]) if resident else IMAGENET
     train, test = (Images(pixels[split], labels[split], standard) for split in ("train", "test"))
     return Dataset(
-        name=f"imagefolder {fingerprint(train, test)}",
+        name=f"imagefolder {content_name(train, test)}",
         train=train,
         test=test,
         classes=len(classes),

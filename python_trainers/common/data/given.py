@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from python_trainers.common.data.augmentation import Augmentation, augmented_by
 from python_trainers.common.data.checks import count_classes
-from python_trainers.common.data.images import Dataset, Images, Standard, fingerprint
+from python_trainers.common.data.images import Dataset, Images, Standard, content_name
 from python_trainers.common.data.items import DatasetItems
 from python_trainers.common.data.loaded import LoadedImages
 from python_trainers.common.errors import require
@@ -84,6 +84,6 @@ def _dtype(part: Part) -> torch.dtype:
 def _name(data: Any, part: Part) -> str:
     """Type, size and what is known without reading all: of a loader, whose order is not fixed, the labels' counts."""
     if isinstance(part, Images):
-        return f"{type(data).__name__} {len(part)} {fingerprint(part)}"
+        return f"{type(data).__name__} {len(part)} {content_name(part)}"
     counts = "-".join(map(str, part.class_counts.tolist()[:10]))
     return f"DataLoader of {type(data.dataset).__name__} {len(part)} {counts}"

@@ -158,7 +158,7 @@ def _relabelled(images: Images, new_label: Tensor) -> Images:
     return replace(kept, labels=new_label[kept.labels], clean_labels=clean)
 
 
-def fingerprint(*splits: Images) -> str:
+def content_name(*splits: Images) -> str:
     """Short name of what ``splits`` hold; of images that are not in memory, their identity counts."""
     digest = hashlib.sha256()
     for images in splits:
