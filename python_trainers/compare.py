@@ -18,8 +18,8 @@ rate. Each run has its own folder under OUT. The same command continues an inter
 ended are read, not trained again; jobs, seeds, rates and pairs can be added.
 
 Written: table.md, summary.json, plot.png. Spread is the sample standard deviation over seeds; a gain is over
-the baseline of the same seed. A published figure stands beside ours where data set, networks and variant are
-the paper's; else it says "not comparable".
+the baseline of the same seed. A published figure stands beside ours where data, networks, variant and recipe
+are the paper's; else it says "not comparable".
 """
 
 import json

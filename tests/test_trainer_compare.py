@@ -10,6 +10,7 @@ from trainer_runs import assert_same_run, epochs_written, torch_settings  # noqa
 
 from python_trainers import born_again, compare, kd, okddip, tf_kd
 from python_trainers.common import experiment, tuning
+from python_trainers.common.comparison_table import table, table_rows
 from python_trainers.common.errors import Diverged, TrainerError
 from python_trainers.common.jobs import build_job
 from python_trainers.common.paired import percent
@@ -270,6 +271,7 @@ def recipe_of(preset, **options):
 
 def test_published_figures_stand_beside_runs_of_the_same_setting():
     tian, yuan = kd.PRESETS["cifar100-kd-vgg13-vgg8"], tf_kd.PRESETS["cifar100-kd-resnet18-mobilenetv2"]
+    mobile = kd.PRESETS["cifar100-kd-vgg13-mobilenetv2_half"]
     furlanello = born_again.PRESETS["cifar100-densenet_90_60-ban+l"]
     chen = okddip.PRESETS["cifar100-okddip-branch-resnet32"]
     slow, of_code = "sskd:head-epochs=60,learning-rate=0.01", "form=code,reduction=elementmean"
@@ -278,8 +280,11 @@ def test_published_figures_stand_beside_runs_of_the_same_setting():
         (tian, "baseline", "vgg13/vgg8", 70.36),
         (tian, "crd:kl-weight=1", "vgg13/vgg8", 74.29),
         (tian, "sskd:head-epochs=60", "vgg13/vgg8", 75.33),
-        (tian, f"{slow},teacher-learning-rate=0.05", "resnet32x4/shufflenetv1", 78.44),
-        (tian, slow, "resnet32x4/shufflenetv1", None),  # the teacher, too
+        (tian, slow, "resnet32x4/shufflenetv1", 78.44),  # the student alone, the teacher has the comparison's rate
+        (tian, f"{slow},teacher-learning-rate=0.01", "resnet32x4/shufflenetv1", None),
+        (mobile, "kd", "vgg13/mobilenetv2_half", None),  # here the teacher, too, has 0.01
+        (mobile, "kd:teacher-learning-rate=0.05", "vgg13/mobilenetv2_half", 67.37),
+        (mobile, "kd:learning-rate=0.05", "vgg13/vgg8", None),
         (yuan, "baseline", "resnet50/resnet18", 75.87),
         (yuan, f"tf_kd:mode=kd,alpha=0.95,{of_code}", "resnet18/tfkd_mobilenetv2", 71.05),
         (yuan, f"tf_kd:mode=reg,alpha=0.1,multiplier=100,{of_code}", "resnet50/resnet18", 77.36),
@@ -296,6 +301,24 @@ def test_published_figures_stand_beside_runs_of_the_same_setting():
             epochs = preset.options.get("teacher_epochs", 40)
             found = build_job(text, pair, recipe_of(preset, **data), epochs).published()
             assert (found and found.accuracy) == expected, text
+
+
+def test_published_figure_of_another_quantity_stands_beside_the_same_of_ours():
+    args = recipe_of(okddip.PRESETS["cifar100-okddip-branch-resnet32"])
+    figures = {"test_accuracy": 0.71, "mean_accuracy": 0.72, "ensemble_accuracy": 0.73}
+    summaries = [{"figures": figures, "configuration": {"network": "resnet32"}}]
+    texts = ("okddip", "okddip:method=dml", "okddip:no-leader", "kd")
+    jobs = [build_job(text, "resnet110/resnet32", args, teacher_epochs=40) for text in texts]
+    text = table(table_rows([(job, None, summaries) for job in jobs]), args)
+    cells = [line.rpartition(" | ")[2] for line in text.splitlines() if "`" in line]
+    expected = (
+        ("74.37 (", ") |"),
+        ("mean_accuracy 73.53 (", "), here 72.00 |"),
+        ("ensemble_accuracy 76.55 (", "), here 73.00 |"),
+        ("not comparable", " |"),
+    )
+    for cell, (start, end) in zip(cells, expected, strict=True):
+        assert cell.startswith(start) and cell.endswith(end)
 
 
 @pytest.mark.parametrize(

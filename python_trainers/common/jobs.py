@@ -12,7 +12,7 @@ from python_trainers.common.errors import TrainerError, require
 from python_trainers.common.options import DataOptions, MachineOptions, RunOptions, StudentOptions
 from python_trainers.common.presets import Preset, published
 from python_trainers.common.recipe import TrainingOptions
-from python_trainers.common.teacher import Pretraining
+from python_trainers.common.teacher import OWN_RECIPE, Pretraining, TeacherOptions
 from python_trainers.common.typed import describe, read_value
 
 BASELINE = "baseline"
@@ -69,6 +69,8 @@ def build_job(text: str, pair: str, common: Any, teacher_epochs: int) -> Job:
             raise unknown("method", name, [BASELINE, *methods()])
         method = importlib.import_module(f"python_trainers.{name}")
         args = method.Args(**shared).on_pair(*pair.split("/"), teacher_epochs)
+        if isinstance(args, TeacherOptions):  # the pair's teacher is the same for all, whatever the job's own rate
+            args = replace(args, **{f"teacher_{field}": shared[field] for field in OWN_RECIPE})
         for part in filter(None, options.split(",")):
             args = with_option(args, part)
         args.check()
