@@ -19,7 +19,8 @@ pytestmark = pytest.mark.trainers
 COMMON = ["--train-images", "50", "--epochs", "2", "--learning-rate", "0.05"]
 TAUGHT = ["--teacher-model", "small_mlp", "--teacher-epochs", "1"]
 TRAINERS = {
-    "kd": (kd, TAUGHT),
+    # Gradients summed over processes and parts of a batch, then clipped; a moving average.
+    "kd": (kd, [*TAUGHT, "--grad-accum-steps", "2", "--clip-grad", "0.5", "--model-ema-decay", "0.9"]),
     # Statistics of the whole batch, clamping at work: halves of a batch would have others.
     "ka_dtd": (ka_dtd, [*TAUGHT, "--beta", "200", "--normalize", "l1", "--teacher-errors", "0.2"]),
     "born_again": (born_again, ["--loss", "cwtm", "--generations", "1"]),

@@ -1,6 +1,7 @@
 """The weights of the epoch that was best on held-out images."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -9,20 +10,20 @@ from python_trainers.common.hooks import Hook
 
 
 class KeepBest(Hook):
-    """Remembers the weights of the best epoch so far, and puts them into the network after the last."""
+    """Remembers the weights of the best epoch so far, and puts them into the ``modules`` after the last."""
 
     name = "best"
 
-    def __init__(self, network: nn.Module, figure: str, epochs: int) -> None:
-        self._network, self._figure, self._epochs = network, figure, epochs
+    def __init__(self, modules: Mapping[str, nn.Module], figure: str, epochs: int) -> None:
+        self._modules, self._figure, self._epochs = nn.ModuleDict(modules), figure, epochs
         self._value, self._epoch, self._weights = float("-inf"), 0, None
 
     def end_epoch(self, epoch: int, figures: dict[str, float]) -> dict[str, float]:
         if figures[self._figure] > self._value:  # of equally good ones the first
             self._value, self._epoch = figures[self._figure], epoch
-            self._weights = copy.deepcopy(self._network.state_dict())
+            self._weights = copy.deepcopy(self._modules.state_dict())
         if epoch == self._epochs:
-            self._network.load_state_dict(self._weights)
+            self._modules.load_state_dict(self._weights)
         return {"kept_epoch": self._epoch}
 
     def state_dict(self) -> dict[str, Any]:

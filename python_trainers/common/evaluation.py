@@ -4,7 +4,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from python_trainers.common.checkpoint import checkpoint_path, is_weights_file
 from python_trainers.common.metrics import top_accuracies
 from python_trainers.common.options import StudentOptions
 from python_trainers.common.resolve import Given, load_trained, network_of_run, resolve_dataset, resolve_network

@@ -3,7 +3,6 @@
 A method asks for what its paper has, in order: the teacher, then the student under an objective.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import nn
 
+from python_trainers.common.accelerators import check_accelerator, start_accelerator, with_parts_of
 from python_trainers.common.best import KeepBest
 from python_trainers.common.checkpoint import is_weights_file
 from python_trainers.common.data import Augmentation, Images, source_of
+from python_trainers.common.data.loaded import LoadedImages
 from python_trainers.common.ema import MovingAverage
 from python_trainers.common.errors import require
 from python_trainers.common.files import require_writable
@@ -25,7 +26,7 @@ from python_trainers.common.learner import Learner
 from python_trainers.common.loop import Objective, learn_from_labels, train
 from python_trainers.common.models.trial import check_training
 from python_trainers.common.models.weights import export_weights
-from python_trainers.common.options import StudentOptions, data_configuration, own_options
+from python_trainers.common.options import StudentOptions, data_configuration, own_options, refuse_accumulation
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.progress import announce
 from python_trainers.common.recipe import recipe_configuration
@@ -35,15 +36,7 @@ from python_trainers.common.seeding import make_reproducible
 from python_trainers.common.stages import stage
 from python_trainers.common.task import Classification
 from python_trainers.common.teacher import Pretraining, Teacher, TeacherOptions
-from python_trainers.common.trackers import Tracking, require_tracker
-
-# What accelerate's launcher sets where it is asked for ways to train that these loops do not have.
-FOREIGN_WAYS = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
-}
+from python_trainers.common.trackers import Tracking
 
 
 class Objects(TypedDict, total=False):
@@ -80,16 +73,22 @@ class Experiment:
     ) -> None:
         """``method`` names the folder; objects stand for names in ``args``, see :class:`Objects`."""
         args.check()
+        require(args.evaluate is None, f"--evaluate {args.evaluate} trains nothing: call common.evaluation.evaluate")
         self.folder = args.folder(method)
-        require_writable(self.folder)
-        self.accelerator = accelerator or start_accelerator(args, self.folder)
-        if args.grad_accum_steps == 1 and self.accelerator.gradient_accumulation_steps > 1:  # the launcher's
-            args = replace(args, grad_accum_steps=self.accelerator.gradient_accumulation_steps)
-            args.check()
+        for folder in (self.folder, *([args.export.parent] if args.export else [])):
+            require_writable(folder)
+        if accelerator is None:
+            accelerator = start_accelerator(args, self.folder)
+        else:
+            check_accelerator(accelerator, args)
+        self.accelerator = accelerator
+        args = with_parts_of(accelerator, args)
         self.args = args = (args.smoked() if args.smoke else args).completed()
         self.dataset, self.images = resolve_dataset(
             args, seed=args.seed, dataset=dataset, augmentation=augmentation
         )
+        if isinstance(self.images, LoadedImages):
+            refuse_accumulation(args, "the DataLoader makes the batches, accumulating would make larger ones")
         self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher
@@ -217,10 +216,13 @@ class Experiment:
 
         def learn() -> dict[str, Any]:
             hooks: list[Hook] = [model] if learner is not None else []
+            kept = {"network": bare(network)}
             if recipe.model_ema_decay > 0:
-                hooks.append(MovingAverage(network, recipe.model_ema_decay, self.task, self.accelerator))
+                average = MovingAverage(network, recipe.model_ema_decay, self.task, self.accelerator)
+                hooks.append(average)
+                kept["average"] = average.network
             if recipe.keep == "best":
-                hooks.append(KeepBest(bare(network), self.task.selection, run.epochs))
+                hooks.append(KeepBest(kept, self.task.selection, run.epochs))
             if run.folder == self.folder and self.accelerator.log_with:
                 hooks.append(Tracking(self.accelerator, run.configuration))
             self.learn(run, recipe, images, objective, model, tracked, seed=seed, hooks=hooks, measure=measure)
@@ -281,17 +283,3 @@ class Experiment:
             with torch.random.fork_rng(devices=[]):
                 trial = network.build()
             check_training(trial, self.dataset.image_shape, self.dataset.classes, rows, network.name)
-
-
-def start_accelerator(args: StudentOptions, folder: Path) -> Accelerator:
-    """Devices, processes and precision as accelerate's launcher, or the machine, has them."""
-    for variable, way in FOREIGN_WAYS.items():
-        require(
-            os.environ.get(variable, "false").lower() != "true",
-            f"these trainers do not train with {way}; launch them with --multi_gpu alone",
-        )
-    if args.log_with is not None:
-        require_tracker(args.log_with)
-    # Statistics of normalization are shared once an epoch, memory banks are equal in all processes.
-    own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(log_with=args.log_with, project_dir=folder, kwargs_handlers=[own_buffers])

@@ -25,7 +25,7 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the run may have been faster
     except OSError as error:
         raise TrainerError(f"cannot write in {folder}: {error.strerror}; give another --out") from error
 

@@ -24,4 +24,4 @@ class Hook:
         return {}
 
     def close(self) -> None:
-        """After the last epoch."""
+        """When training ends, after the last epoch or by an exception."""

@@ -8,7 +8,7 @@ An epoch is what the source says it is: all images once, a task of a stream, a n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -58,7 +58,9 @@ def train(
     states = {hook.name: hook for hook in hooks if hook.name}
     run.track(**tracked, optimizer=optimizer, schedule=schedule, batches=source, **states)
     progress = Progress(run, batches=len(source), images=recipe.batch_size // parts_of_batch)
-    with progress, accumulation(accelerator, parts_of_batch):
+    with progress, accumulation(accelerator, parts_of_batch), ExitStack() as ends:
+        for hook in hooks:
+            ends.callback(hook.close)
         for epoch in run.remaining_epochs():
             for hook in hooks:
                 hook.begin_epoch(epoch)
@@ -87,14 +89,13 @@ def train(
                 figures |= hook.end_epoch(epoch, figures)
             run.end_epoch(epoch, **figures)
             progress.epoch(run.history[-1], shown=("loss", *list(measured)[:1]))
-    for hook in hooks:
-        hook.close()
 
 
 @contextmanager
 def accumulation(accelerator: Accelerator, parts: int) -> Iterator[None]:
     """Gradients are summed over so many parts of a batch; accelerate divides the loss of each."""
     before, accelerator.gradient_accumulation_steps = accelerator.gradient_accumulation_steps, parts
+    accelerator.step = 0  # of the parts; a stage that failed may have ended within a batch
     try:
         yield
     finally:
