@@ -188,8 +188,8 @@ def together(networks: Sequence[nn.Module], experiment: Experiment) -> float:
     """Share of the test images that the networks' mean probabilities, in float32, get right (section 4.2)."""
 
     def figures(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        probabilities = sum(network(pixels).float().softmax(-1) for network in networks)
-        return {"correct": probabilities.argmax(-1) == labels}
+        logits = torch.stack([network(pixels).float() for network in networks], dim=1)
+        return {"correct": kd.mean_probabilities(logits).argmax(-1) == labels}
 
     images, batch_size = experiment.task.splits["test"], experiment.task.batch_size
     return means_over(images, figures, experiment.accelerator, batch_size)["correct"].item()

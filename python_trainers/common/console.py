@@ -1,5 +1,6 @@
 """From the command line to a trainer, and from its failures to one sentence."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ def run_from_console(
             chosen, wants_list, argv = split_preset(argv)
             description += " --preset NAME starts from a published setting, --list-presets shows them."
             if wants_list:
-                print(listing(presets))
+                print(listing(presets), flush=True)
                 return 0
             if chosen is not None:
                 defaults = find_preset(presets, chosen).applied_to(defaults)
@@ -44,6 +45,9 @@ def run_from_console(
             train(args)
     except TrainerError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads, as head does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 1
     except KeyboardInterrupt:
         print(
