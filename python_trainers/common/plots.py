@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from python_trainers.common.files import write_atomically
+from python_trainers.common.paired import Sample
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, AMBER = "#56B4E9", "#E69F00"
@@ -97,10 +97,10 @@ def dot_plot(path: Path, panels: dict[str, dict[str, list[float]]], *, title: st
     all_axes = figure.subplots(len(panels), 1, squeeze=False).flat
     for axes, (name, panel) in zip(all_axes, panels.items(), strict=True):
         for height, values in enumerate(panel.values()):
+            sample = Sample(tuple(values))
             axes.scatter(values, [height] * len(values), color=GREY, s=14, alpha=0.6)
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(
-                statistics.mean(values), height, xerr=spread, color=BLUE, fmt="D", markersize=6, capsize=4
+                sample.mean, height, xerr=sample.spread or 0.0, color=BLUE, fmt="D", markersize=6, capsize=4
             )
         axes.set(title=name, xlabel="test accuracy (%)", ylim=(len(panel) - 0.5, -0.5))
         axes.set_yticks(range(len(panel)), panel)
