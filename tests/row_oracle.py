@@ -135,7 +135,7 @@ def soft_rows(student, teacher, temperature, source, divergence, beta, eps, skew
     else:
         grad_teacher = np.where(p == 0, 0, by_p)
 
-    spread = noise + doubt + (p + q) * total(noise + doubt)
+    spread = noise + doubt + times(p + q, total(noise + doubt))  # a doubt may be infinite
     by_teacher = {"logits": spread / temperature, "log_probs": spread}.get(source, spread / np.where(p == 0, 1, p))
     gradients = Estimate(grad_student, spread / temperature), Estimate(grad_teacher, by_teacher)
     if standardize:
@@ -153,10 +153,12 @@ def hard_rows(student, probabilities, smoothing):
     wanted = (1 - smoothing) * probabilities + smoothing / student.shape[-1]
     mass = np.abs(wanted).sum(-1, keepdims=True)
     size = 1 + np.abs(np.where(np.isfinite(log_q), log_q, 0))
-    noise = (np.abs(wanted) + mass * (np.exp(log_q) + UNDERFLOW)) * size
+    q = np.exp(log_q)
+    noise = (np.abs(wanted) + mass * (q + UNDERFLOW)) * size
+    by_sums = q * mass * total(q * size)  # all of q is divided by the sum of its terms, and multiplied by that of the target's
     return (
         Estimate(-total(times(wanted, log_q))[..., 0], noise.sum(-1) + mass[..., 0] * size.max(-1)),
-        Estimate(np.exp(log_q) * total(wanted) - wanted, noise),
+        Estimate(q * total(wanted) - wanted, noise + by_sums),
     )
 
 

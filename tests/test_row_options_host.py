@@ -83,6 +83,34 @@ def test_a_distribution_on_one_class_is_a_label(isa, dtype, smoothing):
     check(student, teacher, {**options, "target": target}, solve(student, teacher, target_probs=probs, **options))
 
 
+def test_infinite_terms_of_opposite_sign(isa):
+    """A class that the student rules out, in both terms: the gradient of the row is whatever, and the next one's is not."""
+    student, teacher = plain_problem(9, rows=3)
+    student[0, 4] = -np.inf
+    options = {"target": np.array([0, 1, 2]), "ce_weight": 1.0, "label_smoothing": 0.1, "reduction": "none"}
+    options["row_weight"] = np.array([-1, -1, 1], np.float32)
+    ours = solve(student, teacher, **options)
+    assert np.isnan(ours["loss"][0]) and np.isfinite(ours["loss"][1:]).all()
+    check(student, teacher, options, ours)
+
+
+def test_distance_between_rows_of_equally_many_classes(isa):
+    """p = q in the classes that both have, where the sign of p - q is any; p = q = 0 in those that neither has."""
+    student, teacher = np.zeros((2, 1, 9, 1), np.float32)
+    student[0, [0, 1, 2]] = teacher[0, [1, 2, 3]] = -np.inf
+    options = {"divergence": "tvd"}
+    check(student, teacher, options, solve(student, teacher, **options))
+
+
+def test_one_class_outweighs_a_thousand(isa):
+    """Every other weight is rounded to less when it is added to that of the largest class."""
+    student, teacher = plain_problem(1000, rows=1)
+    student[:] = np.log(1.12 * 2.0**-23)
+    student[0, 3] = 0
+    options = {"target": np.array([7]), "ce_weight": 1.0, "kl_weight": 0.0}
+    check(student, teacher, options, solve(student, teacher, **options))
+
+
 @pytest.mark.parametrize("given", [0.0, -1.0, np.nan])
 @pytest.mark.parametrize("options", [*DIVERGENCES, {"target": np.arange(4), "ce_weight": 1.0}], ids=str)
 def test_a_denominator_that_is_not_positive(isa, given, options):

@@ -111,11 +111,12 @@ KD_INLINE void fill_zero(const Line<A>& row, int64_t classes) {
   each_vector<A>(classes, [&](int64_t i, auto place) { store(row.in(place) + i, Vec<A>{}); });
 }
 
-// body(i, place, part) adds what the vector of classes at i contributes to each of `count` sums.
+// body(i, place, part) adds what the vector of classes at i contributes to each of `count` sums: in blocks, since one class may
+// outweigh all others, and after it every addition rounds by as much as that class.
 template <class A, int count, class Body>
 KD_INLINE void sum_classes(int64_t classes, A (&sums)[count], const Body& body) {
-  constexpr int64_t lanes = Simd<A>::lanes, block = 64 * lanes;
-  const int64_t split = body_classes(classes);
+  constexpr int64_t lanes = Simd<A>::lanes;
+  const int64_t split = body_classes(classes), block = (split <= 1024 * lanes ? 32 : 64) * lanes;
   Vec<A> total[count] = {};
   for (int64_t begin = 0; begin < split; begin += block) {
     const int64_t end = begin + block < split ? begin + block : split;

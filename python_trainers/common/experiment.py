@@ -75,8 +75,9 @@ class Experiment:
         args.check()
         require(args.evaluate is None, f"--evaluate {args.evaluate} trains nothing: call common.evaluation.evaluate")
         self.folder = args.folder(method)
-        for folder in (self.folder, *([args.export.parent] if args.export else [])):
-            require_writable(folder)
+        require_writable(self.folder)
+        if args.export is not None:
+            require_writable(args.export.parent, "--export", args.export.name)
         if accelerator is None:
             accelerator = start_accelerator(args, self.folder)
         else:

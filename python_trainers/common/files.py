@@ -19,15 +19,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
-def require_writable(folder: Path) -> None:
-    """Refuse a ``folder`` that cannot be made or written in."""
-    probe = folder / ".writable"
+def require_writable(folder: Path, option: str = "--out", name: str = "writable") -> None:
+    """Refuse a ``folder``, given by ``option``, that cannot be made or in which no file ``name`` can be written."""
+    probe = folder / f".{name}.tmp"  # as a file is called while it is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)  # another process of the run may have been faster
     except OSError as error:
-        raise TrainerError(f"cannot write in {folder}: {error.strerror}; give another --out") from error
+        raise TrainerError(f"cannot write in {folder}: {error.strerror}; give another {option}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
