@@ -64,14 +64,13 @@ def noise(image):
 def batches_of(dataset, *, rank=0, ranks=1, size=6, workers=2, seed=0, augmentation=None):
     place = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=ranks)
     return Batches(
-        dataset.train,
+        replace(dataset.train, workers=workers),
         batch_size=size,
         images_per_epoch=24,
         background=0.0,
         augmentation=augmentation or dataset.augmentation,
         seed=seed,
         accelerator=place,
-        workers=workers,
     )
 
 
@@ -93,13 +92,13 @@ def test_bytes_are_standardised_by_the_training_images(hold):
     assert torch.equal(dataset.train.labels, LABELS)
     standard = Standard.of(BYTES)
     for part in (dataset.train, dataset.test):
-        ready = torch.cat([batch for batch, _ in part.batches(3, PLACE, workers=0)])
+        ready = torch.cat([batch for batch, _ in part.batches(3, PLACE)])
         assert torch.equal(ready, (BYTES[: len(part)] - standard.mean) / standard.std)
 
 
 def test_floats_are_taken_as_they_are():
     dataset = given_dataset((TensorDataset(FLOATS.double(), LABELS), TensorDataset(FLOATS, LABELS)), workers=0)
-    (batch,) = dataset.train.batches(20, PLACE, workers=0)
+    (batch,) = dataset.train.batches(20, PLACE)
     assert torch.equal(batch[0], FLOATS) and torch.equal(batch[1], LABELS)
     assert dataset.augmentation == Augmentation()
     batch = next(iter(batches_of(dataset, workers=0)))
@@ -164,9 +163,10 @@ def test_random_transforms_continue_from_the_state():
 
 def test_random_test_images_are_always_the_same():
     data = Pairs(FLOATS, change=drawn_by_all)
-    test = given_dataset((data, data), workers=0).test
-    passes = [torch.cat([batch for batch, _ in test.batches(size, PLACE, workers=n)]) for size, n in ((7, 0), (4, 2))]
-    assert torch.equal(*passes)
+    dataset = given_dataset((data, data), workers=0)
+    tests = [(7, dataset.test), (4, dataset.test), (4, dataset.read_by(2).test)]
+    passes = [torch.cat([batch for batch, _ in images.batches(size, PLACE)]) for size, images in tests]
+    assert torch.equal(passes[0], passes[1]) and torch.equal(passes[0], passes[2])
 
 
 def test_small_batches_in_a_row_are_the_large_batch():
@@ -243,7 +243,7 @@ def test_few_of_given_images():
     dataset = given_dataset((data, data), workers=0)
     few = few_images(dataset, 8, seed=0)
     assert few.labels.bincount().tolist() == [2] * 4
-    (batch,) = few.batches(8, PLACE, workers=0)
+    (batch,) = few.batches(8, PLACE)
     assert all((image == FLOATS[LABELS == label]).flatten(1).all(1).any() for image, label in zip(*batch, strict=True))
 
 

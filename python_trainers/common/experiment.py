@@ -86,7 +86,7 @@ class Experiment:
         args = with_parts_of(accelerator, args)
         self.args = args = (args.smoked() if args.smoke else args).completed()
         self.dataset, self.images = resolve_dataset(
-            args, seed=args.seed, dataset=dataset, augmentation=augmentation
+            args, seed=args.seed, dataset=dataset, augmentation=augmentation, workers=args.workers
         )
         if isinstance(self.images, LoadedImages):
             refuse_accumulation(args, "the DataLoader makes the batches, accumulating would make larger ones")
@@ -253,7 +253,6 @@ class Experiment:
             augmentation=replace(self.dataset.augmentation, rotation=recipe.rotation),
             seed=seed,
             accelerator=self.accelerator,
-            workers=recipe.workers,
             channels_last=recipe.channels_last,
         )
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":

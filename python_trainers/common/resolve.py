@@ -33,7 +33,12 @@ Given = nn.Module | Callable[[], nn.Module]  # a network, or what makes one
 
 
 def resolve_dataset(
-    options: DataOptions, *, seed: int, dataset: Any = None, augmentation: Callable | None = None
+    options: DataOptions,
+    *,
+    seed: int,
+    dataset: Any = None,
+    augmentation: Callable | None = None,
+    workers: int | None = None,  # processes that read images which are not in memory
 ) -> tuple[Dataset, Images]:
     """The data set after ``--validation``, ``--imbalance`` and ``--noisy-labels``, and the images to learn from.
 
@@ -46,9 +51,9 @@ def resolve_dataset(
         f"{options.train_fraction}",
     )
     if dataset is None:
-        dataset = load_dataset(options.dataset, options.data_root, download=options.download)
+        dataset = load_dataset(options.dataset, options.data_root, download=options.download).read_by(workers)
     else:
-        dataset = given_dataset(dataset, workers=options.workers)
+        dataset = given_dataset(dataset, workers=workers)
     if augmentation is not None:
         dataset = replace(dataset, augmentation=augmented_by(augmentation))
     dataset = hold_out(dataset, options.validation)

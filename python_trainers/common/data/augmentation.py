@@ -39,7 +39,8 @@ class Augmentation:
         if self.rotation:
             draws["degrees"] = (2 * torch.rand(count, generator=generator, device="cpu") - 1) * self.rotation
         if self.resized_crop:
-            draws["crop"] = torch.rand(count, 4, generator=generator, device="cpu")  # applied where the files are decoded
+            # Applied where the files are decoded.
+            draws["crop"] = torch.rand(count, 4, generator=generator, device="cpu")
         return draws
 
     def apply(self, pixels: Tensor, draws: dict[str, Tensor], background: float) -> Tensor:

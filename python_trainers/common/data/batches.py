@@ -43,7 +43,6 @@ class Batches:
         seed: int,
         accelerator: Accelerator,
         augmentation: Augmentation = Augmentation(padding=1),
-        workers: int | None = None,  # processes that read files; 0: this one, None: by the CPUs, at most 8
         channels_last: bool = False,  # memory format of the pixels; values and shape are the same
     ) -> None:
         ranks = accelerator.num_processes
@@ -52,7 +51,7 @@ class Batches:
             f"--batch-size must be 1 to {images_per_epoch} and a multiple of {ranks} processes, "
             f"got {batch_size}",
         )
-        self._reader = images.reader(augmentation, workers)
+        self._reader = images.reader(augmentation)
         self._images = images.to(accelerator.device)
         self._device = accelerator.device
         self._background = background

@@ -52,7 +52,7 @@ def given_dataset(
         test=test,
         classes=classes,
         augmentation=Augmentation() if augmentation is None else augmented_by(augmentation),
-    )
+    ).read_by(workers)
 
 
 def _opened(data: Any, where: str, workers: int | None, *, standardize: bool) -> tuple[Part, Tensor | None]:

@@ -59,6 +59,7 @@ class Images:
     labels: Tensor  # [N] int64
     standard: Standard | None = None  # what standardises the pixels; None: they are
     clean_labels: Tensor | None = None  # [N] int64, before labels were corrupted; None: none was
+    workers: int | None = None  # processes that read what is not in memory; 0: this one, None: by the CPUs, up to 8
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,35 +89,31 @@ class Images:
         """``pixels`` of these images, as stored, to mean 0 and deviation 1 per channel; float32."""
         return standardised(pixels, self.standard)
 
-    def reader(self, augmentation: Augmentation, workers: int | None = None) -> Reader | None:
+    def reader(self, augmentation: Augmentation) -> Reader | None:
         """What reads these images one by one for training; None: they are a tensor to be indexed."""
         if augmentation.transform is not None and isinstance(self.pixels, Tensor):
-            return Reader(InMemory(self.pixels), augmentation.transform, workers)
-        return Reader(self.pixels, augmentation.transform, workers) if isinstance(self.pixels, Stored) else None
+            return Reader(InMemory(self.pixels), augmentation.transform, self.workers)
+        return Reader(self.pixels, augmentation.transform, self.workers) if isinstance(self.pixels, Stored) else None
 
-    def batches(
-        self, batch_size: int, accelerator: Accelerator, workers: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the images in order, as they are: standardised pixels and labels.
 
         Images that are read draw random numbers, if any, by their place alone: every pass is the same. The
-        ``workers`` that read them live as long as this object.
+        workers that read them live as long as this object.
         """
         images, device = self.to(accelerator.device), accelerator.device
         mine = torch.arange(len(self), device=device)[accelerator.process_index :: accelerator.num_processes]
         indices = mine.split(batch_size)
         if isinstance(self.pixels, Stored):
-            if workers not in self._readers:
-                self._readers[workers] = Reader(self.pixels, workers=workers)
-            stored = self._readers[workers].read(indices, seeds=indices)
+            stored = self._in_order.read(indices, seeds=indices)
         else:
             stored = (images.pixels[index] for index in indices)
         for index, pixels in zip(indices, stored, strict=True):
             yield images.standardise(pixels.to(device, non_blocking=True)), images.labels[index]
 
     @cached_property
-    def _readers(self) -> dict[int | None, Reader]:
-        return {}
+    def _in_order(self) -> Reader:
+        return Reader(self.pixels, workers=self.workers)
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,12 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         return self.test.image_shape
+
+    def read_by(self, workers: int | None) -> "Dataset":
+        """The same, whose images that are not in memory are read by so many processes."""
+        splits = {name: getattr(self, name) for name in ("train", "test", "validation")}
+        mine = {name: images for name, images in splits.items() if isinstance(images, Images)}
+        return replace(self, **{name: replace(images, workers=workers) for name, images in mine.items()})
 
     def restricted(self, classes: Sequence[int]) -> "Dataset":
         """The images of ``classes`` alone, relabelled 0, 1, ... in the order given."""

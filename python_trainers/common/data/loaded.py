@@ -77,9 +77,7 @@ class LoadedImages:
         """As :meth:`Images.standardise`."""
         return standardised(pixels, self.standard)
 
-    def batches(
-        self, batch_size: int, accelerator: Accelerator, workers: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
         """As :meth:`Images.batches`, in the loader's own batches, read by its own workers."""
         images, device = self.to(accelerator.device), accelerator.device
         for number, batch in enumerate(steadily(self.loader)):
