@@ -90,6 +90,8 @@ class Experiment:
         )
         if isinstance(self.images, LoadedImages):
             refuse_accumulation(args, "the DataLoader makes the batches, accumulating would make larger ones")
+            size = self.images.loader.batch_size or args.batch_size
+            self.args = args = replace(args, batch_size=min(size, len(self.images)))
         self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher

@@ -1,5 +1,6 @@
 """What a run shows while it trains: in a terminal a bar that moves with the steps, else a line per epoch."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -39,30 +40,32 @@ class Progress:
             desc=self._title,
             total=run.epochs * self._images_per_epoch,
             initial=self._first * self._images_per_epoch,
-            unit="image",
+            unit=" images",
             unit_scale=True,
             disable=not self._in_terminal,
+            ncols=columns() if self._in_terminal else None,
         )
+        self._figures: dict[str, str] = {}  # of the last epoch
         self._begun = self._read = time.monotonic()
 
     def step(self, means: Means) -> None:
         """A batch was learned from; ``means`` are those of the epoch so far."""
         if not self._in_terminal:
             return
-        self._bar.update(self._images)
         if time.monotonic() - self._read > REFRESH:
-            self._bar.set_postfix(loss=f"{means.local('loss'):.4g}", refresh=False)
+            self._bar.set_postfix(self._figures | {"loss": f"{means.local('loss'):.4g}"}, refresh=False)
             self._read = time.monotonic()
+        self._bar.update(self._images)
 
     def epoch(self, entry: dict[str, float], *, shown: Sequence[str]) -> None:
         """An epoch was measured and saved: its figures, of which some are ``shown``."""
-        figures = {name: f"{entry[name]:.4g}" for name in shown}
+        self._figures = {name: f"{entry[name]:.4g}" for name in shown}
         if self._in_terminal:
-            self._bar.set_postfix(figures)
+            self._bar.set_postfix(self._figures)
         elif self._shown:
             epoch = int(entry["epoch"])
             seconds = (time.monotonic() - self._begun) / (epoch - self._first)
-            text = ", ".join(f"{name} {value}" for name, value in figures.items())
+            text = ", ".join(f"{name} {value}" for name, value in self._figures.items())
             left = tqdm.format_interval(seconds * (self._epochs - epoch))
             rate = self._images_per_epoch / seconds
             line = f"{self._title}: epoch {epoch} of {self._epochs}, {text}; {rate:,.0f} images/s, {left} left"
@@ -75,3 +78,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def columns() -> int:
+    """Width of the terminal; 80 of one that does not know it, such as a container's, where tqdm would show nothing."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
