@@ -272,7 +272,7 @@ def test_images_that_are_not_square_are_refused(tmp_path, capsys):
     labels = np.arange(20) % 2
     np.savez(tmp_path / "wide.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     options = ["--dataset", "npz", "--data-root", str(tmp_path / "wide.npz"), "--out", str(tmp_path / "out")]
-    assert sskd.main(options) == 1
+    assert sskd.main([*options, "--batch-size", "8"]) == 1
     error = capsys.readouterr().err.strip()
     assert "they must be square" in error and "are 8x6; cut them first" in error and "\n" not in error
     assert not list((tmp_path / "out").iterdir())  # before the teacher is trained
