@@ -21,7 +21,7 @@ RECIPE = {field.name for field in fields(TrainingOptions)}
 FIXED = {field.name for group in (DataOptions, MachineOptions, RunOptions) for field in fields(group)}
 COMMON = RECIPE | FIXED  # options of the comparison
 # Options that a job does not have: networks are the pair's, the rest is of a single run.
-NO_JOBS = FIXED | {"model", "teacher_model", "student_model", "teacher", "evaluate", "export", "log_with"}
+NOT_OF_A_JOB = FIXED | {"model", "teacher_model", "student_model", "teacher", "evaluate", "export", "log_with"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def with_option(args: StudentOptions, part: str) -> StudentOptions:
     hints = {
         field.replace("_", "-"): hint
         for field, hint in get_type_hints(type(args)).items()
-        if field not in NO_JOBS
+        if field not in NOT_OF_A_JOB
     }
     switches = {prefix + key: key for key, hint in hints.items() if hint is bool for prefix in ("", "no-")}
     if name in switches:
