@@ -41,7 +41,7 @@ from typing_extensions import Unpack
 
 from python_trainers.common.checks import require_at_least, require_not_negative, require_positive
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import Batch
+from python_trainers.common.data import Batch, require_numbers
 from python_trainers.common.data.contrasts import Contrasts
 from python_trainers.common.errors import require
 from python_trainers.common.experiment import Experiment, Objects
@@ -95,6 +95,9 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, and before it the teacher if there is none yet; returns the summary."""
     experiment = Experiment("crd", args, **objects)
     accelerator, images = experiment.accelerator, experiment.images
+    if args.crd_weight > 0:
+        require_numbers(images, "crd's memory banks")
+        experiment.student.require_features()
     teacher, contrasts, learner = experiment.teacher(), None, None
     losses = {"loss": "total", "ce": "cross entropy", "kl": "$T^2$ KL"}
     if args.crd_weight > 0:

@@ -40,7 +40,7 @@ from typing_extensions import Unpack
 
 from python_trainers.common.checks import require_not_negative, require_positive, require_share
 from python_trainers.common.console import run_from_console
-from python_trainers.common.data import Batch
+from python_trainers.common.data import Batch, require_numbers
 from python_trainers.common.experiment import Experiment, Objects
 from python_trainers.common.loop import Loss, Objective, all_processes
 from python_trainers.common.options import refuse_accumulation
@@ -89,6 +89,8 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     if args.beta is None:
         beta = 4 / experiment.dataset.classes if args.temperature_mode == "cwsm" else 1.0
         args = experiment.complete(beta=beta)
+    if args.teacher_errors > 0:
+        require_numbers(experiment.images, "--teacher-errors, which are the same in every epoch,")
     teacher = experiment.teacher()
     return experiment.train_student(
         learn_from(teacher, args, experiment.accelerator),

@@ -64,8 +64,7 @@ from python_trainers.common.experiment import Experiment, Objects
 from python_trainers.common.gather import whole_batch
 from python_trainers.common.learner import Learner
 from python_trainers.common.loop import Loss, Objective
-from python_trainers.common.options import SMOKE_EPOCHS, data_configuration, refuse_accumulation
-from python_trainers.common.recipe import recipe_configuration
+from python_trainers.common.options import SMOKE_EPOCHS, refuse_accumulation
 from python_trainers.common.seeding import make_reproducible
 from python_trainers.common.stages import numbered_folder, stage
 from python_trainers.common.teacher import Teacher, TeacherOptions
@@ -117,6 +116,7 @@ def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
     """Train the student, before it teacher and teacher's head if they are not yet; returns the summary."""
     experiment = Experiment("sskd", args, **objects)
     check_square(experiment.dataset)
+    experiment.student.require_features()
     teacher = experiment.teacher()
     experiment.augment(FourRotations.of(experiment.dataset.augmentation))
     head = obtain_head(teacher, experiment)
@@ -167,11 +167,10 @@ def obtain_head(teacher: Teacher, experiment: Experiment) -> nn.Module:
         model_ema_decay=0.0,
         keep="last",
     )
-    name = f"projection head of {args.teacher_model}"
+    name = f"projection head of {teacher.name}"
     configuration = {
         "epochs": recipe.epochs,
-        **data_configuration(recipe, dataset.name),
-        **recipe_configuration(recipe),
+        **experiment.configuration(recipe),
         "seed": HEAD_SEED,
         "teacher": fingerprint(teacher.network),
     }

@@ -81,7 +81,7 @@ def test_loader_is_refused_where_images_are_remembered(tmp_path):
         crd.train(
             crd.Args(out=tmp_path, epochs=1, teacher_model="small_mlp", teacher_epochs=1), dataset=data("DataLoader")
         )
-    with pytest.raises(TrainerError, match="the training data are a DataLoader"):
+    with pytest.raises(TrainerError, match="images of a DataLoader have no numbers"):
         kd.train(args(tmp_path, train_images=50), dataset=data("DataLoader"))
     with pytest.raises(TrainerError, match="the training data are a DataLoader"):
         kd.train(args(tmp_path), dataset=data("DataLoader"), augmentation=flipped)

@@ -1,6 +1,7 @@
 """Rules that options obey, each refused in one sentence that names the option as it is typed."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from python_trainers.common.errors import TrainerError, require
@@ -43,6 +44,14 @@ def require_at_least(options: Any, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         require(value >= least, f"{option(name)} must be >= {least}, got {value}")
+
+
+def require_default(options: Any, why: str, *names: str) -> None:
+    """Each named option, where ``options`` have it, must be as nobody set it: ``why`` nothing would come of it."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in names:
+            require(value == field.default, f"{option(field.name)} {value} is of no use: {why}; leave it out")
 
 
 def require_milestones(options: Any, *names: str) -> None:

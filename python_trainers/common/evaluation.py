@@ -22,7 +22,7 @@ def evaluate(
     """
     args.check()
     accelerator = accelerator or Accelerator()
-    data, _ = resolve_dataset(args, seed=args.seed, dataset=dataset)
+    data, _ = resolve_dataset(args, seed=args.seed, dataset=dataset, workers=args.workers)
     name = args.trained_model if student else network_of_run(args.evaluate) or args.trained_model
     network, _ = load_trained(args.evaluate, resolve_network(name, student, data), data)
     figures = top_accuracies(network.to(accelerator.device), data.test, accelerator, args.eval_batch_size)

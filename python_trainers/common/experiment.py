@@ -16,8 +16,7 @@ from torch import nn
 from python_trainers.common.accelerators import check_accelerator, start_accelerator, with_parts_of
 from python_trainers.common.best import KeepBest
 from python_trainers.common.checkpoint import is_weights_file
-from python_trainers.common.data import Augmentation, Images, source_of
-from python_trainers.common.data.loaded import LoadedImages
+from python_trainers.common.data import Augmentation, Images, LoadedImages, source_of
 from python_trainers.common.ema import MovingAverage
 from python_trainers.common.errors import require
 from python_trainers.common.files import require_writable
@@ -26,11 +25,19 @@ from python_trainers.common.learner import Learner
 from python_trainers.common.loop import Objective, learn_from_labels, train
 from python_trainers.common.models.trial import check_training
 from python_trainers.common.models.weights import export_weights
-from python_trainers.common.options import StudentOptions, data_configuration, own_options, refuse_accumulation
+from python_trainers.common.options import StudentOptions, data_configuration, own_options
 from python_trainers.common.plots import learning_curves
 from python_trainers.common.progress import announce
 from python_trainers.common.recipe import recipe_configuration
-from python_trainers.common.resolve import Blueprint, Given, bare, load_trained, resolve_dataset, resolve_network
+from python_trainers.common.resolve import (
+    Blueprint,
+    Given,
+    as_loaded,
+    bare,
+    load_trained,
+    resolve_dataset,
+    resolve_network,
+)
 from python_trainers.common.run import Run, is_finished
 from python_trainers.common.seeding import make_reproducible
 from python_trainers.common.stages import stage
@@ -43,10 +50,10 @@ class Objects(TypedDict, total=False):
     """What may be given to a trainer instead of a name; docs/trainers.md, "Your own network and data"."""
 
     dataset: Any  # (train, test): Datasets of (image, label), or DataLoaders of such batches
-    student: Given  # a module that maps images to logits, or a function that returns one
-    teacher: Given  # the same, trained; it is frozen
-    augmentation: Callable  # image [C, H, W] -> image, for training images
-    accelerator: Accelerator
+    student: Given | None  # what is trained: a module that maps images to logits, or a function that returns one
+    teacher: Given | None  # the same, trained already; it is frozen
+    augmentation: Callable | None  # image [C, H, W] -> image, for training images
+    accelerator: Accelerator | None
 
 
 class Trained(NamedTuple):
@@ -84,17 +91,23 @@ class Experiment:
             check_accelerator(accelerator, args)
         self.accelerator = accelerator
         args = with_parts_of(accelerator, args)
-        self.args = args = (args.smoked() if args.smoke else args).completed()
+        args = (args.smoked() if args.smoke else args).completed()
+        require(
+            teacher is None or args.pretraining() is not None,
+            f"a teacher is given, but nobody teaches in {method} under these options; leave it out",
+        )
         self.dataset, self.images = resolve_dataset(
             args, seed=args.seed, dataset=dataset, augmentation=augmentation, workers=args.workers
         )
-        if isinstance(self.images, LoadedImages):
-            refuse_accumulation(args, "the DataLoader makes the batches, accumulating would make larger ones")
-            size = self.images.loader.batch_size or args.batch_size
-            self.args = args = replace(args, batch_size=min(size, len(self.images)))
+        self.args = args = as_loaded(args, self.dataset)
         self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher
+        if isinstance(student, nn.Module) and isinstance(teacher, nn.Module):
+            require(
+                set(student.parameters()).isdisjoint(teacher.parameters()),
+                "student and teacher share weights, which would be frozen: give copies (copy.deepcopy)",
+            )
         self._check_batches(args, self.images, self.student)
 
     def augment(self, augmentation: Augmentation) -> None:
@@ -114,29 +127,29 @@ class Experiment:
         args, plan = self.args, plan or self.args.pretraining()
         path = args.teacher or self.folder / folder
         given = self._given_teacher
-        if given is None and plan.network == args.trained_model:
+        if given is None and plan.few and plan.network == args.trained_model:
             network = self.student
             network.require_again("teacher and student are two networks of one architecture")
         else:
             network = resolve_network(plan.network, given, self.dataset, "teacher")
         if given is not None and args.teacher is None:
-            return self._frozen(network.build(), None)
+            return self._frozen(network, network.build())
         if args.teacher is not None and (is_weights_file(path) or is_finished(path)):
-            return self._frozen(*load_trained(path, network, self.dataset))
+            return self._frozen(network, *load_trained(path, network, self.dataset))
         require(given is None, f"--teacher {path} holds no finished run whose weights the given module could take")
         recipe = args.recipe_of(plan)
         images = self.images if plan.few else self.dataset.train
-        configuration = {**data_configuration(recipe, self.dataset.name), **recipe_configuration(recipe)}
         self._check_batches(recipe, images, network)
-        run = self.run(path, network.name, {**configuration, "seed": args.seed}, epochs=plan.epochs)
+        configuration = {**self.configuration(recipe), "seed": args.seed}
+        run = self.run(path, network.name, configuration, epochs=plan.epochs)
         module, summary, _ = self.fit(run, recipe, images, learn_from_labels, network.build, seed=args.seed)
-        return self._frozen(module, summary["figures"]["test_accuracy"])
+        return self._frozen(network, module, summary["figures"]["test_accuracy"])
 
-    def _frozen(self, network: nn.Module, test_accuracy: float | None) -> Teacher:
+    def _frozen(self, network: Blueprint, module: nn.Module, test_accuracy: float | None = None) -> Teacher:
         if test_accuracy is None:
-            network.to(self.accelerator.device)
-            test_accuracy = self.task.measure(network, self.accelerator)["test_accuracy"]
-        return Teacher(network, test_accuracy, self.accelerator)
+            module.to(self.accelerator.device)
+            test_accuracy = self.task.measure(module, self.accelerator)["test_accuracy"]
+        return Teacher(module, test_accuracy, self.accelerator, network.name)
 
     def train_student(
         self,
@@ -156,8 +169,7 @@ class Experiment:
         seed = args.seed if seed is None else seed
         of_teacher = teacher.figures if teacher else {}
         configuration = {
-            **data_configuration(args, self.dataset.name),
-            **recipe_configuration(args),
+            **self.configuration(args),
             **own_options(args, TeacherOptions),
             **identity,
             "seed": seed,
@@ -189,6 +201,15 @@ class Experiment:
                 export_weights(weights, args.export, name=self.student.name, image_shape=shape, classes=classes)
         self.accelerator.print(f"{folder}: test accuracy {trained.summary['figures']['test_accuracy']:.4f}")
         return trained
+
+    def configuration(self, recipe: StudentOptions) -> dict[str, Any]:
+        """What of data and recipe changes a result."""
+        given = self.dataset.augmentation.given
+        return {
+            **data_configuration(recipe, self.dataset.name),
+            **({} if given is None else {"augmentation": given}),
+            **recipe_configuration(recipe),
+        }
 
     def run(self, folder: Path, network: str, configuration: dict[str, Any], *, epochs: int) -> Run:
         """The run in ``folder``."""
@@ -275,12 +296,14 @@ class Experiment:
         """Refuse batches that an epoch does not fill, that cannot be dealt out, or on which ``network`` fails."""
         shown, parts = self._shown(recipe, images), recipe.grad_accum_steps
         shares = self.accelerator.num_processes * parts
-        require(
-            recipe.batch_size <= shown and recipe.batch_size % shares == 0,
-            f"--batch-size must be 1 to {shown}, the images of an epoch, and a multiple of "
-            f"{self.accelerator.num_processes} processes x {parts} accumulated parts, got {recipe.batch_size}",
-        )
-        rows = recipe.batch_size // shares
+        sizes = images.batch_sizes if isinstance(images, LoadedImages) else (recipe.batch_size,)
+        for size in sizes:
+            require(
+                size <= shown and size % shares == 0,
+                f"--batch-size must be 1 to {shown}, the images of an epoch, and a multiple of "
+                f"{self.accelerator.num_processes} processes x {parts} accumulated parts, got {size}",
+            )
+        rows = min(sizes) // shares
         if rows == 1 or not network.named:
             with torch.random.fork_rng(devices=[]):
                 trial = network.build()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from python_trainers.common.teacher import Pretraining
 
 SMOKE_EPOCHS = 3
+PATHS = ("out", "data_root", "evaluate", "export", "teacher")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class StudentOptions(TrainingOptions, DataOptions, MachineOptions, RunOptions):
     evaluate: Path | None = None  # a run or a file of weights: test --student-model with these, train nothing
     export: Path | None = None  # .safetensors file that gets the student's weights at the end
     log_with: str | None = None  # a tracker that accelerate knows: tensorboard, wandb, ...
+
+    def __post_init__(self) -> None:
+        """Paths may be given as text."""
+        for name in PATHS:
+            if isinstance(getattr(self, name, None), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
     def check(self) -> None:
         """Refuse, before anything is trained, what would fail later or train nothing."""

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from python_trainers.common.checkpoint import checkpoint_path, is_run, load_checkpoint
+from python_trainers.common.checks import require_default
 from python_trainers.common.data import (
     Dataset,
     Images,
+    LoadedImages,
     augmented_by,
     corrupt_labels,
     few_images,
@@ -20,16 +22,18 @@ from python_trainers.common.data import (
     image_count,
     load_dataset,
     long_tailed,
+    require_numbers,
 )
 from python_trainers.common.errors import require
 from python_trainers.common.models import build_network
 from python_trainers.common.models.network import Classifier
 from python_trainers.common.models.tapped import Tapped, as_classifier
 from python_trainers.common.models.weights import load_weights
-from python_trainers.common.options import DataOptions
+from python_trainers.common.options import DataOptions, StudentOptions
 from python_trainers.common.run import kept_entry
 
 Given = nn.Module | Callable[[], nn.Module]  # a network, or what makes one
+OWN = " weights"  # how the name of a user's own module ends
 
 
 def resolve_dataset(
@@ -53,8 +57,16 @@ def resolve_dataset(
     if dataset is None:
         dataset = load_dataset(options.dataset, options.data_root, download=options.download).read_by(workers)
     else:
+        require_default(options, "the data are given as objects", "dataset", "data_root", "download")
         dataset = given_dataset(dataset, workers=workers)
+    if isinstance(dataset.train, LoadedImages):
+        require_default(
+            options,
+            "images of a DataLoader have no numbers, those of the Dataset itself have",
+            *("validation", "train_images", "train_fraction", "imbalance", "noisy_labels"),
+        )
     if augmentation is not None:
+        require_numbers(dataset.train, "an augmentation, which changes single images,")
         dataset = replace(dataset, augmentation=augmented_by(augmentation))
     dataset = hold_out(dataset, options.validation)
     train, classes = dataset.train, dataset.classes
@@ -70,6 +82,20 @@ def resolve_dataset(
     return dataset, few_images(dataset, count, seed=seed)
 
 
+def as_loaded(args: StudentOptions, dataset: Dataset) -> StudentOptions:
+    """``args`` with the batch size of a DataLoader, if one gives the training images; what it decides is refused."""
+    if not isinstance(dataset.train, LoadedImages):
+        return args
+    largest = dataset.train.batch_sizes[1]
+    if args.batch_size != largest:
+        require_default(args, f"the training data are a DataLoader of batches of {largest}", "batch_size")
+    why = "the training data are a DataLoader, which makes the batches itself"
+    require_default(args, why, "grad_accum_steps", "teacher_batch_size", "epoch_of")
+    args = replace(args, batch_size=largest)
+    args.check()
+    return args
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A network that a run can build: by its name, or the user's own."""
@@ -83,6 +109,11 @@ class Blueprint:
         """Refuse a single module where several are needed."""
         require(self.again, f"{why}: give a function that returns a new {self.name}, not the module itself")
 
+    def require_features(self) -> None:
+        """Refuse a network whose features are found nowhere."""
+        with torch.random.fork_rng(devices=[]):
+            _ = self.build().num_features
+
 
 def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str = "student") -> Blueprint:
     """The network called ``name``, or the one that is ``given`` instead to be the ``who`` of a run."""
@@ -93,6 +124,10 @@ def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str =
         require(
             isinstance(module, nn.Module),
             f"the {who} must be a torch.nn.Module or a function that returns one, got {type(module).__name__}",
+        )
+        require(
+            who == "teacher" or any(weight.requires_grad for weight in module.parameters()),
+            f"the {who} ({type(module).__name__}) has no weight to train: none requires a gradient",
         )
         return as_classifier(module, dataset.image_shape, dataset.classes, who)
 
@@ -107,7 +142,7 @@ def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str =
 def describe(network: Classifier) -> str:
     """What a checkpoint calls a network of the user's own."""
     module = bare(network)
-    return f"{type(module).__qualname__} of {sum(weight.numel() for weight in module.parameters()):,} weights"
+    return f"{type(module).__qualname__} of {sum(weight.numel() for weight in module.parameters()):,}{OWN}"
 
 
 def bare(network: Classifier) -> nn.Module:
@@ -116,9 +151,14 @@ def bare(network: Classifier) -> nn.Module:
 
 
 def network_of_run(path: Path) -> str | None:
-    """The name of the network that the run at ``path`` trained; None: no run, but bare weights."""
+    """The name of the network that the run at ``path`` trained, which must have one; None: bare weights."""
     file = checkpoint_path(path) if path.is_dir() else path
-    return load_checkpoint(file)["network"] if is_run(file) else None
+    name = load_checkpoint(file)["network"] if is_run(file) else None
+    require(
+        name is None or not name.endswith(OWN),
+        f"{path} holds a {name}, a module of somebody's own: give one like it, evaluate(args, student=module)",
+    )
+    return name
 
 
 def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[Classifier, float | None]:
@@ -136,7 +176,8 @@ def load_trained(path: Path, network: Blueprint, dataset: Dataset) -> tuple[Clas
     trained_on = state["configuration"]["dataset"]
     require(
         state["network"] == network.name,
-        f"{path} holds a {state['network']}, this run needs a {network.name}: name its network or another path",
+        f"{path} holds a {state['network']}, this run needs a {network.name}: name its network, give the module "
+        "that it is of, or another path",
     )
     require(trained_on == dataset.name, f"{path} was trained on {trained_on}, this run needs {dataset.name}")
     done, epochs = len(state["history"]), state["epochs"]

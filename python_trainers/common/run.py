@@ -139,7 +139,7 @@ class Run:
         if self.accelerator.is_main_process:
             write_json(self.folder / "summary.json", summary)
         self.accelerator.wait_for_everyone()  # before another process reads what this one wrote
-        return summary
+        return self.summary
 
     def _write_metrics(self) -> None:
         if self.accelerator.is_main_process:

@@ -80,7 +80,10 @@ class TeacherOptions(TaughtOptions):
 class Teacher:
     """A frozen network: images [N, channels, height, width] in, logits [N, classes] out, without gradient."""
 
-    def __init__(self, network: nn.Module, test_accuracy: float, accelerator: Accelerator) -> None:
+    def __init__(
+        self, network: nn.Module, test_accuracy: float, accelerator: Accelerator, name: str = ""
+    ) -> None:
+        self.name = name  # what a checkpoint calls the network
         self.network = network.to(accelerator.device).eval().requires_grad_(False)
         self.test_accuracy = test_accuracy
         self._autocast = accelerator.autocast

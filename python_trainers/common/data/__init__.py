@@ -10,7 +10,7 @@ from python_trainers.common.data.digits import digits
 from python_trainers.common.data.folders import image_folder
 from python_trainers.common.data.given import given_dataset
 from python_trainers.common.data.images import Dataset, Images
-from python_trainers.common.data.loaded import require_numbers
+from python_trainers.common.data.loaded import LoadedImages, require_numbers
 from python_trainers.common.data.loader import Loader
 from python_trainers.common.data.sources import Joined, Stream, source_of
 from python_trainers.common.data.splits import (
@@ -33,6 +33,7 @@ __all__ = [
     "Dataset",
     "Images",
     "Joined",
+    "LoadedImages",
     "Loader",
     "Stream",
     "augmented_by",

@@ -25,6 +25,7 @@ class LoadedImages:
     image_shape: tuple[int, int, int]
     dtype: torch.dtype
     class_counts: Tensor  # [classes] int64
+    batch_sizes: tuple[int, int]  # of the smallest and the largest batch
     standard: Standard | None = None
 
     @classmethod
@@ -48,9 +49,10 @@ class LoadedImages:
             labels.append(classes)
             if dtype == torch.uint8:
                 counts = value_counts(images) + (0 if counts is None else counts)
-        labels = torch.cat(labels)
+        batches, labels = [len(classes) for classes in labels], torch.cat(labels)
         require(int(labels.min()) >= 0, f"labels of {where} must be 0, 1, 2, ..., got {int(labels.min())}")
-        return cls(loader, where, shape, dtype, labels.bincount()), counts
+        sizes = min(batches), max(batches)
+        return cls(loader, where, shape, dtype, labels.bincount(), sizes), counts
 
     def __len__(self) -> int:
         return int(self.class_counts.sum())
