@@ -9,33 +9,25 @@
 namespace kd {
 namespace {
 
-// Sums of one thread, added chunk by chunk: in blocks of 16 chunks and in blocks of 16 of these. A thread alone with a long row
-// would otherwise add thousands of numbers one after another, each with the rounding error of the class that outweighs the others.
+// Sums of one thread, added chunk by chunk in blocks of 32 chunks: a thread alone with a long row would otherwise add
+// thousands of numbers one after another, and as many rounding errors.
 template <class A, int count>
 struct BlockedSums {
   A total[count] = {};
-  A many[count] = {};
   A part[count] = {};
-  int chunks = 0;  // in `part` and `many`
+  int chunks = 0;  // in `part`
 
   KD_DEVICE void add(const A (&chunk)[count]) {
     KD_UNROLL for (int j = 0; j < count; ++j) part[j] += chunk[j];
-    if (++chunks % 16 == 0) move(part, many);
-    if (chunks == 256) fold();
+    if (++chunks == 32) fold();
   }
 
   KD_DEVICE void fold() {
-    move(part, many);
-    move(many, total);
-    chunks = 0;
-  }
-
- private:
-  KD_DEVICE static void move(A (&from)[count], A (&to)[count]) {
     KD_UNROLL for (int j = 0; j < count; ++j) {
-      to[j] += from[j];
-      from[j] = 0;
+      total[j] += part[j];
+      part[j] = 0;
     }
+    chunks = 0;
   }
 };
 
@@ -68,7 +60,6 @@ struct RunningSoftmax {
                             wants_cold ? exp_product(max - highest, A(1)) : A(0)};
       KD_UNROLL for (int j = 0; j < 2; ++j) {
         sums.total[j] *= factors[j];
-        sums.many[j] *= factors[j];
         sums.part[j] *= factors[j];
       }
     }
