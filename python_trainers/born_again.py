@@ -107,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train what is missing of all generations; returns the summary of the last."""
+    """Train what is missing of all generations.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` is a function that returns a new module
+    for each generation, ``teacher`` a module that is generation 0. Returns what summary.json of the last holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("born_again", args, **objects)
     args, folder, accelerator = experiment.args, experiment.folder, experiment.accelerator
     experiment.student.require_again("each generation starts from new weights")

@@ -92,7 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train the student, and before it the teacher if there is none yet; returns the summary."""
+    """Train the student, and before it the teacher if there is none yet.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` and ``teacher`` are modules whose
+    features can be read, see ``Tapped``; the student is trained in place, the teacher is frozen. The training
+    data are a Dataset, since the banks know images by their numbers. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("crd", args, **objects)
     accelerator, images = experiment.accelerator, experiment.images
     if args.crd_weight > 0:

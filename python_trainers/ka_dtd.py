@@ -84,7 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train the student, and before it the teacher if there is none yet; returns the summary."""
+    """Train the student, and before it the teacher if there is none yet.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` and ``teacher`` are modules that give
+    logits; the student is trained in place, the teacher is frozen. ``teacher_errors`` needs a Dataset, whose
+    images have numbers. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("ka_dtd", args, **objects)
     if args.beta is None:
         beta = 4 / experiment.dataset.classes if args.temperature_mode == "cwsm" else 1.0

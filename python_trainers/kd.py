@@ -69,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train the student, and before it the teacher if there is none yet; returns the summary."""
+    """Train the student, and before it the teacher if there is none yet.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` and ``teacher`` are modules that give
+    logits; the student is trained in place, the teacher is frozen. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("kd", args, **objects)
     if args.kl_weight == 0:
         return experiment.train_student(learn_from_labels, losses={"loss": "cross entropy"}).summary

@@ -128,7 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train all students; returns the summary."""
+    """Train all students.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` is a function that returns a new module
+    for each of them; only our own networks branch, others take ``structure="network"``, and okddip reads their
+    features. Nobody teaches. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("okddip", args, **objects)
     args, method = experiment.args, METHODS[args.method]
     with_leader = args.method == "okddip" and args.leader

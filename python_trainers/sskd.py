@@ -113,7 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train the student, before it teacher and teacher's head if they are not yet; returns the summary."""
+    """Train the student, before it teacher and teacher's head if they are not yet.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` and ``teacher`` are modules whose
+    features can be read, see ``Tapped``; the student is trained in place, the teacher is frozen. Images are
+    square. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("sskd", args, **objects)
     check_square(experiment.dataset)
     experiment.student.require_features()

@@ -100,7 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Args, **objects: Unpack[Objects]) -> dict[str, Any]:
-    """Train the learner, and before it the network that teaches if there is none yet; returns the summary."""
+    """Train the learner, and before it the network that teaches if there is none yet.
+
+    Objects stand for what ``args`` name (:class:`Objects`): ``student`` is the learner, whatever the mode, and
+    is trained in place; ``teacher`` teaches it, of re_kd the small network. For self without a teacher the
+    student is a function that returns a new module. Returns what summary.json holds.
+    Raises ``TrainerError``, before anything is trained, for options and objects that cannot be used.
+    """
     experiment = Experiment("tf_kd", args, **objects)
     teacher = experiment.teacher() if args.pretraining() else None
     soft_part = {"loss": "total", "ce": "cross entropy", "kl": "KL"}

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -420,12 +421,24 @@ def test_unknown_objects():
         kd.train(kd.Args(), networks=plain())
 
 
-def test_example(tmp_path, monkeypatch):
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "own_network_and_data.py"
+needs_sources = pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not beside the tests")
+
+
+@needs_sources
+def test_lines_of_the_readme(data, tmp_path, monkeypatch):
+    (lines,) = re.findall(r"```python\n([^`]*\btrain\([^`]*)```", (ROOT / "README.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    student = plain()
+    exec(lines, {"train": data[0], "test": data[1], "my_module": student, "timm_model": timms()})
+    assert same(copied(student), weights(tmp_path / "out" / "mine"))
+
+
+@needs_sources
+def test_example(tmp_path):
     pytest.importorskip("timm")
-    path = Path(__file__).parents[1] / "examples" / "own_network_and_data.py"
-    if not path.exists():
-        pytest.skip("the examples are not beside the tests")
-    spec = importlib.util.spec_from_file_location("own_network_and_data", path)
+    spec = importlib.util.spec_from_file_location("own_network_and_data", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     accuracies = example.main(str(tmp_path), epochs=2)

@@ -47,7 +47,10 @@ from python_trainers.common.trackers import Tracking
 
 
 class Objects(TypedDict, total=False):
-    """What may be given to a trainer instead of a name; docs/trainers.md, "Your own network and data"."""
+    """What may be given to a trainer instead of a name; docs/trainers.md, "Your own network and data".
+
+    None stands for the name in the options. ``TypeError`` for an object of another name.
+    """
 
     dataset: Any  # (train, test): Datasets of (image, label), or DataLoaders of such batches
     student: Given | None  # what is trained: a module that maps images to logits, or a function that returns one
