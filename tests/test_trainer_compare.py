@@ -9,7 +9,7 @@ from trainer_process import interrupt
 from trainer_runs import assert_same_run, epochs_written, torch_settings  # noqa: F401
 
 from python_trainers import born_again, compare, kd, okddip, tf_kd
-from python_trainers.common import experiment, tuning
+from python_trainers.common import comparison_table, experiment, tuning
 from python_trainers.common.comparison_table import table, table_rows
 from python_trainers.common.errors import Diverged, TrainerError
 from python_trainers.common.jobs import build_job
@@ -75,7 +75,7 @@ def test_writes_one_table_with_mean_and_spread(finished):
     assert table.count("not comparable") == len(JOBS)
     gain = f"{sum(gains) / 2:+.2f} ± {abs(gains[0] - gains[1]) / 2**0.5:.2f}"
     assert f"| 0.01 | {found['kd']['mean']:.2f} | {found['kd']['spread']:.2f} | {gain} | 2 |" in table
-    assert "Rate: the same for all, tuned for none." in table
+    assert "Rate: as given, tuned for no job." in table
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -319,6 +319,14 @@ def test_published_figure_of_another_quantity_stands_beside_the_same_of_ours():
     )
     for cell, (start, end) in zip(cells, expected, strict=True):
         assert cell.startswith(start) and cell.endswith(end)
+
+
+def test_a_published_figure_stands_beside_the_same_quantity():
+    common = recipe_of(okddip.PRESETS["cifar100-okddip-branch-resnet32"])
+    summary = {"figures": {"test_accuracy": 0.7, "mean_accuracy": 0.71}, "configuration": {"network": "resnet32"}}
+    dml = build_job("okddip:method=dml", "resnet110/resnet32", common, 40)
+    table = comparison_table.table(comparison_table.table_rows([(dml, None, [summary])]), common)
+    assert "| 70.00 |" in table and "| mean_accuracy 73.53 (" in table and ", here 71.00 |" in table
 
 
 @pytest.mark.parametrize(

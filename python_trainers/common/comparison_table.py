@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]], args: Any) -> str:
         "Spread: sample standard deviation over seeds. Gain: over the baseline of the same seed, mean ± "
         "spread. Taught by: mean accuracy of the teachers.",
         "",
-        f"Rate: {how_it_was_found(args) if args.rates else 'the same for all, tuned for none.'}",
+        f"Rate: {how_it_was_found(args) if args.rates else 'as given, tuned for no job.'}",
         "",
     ]
     return "\n".join([*lines, *(sweeps(rows, args) if args.rates else ())])
