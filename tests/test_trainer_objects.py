@@ -385,6 +385,7 @@ ONE = plain()
         (kd, {"dataset": "mnist"}, {}, "--dataset mnist is of no use: the data are given as objects; leave it out"),
         (kd, {"kl_weight": 0.0}, {"teacher": plain()}, "a teacher is given, but nobody teaches in kd under these options"),
         (okddip, {}, {"student": plain, "teacher": plain()}, "a teacher is given, but nobody teaches in okddip under"),
+        (okddip, {}, {"student": lambda: ONE}, "the function must return a new Sequential of 3,188 weights each time, it"),
         (okddip, {}, {"student": plain}, "branches share the stages of our own networks, .* networks of their own"),
         (sskd, {}, {"student": Named(), "teacher": plain()}, r"say where its features are: .*; there is: body, body.0"),
         (sskd, {}, {"teacher": Named(), "student": plain()}, r"say where its features are: .*; there is: body, body.0"),

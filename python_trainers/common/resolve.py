@@ -1,5 +1,6 @@
 """Names become objects here and nowhere else; objects may be given instead of names."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +128,8 @@ def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str =
         )
         require(
             who == "teacher" or any(weight.requires_grad for weight in module.parameters()),
-            f"the {who} ({type(module).__name__}) has no weight to train: none requires a gradient",
+            f"the {who} ({type(module).__name__}) has no weight to train: none requires a gradient (one that has "
+            "taught is frozen; module.requires_grad_() thaws it)",
         )
         return as_classifier(module, dataset.image_shape, dataset.classes, who)
 
@@ -135,17 +137,27 @@ def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str =
         own = classifier(given)
         return Blueprint(describe(own), lambda: own, again=False, named=False)
     with torch.random.fork_rng(devices=[]):
-        name = describe(classifier(given()))
-    return Blueprint(name, lambda: classifier(given()), named=False)
+        first = bare(classifier(given()))
+    name, known = describe(first), weakref.ref(first)
+
+    def another() -> Classifier:
+        network = classifier(given())
+        require(
+            who == "teacher" or bare(network) is not known(),
+            f"the function must return a new {name} each time, it returned the same module again",
+        )
+        return network
+
+    return Blueprint(name, another, named=False)
 
 
-def describe(network: Classifier) -> str:
+def describe(network: nn.Module) -> str:
     """What a checkpoint calls a network of the user's own."""
     module = bare(network)
     return f"{type(module).__qualname__} of {sum(weight.numel() for weight in module.parameters()):,}{OWN}"
 
 
-def bare(network: Classifier) -> nn.Module:
+def bare(network: nn.Module) -> nn.Module:
     """The module whose state is saved: the user's own, not what was put around it."""
     return network.module if isinstance(network, Tapped) else network
 
