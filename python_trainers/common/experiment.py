@@ -35,6 +35,7 @@ from python_trainers.common.resolve import (
     as_loaded,
     bare,
     load_trained,
+    require_apart,
     resolve_dataset,
     resolve_network,
 )
@@ -106,11 +107,7 @@ class Experiment:
         self.task = Classification.of(self.dataset, args.eval_batch_size, self.accelerator.device)
         self.student = resolve_network(args.trained_model, student, self.dataset)
         self._given_teacher = teacher
-        if isinstance(student, nn.Module) and isinstance(teacher, nn.Module):
-            require(
-                set(student.parameters()).isdisjoint(teacher.parameters()),
-                "student and teacher share weights, which would be frozen: give copies (copy.deepcopy)",
-            )
+        require_apart(student, teacher)
         self._check_batches(args, self.images, self.student)
 
     def augment(self, augmentation: Augmentation) -> None:

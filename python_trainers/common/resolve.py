@@ -151,6 +151,15 @@ def resolve_network(name: str, given: Given | None, dataset: Dataset, who: str =
     return Blueprint(name, another, named=False)
 
 
+def require_apart(student: Given | None, teacher: Given | None) -> None:
+    """Refuse two modules that have weights in common."""
+    if isinstance(student, nn.Module) and isinstance(teacher, nn.Module):
+        require(
+            set(student.parameters()).isdisjoint(teacher.parameters()),
+            "student and teacher share weights, which would be frozen: give copies (copy.deepcopy)",
+        )
+
+
 def describe(network: nn.Module) -> str:
     """What a checkpoint calls a network of the user's own."""
     module = bare(network)
