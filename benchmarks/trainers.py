@@ -130,6 +130,13 @@ def contenders(setting: str, folder: Path) -> dict[str, Callable[[], object]]:
     return {"by hand": lambda: by_hand(dataset, student, teacher.network, args), "steps": steps, "whole": whole}
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What runs show is thrown away."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainers", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="per row")
@@ -139,7 +146,7 @@ def main() -> None:
     print("| setting | by hand, ms per epoch | steps of the trainer | with test and checkpoint |")
     print("| --- | --- | --- | --- |")
     for setting in SETTINGS:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, silence():
             times = alternate(contenders(setting, Path(folder)), "cpu", options.seconds)
         hand = 1e3 * statistics.median(times["by hand"]) / EPOCHS
         steps, whole = (100 * (1 / ratio(times, "by hand", name) - 1) for name in ("steps", "whole"))
