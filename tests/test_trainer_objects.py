@@ -349,6 +349,13 @@ def test_accelerator_is_the_given_one(data, tmp_path, no_accelerator):
         run(kd, {"log_with": "tensorboard"}, tmp_path, data, student=student, accelerator=accelerator)
 
 
+def test_accelerator_that_does_not_know_the_other_processes(data, tmp_path, no_accelerator, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainerError, match="the accelerator that is given knows 1 of 2 processes; on CPUs make it with"):
+        run(kd, {}, tmp_path, data, student=plain(), accelerator=accelerator)
+
+
 # What is refused
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from accelerate import Accelerator
 from trainer_runs import ROOT, torch_settings  # noqa: F401
 
@@ -54,10 +55,11 @@ def two(tmp_path_factory):
     (folder / "script.py").write_text(SCRIPT)
     runs = [(name, [*COMMON, *options, "--out", str(folder / name)]) for name, (_, options) in TRAINERS.items()]
     runs.append(("okddip", [*NORMALISED, "--epochs", "1", "--batch-size", "250", "--out", str(folder / "normalised")]))
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [sys.executable, *launcher, str(folder / "script.py"), json.dumps(runs)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **on_cpu, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=True,
         stdout=subprocess.DEVNULL,
         timeout=300,

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 
@@ -32,11 +33,23 @@ def start_accelerator(args: StudentOptions, folder: Path) -> Accelerator:
         require_tracker(args.log_with)
     # Statistics of normalization are shared once an epoch, memory banks are equal in all processes.
     own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(log_with=args.log_with, project_dir=folder, kwargs_handlers=[own_buffers])
+    # accelerate joins torchrun's processes on CPUs only if it is told that they are to use these.
+    cpu = launched() > 1 and not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, log_with=args.log_with, project_dir=folder, kwargs_handlers=[own_buffers])
+
+
+def launched() -> int:
+    """Processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def check_accelerator(accelerator: Accelerator, args: StudentOptions) -> None:
     """Refuse what these trainers do not do with an accelerator that is given."""
+    require(
+        accelerator.num_processes == launched(),
+        f"the accelerator that is given knows {accelerator.num_processes} of {launched()} processes; on CPUs make it "
+        "with Accelerator(cpu=True)",
+    )
     way = accelerator.distributed_type
     require(
         way not in FOREIGN_TYPES and accelerator.parallelism_config is None,
