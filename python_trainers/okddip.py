@@ -102,8 +102,9 @@ class Args(StudentOptions):
             f"--method {self.method} needs the trunk that branches share; leave --structure network out",
         )
         require(
-            self.method != "one" or self.batch_size >= 2,
-            f"--method one normalizes its gate over a batch: --batch-size must be >= 2, got {self.batch_size}",
+            self.method != "one" or self.batch_size >= 2 * self.grad_accum_steps,
+            "--method one normalizes its gate over a batch, or each part of it: --batch-size must be >= "
+            f"{2 * self.grad_accum_steps}, got {self.batch_size}",
         )
         require_positive(self, "temperature")
         require_not_negative(self, "kl_weight")
@@ -238,7 +239,7 @@ class DiversePeers(Students):
     def __init__(self, network: nn.Module, *, args: Args, build: Callable[[], nn.Module]) -> None:
         super().__init__(network, args=args, build=build)
         width = network.num_features
-        require(width >= 8, f"okddip attends to an eighth of the features, {args.student_model} has {width}")
+        require(width >= 8, f"okddip attends to an eighth of the features, the student has {width}: give it 8 or more")
         for name in ("query", "key"):  # W_L, W_E
             self.beside[name] = nn.Linear(width, width // 8, bias=False)
 

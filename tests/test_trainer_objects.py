@@ -67,6 +67,10 @@ def plain(classes: int = CLASSES, seed: int = 0) -> nn.Module:
         return nn.Sequential(*layers, nn.Linear(16, classes))
 
 
+def narrow() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Linear(4, CLASSES))
+
+
 def timms() -> nn.Module:
     return pytest.importorskip("timm").create_model("test_resnet", num_classes=CLASSES)
 
@@ -273,6 +277,19 @@ def loaders(count=64, **options):
     return tuple(DataLoader(TensorDataset(images, labels), batch_size=24, **options) for _ in range(2))
 
 
+def test_a_teacher_of_16_bits(data, tmp_path):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = plain(seed=1).bfloat16()
+
+        def forward(self, images):
+            return self.network(images.bfloat16())
+
+    summary = run(kd, {}, tmp_path, data, student=plain(), teacher=Half())
+    assert summary["configuration"]["teacher"].startswith("sha256:")
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -393,7 +410,8 @@ ONE = plain()
         (kd, {"kl_weight": 0.0}, {"teacher": plain()}, "a teacher is given, but nobody teaches in kd under these options"),
         (okddip, {}, {"student": plain, "teacher": plain()}, "a teacher is given, but nobody teaches in okddip under"),
         (okddip, {}, {"student": lambda: ONE}, "the function must return a new Sequential of 3,188 weights each time, it"),
-        (okddip, {}, {"student": plain}, "branches share the stages of our own networks, .* networks of their own"),
+        (okddip, {}, {"student": plain}, "of our own networks, Sequential is .* their own .--structure network."),
+        (okddip, {"structure": "network"}, {"student": narrow}, "the student has 4: give it 8 or more"),
         (sskd, {}, {"student": Named(), "teacher": plain()}, r"say where its features are: .*; there is: body, body.0"),
         (sskd, {}, {"teacher": Named(), "student": plain()}, r"say where its features are: .*; there is: body, body.0"),
         (kd, {"batch_size": 65}, {"student": plain()}, "--batch-size must be 1 to 64, the images of an epoch"),

@@ -330,6 +330,7 @@ def test_jobs_of_a_comparison(smoke, tmp_path):
         (["--rampup-epochs", "-1"], "--rampup-epochs must be >= 0, got -1"),
         (["--student-model", "small_mpl"], "unknown network 'small_mpl'"),
         (["--student-model", "small_mlp"], "SmallMLP has 1 stage, branches share all but the last"),
+        (["--method", "one", "--grad-accum-steps", "64"], "or each part of it: --batch-size must be >= 128, got 64"),
         (["--student-model", "small_mlp", "--method", "one"], "SmallMLP has 1 stage"),
         (["--batch-size", "2000"], "--batch-size must be 1 to 1000, the images of an epoch, and a multiple of 1"),
     ],

@@ -202,6 +202,14 @@ BAD = {
     "long name": (["--out", "{}/" + "a" * 256], "cannot write in .*: File name too long; give another --out"),
     "no folder": (["--out", "/dev/null/out"], "cannot write in /dev/null/out: Not a directory; give another --out"),
     "export": (["--out", "{}", "--export", "/dev/null/a.safetensors"], "cannot write in /dev/null: .*another --export"),
+    "evaluate and export": (
+        ["--evaluate", "{}", "--export", "a.safetensors"],
+        "--evaluate only tests: to export a finished run, repeat its own command with --export",
+    ),
+    "teacher in a file": (
+        ["--out", "{}", "--kl-weight", "1", "--teacher", "/dev/null"],
+        "cannot write in /dev/null: File exists; give another --teacher",
+    ),
     "export as pt": (["--out", "{}", "--export", "a.pt"], "--export must be a .safetensors file, got a.pt"),
     "seed": (["--out", "{}", "--seed", "4294967296"], "--seed must be 0 to 4294967295, got 4294967296"),
     "batch of one": (
@@ -223,6 +231,13 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(case, tmp_path, ca
     output = capsys.readouterr()
     assert re.match(f"kd: .*{sentence}", output.err) and output.err.count("\n") == 1
     assert output.out == "" and not list(tmp_path.rglob("*.*"))
+
+
+def test_export_to_a_folder(tmp_path, capsys):
+    folder = tmp_path / "a.safetensors"
+    folder.mkdir()
+    assert kd.main(command("--out", str(tmp_path / "out"), "--export", str(folder))) == 1
+    assert capsys.readouterr().err == f"kd: --export {folder} is a folder: name a file in it\n"
 
 
 def test_tracker_that_is_not_installed(tmp_path, monkeypatch, capsys):

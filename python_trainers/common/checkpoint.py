@@ -71,5 +71,5 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return "sha256:" + digest.hexdigest()[:16]

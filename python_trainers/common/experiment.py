@@ -88,6 +88,7 @@ class Experiment:
         self.folder = args.folder(method)
         require_writable(self.folder)
         if args.export is not None:
+            require(not args.export.is_dir(), f"--export {args.export} is a folder: name a file in it")
             require_writable(args.export.parent, "--export", args.export.name)
         if accelerator is None:
             accelerator = start_accelerator(args, self.folder)
@@ -137,6 +138,8 @@ class Experiment:
         if args.teacher is not None and (is_weights_file(path) or is_finished(path)):
             return self._frozen(network, *load_trained(path, network, self.dataset))
         require(given is None, f"--teacher {path} holds no finished run whose weights the given module could take")
+        if args.teacher is not None:
+            require_writable(path, "--teacher")
         recipe = args.recipe_of(plan)
         images = self.images if plan.few else self.dataset.train
         self._check_batches(recipe, images, network)

@@ -85,6 +85,10 @@ class StudentOptions(TrainingOptions, DataOptions, MachineOptions, RunOptions):
             self.export is None or self.export.suffix == ".safetensors",
             f"--export must be a .safetensors file, got {self.export}",
         )
+        require(
+            self.export is None or self.evaluate is None,
+            "--evaluate only tests: to export a finished run, repeat its own command with --export",
+        )
 
     @property
     def trained_model(self) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from python_trainers.common.errors import require
+from python_trainers.common.models.names import kind
 from python_trainers.common.models.network import Classifier, GlobalAveragePool, Network
 
 Structure = Literal["branch", "network"]
@@ -82,16 +83,17 @@ def build_peers(
 
 def branch_of(network: Classifier) -> Network:
     """Last stage, pool and head of ``network``; takes the map of the stage before."""
-    name = type(network).__name__
+    name = kind(network)
     require(
         isinstance(network, Network),
-        f"branches share the stages of our own networks, {name} is another's: give students networks of their own",
+        f"branches share the stages of our own networks, {name} is another's: give students networks of their own "
+        "(--structure network)",
     )
     stages = len(network.stage_modules)
     require(
         stages >= 2,
         f"{name} has {stages} stage, branches share all but the last of two or more; take another network or "
-        "students with networks of their own",
+        "students with networks of their own (--structure network)",
     )
     return Network(
         stem=nn.Identity(),
