@@ -380,6 +380,26 @@ def frozen():
     return plain().requires_grad_(False)
 
 
+class Remembering(nn.Sequential):
+    """A constant as long as the largest batch so far, as position encodings keep it."""
+
+    ones = torch.ones(0, 1)
+
+    def forward(self, images):
+        if len(self.ones) < len(images):
+            self.ones = torch.ones(len(images), 1)
+        return super().forward(images) * self.ones[: len(images)]
+
+
+def test_what_a_network_keeps_from_a_test_serves_training(data, tmp_path):
+    run(kd, {"kl_weight": 0.0}, tmp_path, data, student=Remembering(*plain()))
+
+
+class Extra(nn.Sequential):
+    def get_extra_state(self):
+        return {}
+
+
 class Empty(nn.Module):
     """Gives no logits."""
 
@@ -401,6 +421,7 @@ ONE = plain()
         (kd, {}, {"student": lambda: 3}, "the student must be a torch.nn.Module or a function that returns one, got int"),
         (kd, {}, {"student": Empty()}, r"the student .Empty. must give logits, .*, got dict with logits; wrap it in"),
         (kd, {}, {"student": plain(7)}, r"the student .* tensor \[2, 4\], .* of 4 classes .*, got float32 \[2, 7\]; give"),
+        (kd, {}, {"student": Extra(*plain())}, "the student .Extra. has a state that is no tensor: _extra_state; keep"),
         (kd, {}, {"student": frozen()}, "the student .Sequential. has no weight to train: none requires a gradient"),
         (kd, {}, {"student": nn.Flatten()}, "the student .Flatten. has no weight to train: none requires a gradient"),
         (kd, {}, {"teacher": plain(7)}, r"the teacher .* tensor \[2, 4\], .* of 4 classes .*, got float32 \[2, 7\]; give"),

@@ -99,9 +99,9 @@ def table(rows: list[dict[str, Any]], args: Any) -> str:
 def how_it_was_found(args: Any) -> str:
     """The tuning in a sentence."""
     first = args.seed + SEEDS_ABOVE
-    seeds = f"{first} to {first + args.tuning_seeds - 1}" if args.tuning_seeds > 1 else first
+    seeds = f"seeds {first} to {first + args.tuning_seeds - 1}" if args.tuning_seeds > 1 else f"seed {first}"
     return (
-        f"the best of the second table, where each job was trained at each rate with the seeds {seeds} and "
+        f"the best of the second table, where each job was trained at each rate with the {seeds} and "
         f"tested on the {args.validation or HELD_OUT:.0%} of the training split that those runs held out; "
         "(edge): the smallest or largest that was tried."
     )

@@ -35,7 +35,7 @@ class Means:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a network caches in a test must serve training, too
 def means_over(
     images: Images,
     figures: Callable[[Tensor, Tensor], dict[str, Tensor]],  # of pixels and labels: name -> [N, ...]

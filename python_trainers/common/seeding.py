@@ -10,7 +10,7 @@ from accelerate.utils import gather_object, set_seed
 
 
 def make_reproducible(seed: int, cpu_threads: int | None = None, *, deterministic: bool = True) -> None:
-    """Seed every generator, ask torch for deterministic kernels unless told otherwise, and set the CPU threads (None: as they are).
+    """Seed every generator, choose between deterministic and faster kernels, and set the CPU threads (None: as they are).
 
     Sums on the CPU are split between threads: another number of threads gives other last digits.
     """
@@ -18,9 +18,7 @@ def make_reproducible(seed: int, cpu_threads: int | None = None, *, deterministi
         torch.set_num_threads(cpu_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a debugging aid that costs one write per tensor
-    )
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs one write per tensor
     set_seed(seed)
 
 

@@ -71,6 +71,8 @@ def _check(
         not any(is_lazy(value) for value in (*module.parameters(), *module.buffers())),
         f"{name} has lazy layers without weights: show it one batch before you hand it over",
     )
+    others = [key for key, value in module.state_dict().items() if not isinstance(value, Tensor)]
+    require(not others, f"{name} has a state that is no tensor: {', '.join(others)}; keep it out of its state_dict")
     with trial(module, training=training):
         try:
             output = module(few_images(module, image_shape, rows))
