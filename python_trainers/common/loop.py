@@ -55,6 +55,9 @@ def train(
     optimizer = build_optimizer(recipe, model)
     schedule = build_schedule(recipe, optimizer, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
+    # accelerate's wrapper looks for a package on disk in every step, which costs more than SGD on a small
+    # network; it is there for the scaler of float16.
+    stepper = optimizer if accelerator.scaler is not None else optimizer.optimizer
     states = {hook.name: hook for hook in hooks if hook.name}
     run.track(**tracked, optimizer=optimizer, schedule=schedule, batches=source, **states)
     progress = Progress(run, batches=len(source), images=recipe.batch_size // parts_of_batch)
@@ -75,9 +78,9 @@ def train(
                             accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad)
                         for hook in hooks:
                             hook.before_step()
-                        optimizer.step()
+                        stepper.step()
                         schedule.step()
-                        optimizer.zero_grad()
+                        stepper.zero_grad()
                         for hook in hooks:
                             hook.after_step()
                 means.add(loss=loss, **parts)
