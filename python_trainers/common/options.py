@@ -60,7 +60,7 @@ class StudentOptions(TrainingOptions, DataOptions, MachineOptions, RunOptions):
     """Options of a run that trains a network."""
 
     student_model: str = "small_convnet"  # 1,898 weights on digits, an 80th of the default teacher's
-    evaluate: Path | None = None  # a run or a file of weights: test --student-model with these, train nothing
+    evaluate: Path | None = None  # a run, or a file of weights of --student-model: test it, train nothing
     export: Path | None = None  # .safetensors file that gets the student's weights at the end
     log_with: str | None = None  # a tracker that accelerate knows: tensorboard, wandb, ...
 
