@@ -33,7 +33,7 @@ def terminal(monkeypatch, width: int) -> Iterator[list[bytes]]:
     monkeypatch.setattr(progress, "REFRESH", -1.0)
     monkeypatch.setattr(progress, "tqdm", Eager)
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if width else 0, width, 0, 0))
     shown: list[bytes] = []
     reader = Thread(target=lambda: shown.extend(iter(lambda: read(ours), b"")))
     reader.start()
@@ -70,7 +70,7 @@ def test_bar_moves_with_the_steps(tmp_path, monkeypatch):
     assert "\n" not in text.strip() and "epoch 1 of 2" not in text
 
 
-def test_terminal_that_does_not_know_its_width_has_a_bar(tmp_path, monkeypatch):
+def test_terminal_that_does_not_know_its_size_has_a_bar(tmp_path, monkeypatch):
     with terminal(monkeypatch, width=0) as shown:
         assert kd.main([*OPTIONS, "--out", str(tmp_path)]) == 0
     assert "100%|" in b"".join(shown).decode()

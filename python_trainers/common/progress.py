@@ -44,6 +44,7 @@ class Progress:
             unit_scale=True,
             disable=not self._in_terminal,
             ncols=columns() if self._in_terminal else None,
+            nrows=20,  # tqdm's own default; a terminal that does not know its size says 0, and nothing is shown
         )
         self._figures: dict[str, str] = {}  # of the last epoch
         self._begun = self._read = time.monotonic()
