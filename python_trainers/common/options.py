@@ -35,8 +35,8 @@ class MachineOptions:
 
     workers: int | None = None  # processes that read images, per training process; None: up to 8; 0: none
     eval_batch_size: int = 1024  # images tested at once
-    compile: bool = False  # torch.compile: minutes before the first step, faster ones after it
-    channels_last: bool = False  # memory format of images and weights; faster for convolutions on GPUs
+    compile: bool = False  # torch.compile; the first step then waits for the compiler
+    channels_last: bool = False  # memory format of images and weights
     deterministic: bool = True  # kernels that give the same bits again, where torch has them
 
 
