@@ -136,3 +136,14 @@ def test_own_teacher_of_another_recipe_is_refused(tmp_path, capsys):
     assert kd.main([*options, "--learning-rate", "0.5"]) == 1
     error = capsys.readouterr().err
     assert "teacher holds a run with other options (learning_rate 0.01 there, 0.5 here)" in error
+
+
+def test_bare_weights_in_the_format_of_old_torch(shared, tmp_path):
+    """No zip archive, as the published checkpoints of several papers are."""
+    file = tmp_path / "old.pth"
+    torch.save({"model": weights(shared[0])}, file, _use_new_zipfile_serialization=False)
+    options = ["--smoke", *SMALL[:2], "--teacher", str(file), "--out", str(tmp_path / "out")]
+    assert kd.main(options) == 0
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["figures"]
+    original = json.loads((shared[0] / "summary.json").read_text())["figures"]
+    assert figures["teacher_accuracy"] == original["test_accuracy"]

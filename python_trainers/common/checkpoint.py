@@ -30,7 +30,7 @@ def is_run(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return False
     try:
-        state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception:  # damaged, absent: load_checkpoint says what is wrong
         return True
     return isinstance(state, dict) and "format" in state
